@@ -1,0 +1,44 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/installed ## make .venv and install the toolkit in it
+
+demo: .venv/installed ## train a small model on a few photos and colour one that it has not seen (6 minutes)
+	@$(BIN)/python -m Project7 demo
+
+test: .venv/installed-dev ## lint and tests (8 minutes)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: .venv/installed-dev ## the long tests too
+	@$(BIN)/python -m pytest -q -n 2
+
+lint: .venv/installed-dev ## mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## remove what the targets made, but not the models
+	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt pyproject.toml | .venv/bin/python
+	@echo "Installing torch, diffusers and the rest into .venv (5 GB, a few minutes, once) ..."
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "Installing the test tools ..."
+	@$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,7 @@
+"""`python -m Project7` is `project7`."""
+
+import sys
+
+from Project7.cli import main
+
+sys.exit(main())

@@ -1,0 +1,125 @@
+"""The one way a file is written: whole or not at all.
+
+A power cut, a full disk or a kill at any instant leaves the old file or the new one, never a mixture. `seal`
+adds a SHA-256 of the content to a zip archive (torch's checkpoint format), in the archive's own comment, so
+that weights and checksum are replaced in one move.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from Project7.errors import ProjectError
+
+_TEMPORARY = ".project7-tmp-"
+_STALE_SECONDS = 3600
+_SEAL = b"sha256:"
+_SEAL_BYTES = len(_SEAL) + 64
+_EOCD = b"PK\x05\x06"  # the zip format's end-of-central-directory record: 22 bytes, the last 2 the comment's length
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path`; when the block ends well, it becomes `path` in one step.
+
+    Raises ProjectError naming the path and the bytes written where the disk is full; whatever ends the block
+    early, Ctrl-C included, leaves `path` as it was and no temporary file.
+    """
+    path = Path(path)
+    name = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with open(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            fault_point("before-fsync")
+            os.fsync(file.fileno())
+        fault_point("before-rename")
+        os.replace(name, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        size = os.path.getsize(name) if os.path.exists(name) else 0
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise ProjectError(
+                f"{path} could not be written: {error.strerror} after {size:,} bytes; the earlier file is kept; "
+                "free some space and try again."
+            ) from error
+        if isinstance(error, OSError) and error.filename == str(name):  # the temporary name says nothing to a person
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def sweep(folder: Path) -> None:
+    """Removes the temporary files of processes that were killed. Young ones may belong to a living process."""
+    for stale in Path(folder).glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):
+            if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
+                stale.unlink()
+
+
+def seal(file: BinaryIO) -> None:
+    """Appends `sha256:<digest>` as the comment of the zip archive in `file`. The digest covers every byte before it."""
+    file.seek(-22, os.SEEK_END)
+    record = file.read(22)
+    if record[:4] != _EOCD or record[20:] != b"\0\0":
+        raise ValueError("only a zip archive without a comment can be sealed")
+    file.seek(-2, os.SEEK_END)
+    file.write(_SEAL_BYTES.to_bytes(2, "little"))
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0, os.SEEK_END)
+    file.write(_SEAL + digest.encode())
+
+
+def seal_holds(file: BinaryIO) -> bool | None:
+    """True or False for a sealed archive that is intact or damaged; None where there is no seal. Rewinds `file`."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _SEAL_BYTES - 22))
+    record, seal_text = file.read(22), file.read()
+    file.seek(0)
+    announced = record[:4] == _EOCD and record[20:] == _SEAL_BYTES.to_bytes(2, "little")
+    if not announced and not seal_text.startswith(_SEAL):  # either alone is a seal with a damaged other half
+        return None
+    digest, left = hashlib.sha256(), size - _SEAL_BYTES
+    while left:
+        block = file.read(min(1 << 20, left))
+        digest.update(block)
+        left -= len(block)
+    file.seek(0)
+    return seal_text == _SEAL + digest.hexdigest().encode()
+
+
+def fault_point(name: str) -> None:
+    """Where the tests pull the plug: PROJECT7_FAULT=name[:n] kills the process at the n-th passage (the first)."""
+    wanted, _, count = os.environ.get("PROJECT7_FAULT", "").partition(":")
+    if wanted != name:
+        return
+    left = int(count or 1) - 1
+    if left:
+        os.environ["PROJECT7_FAULT"] = f"{name}:{left}"
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself survive a power cut. Windows cannot open a folder, and needs no such call."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

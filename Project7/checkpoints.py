@@ -1,0 +1,128 @@
+"""best_model.pth and last_model.pth: save, load, rebuild. Nothing half-written, nothing unsafe loaded.
+
+A checkpoint is a dict of tensors and plain Python values:
+
+    epoch                  epochs finished
+    model_state_dict       the weights to use: the EMA
+    optimizer_state_dict   AdamW
+    loss_state_dict        the weights of the objectives
+    train_loss, val_loss, best_val_loss
+    config                 RunConfig as a dict: enough to rebuild the model
+    raw_state_dict, progress, history ...   in last_model.pth: what an exact continuation needs besides
+
+The file is a zip archive of torch's; its comment holds the SHA-256 of the rest (see atomic_file.seal).
+"""
+
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+
+from Project7.atomic_file import replacing, seal, seal_holds
+from Project7.config import RunConfig, from_dict
+from Project7.errors import ProjectError, sentence
+from Project7.methods import build
+
+FORMAT = 1
+_KEYS = ("model_state_dict", "config")
+
+
+class CheckpointError(ProjectError):
+    """A file of weights that cannot be used; the message says what was expected, what was found and what to do."""
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Writes a checkpoint, whole or not at all, with its checksum. Raises CheckpointError for weights that are not finite."""
+    for key in ("model_state_dict", "raw_state_dict"):
+        if not all_finite(checkpoint.get(key, {}).values()):
+            raise CheckpointError(
+                f"{path} was not written: the weights hold NaN or infinity; the earlier file is kept."
+            )
+    with replacing(path) as file:
+        torch.save({"format": FORMAT, **checkpoint}, file)
+        seal(file)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint on the CPU. Raises CheckpointError for anything that is not a whole, harmless checkpoint."""
+    try:
+        with open(path, "rb") as file:  # opened once: another process may replace the path at any time
+            _check_kind(path, file)
+            if seal_holds(file) is False:
+                raise CheckpointError(f"{path} is damaged: its checksum does not hold; use another copy of it.")
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, UnicodeDecodeError, ValueError, KeyError) as error:
+        unsafe = "weights_only" in str(error) or "Unsupported" in str(error)
+        found = (
+            "holds more than weights, and could run code when read"
+            if unsafe
+            else f"is damaged ({sentence(error)[:120]})"
+        )
+        raise CheckpointError(f"{path} {found}; use a checkpoint that this toolkit wrote.") from None
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {sentence(error)}.") from None
+    missing = [k for k in _KEYS if k not in checkpoint] if isinstance(checkpoint, dict) else list(_KEYS)
+    if missing:
+        raise CheckpointError(f"{path} is not a model of this toolkit: it has no {' and no '.join(missing)}.")
+    return checkpoint
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, RunConfig]:
+    """The trained model, ready to colour, and its configuration, from `best_model.pth` alone."""
+    checkpoint = load_checkpoint(path)
+    config = from_dict(checkpoint["config"], path)
+    model = rebuild(config, checkpoint["model_state_dict"], path)
+    return model.to(device).eval().requires_grad_(False), config
+
+
+def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> nn.Module:
+    """A model of `config` that holds `weights`. Built without memory first, so that a file cannot ask for more than it brings."""
+    with torch.device("meta"):
+        model = build(config.model)
+    check_weights(model, weights, path)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    return model
+
+
+def check_weights(model: nn.Module, weights: Any, path: Path) -> None:
+    """Raises CheckpointError unless names, shapes and values fit `model`: a summary of at most five lines."""
+    if not isinstance(weights, dict) or not all(isinstance(t, torch.Tensor) for t in weights.values()):
+        raise CheckpointError(f"{path}: model_state_dict is not a dict of tensors.")
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    misshapen = [f"{n} {found[n]} instead of {s}" for n, s in expected.items() if n in found and found[n] != s]
+    faults = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "misshapen": misshapen,
+    }
+    lines = [f"  {len(names)} {kind}: {names[0]}{' ...' * (len(names) > 1)}" for kind, names in faults.items() if names]
+    if lines:
+        fits = f"{path}: the weights do not fit the model that its configuration describes;"
+        raise CheckpointError("\n".join([f"{fits} use the file as it was written.", *lines]))
+    if not all_finite(weights.values()):
+        raise CheckpointError(f"{path}: the weights hold NaN or infinity; use an earlier copy.")
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
+
+
+def _check_kind(path: Path, file: BinaryIO) -> None:
+    """Names the common accidents: not a checkpoint at all."""
+    start = file.read(64)
+    file.seek(0)
+    kinds = {
+        "is empty": not start,
+        "is a web page": start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")),
+        "is a Git LFS pointer, not the file that it points to": start.startswith(b"version https://git-lfs"),
+        "is a safetensors file": len(start) > 9 and start[8:9] == b"{" and start[4:8] == b"\0\0\0\0",
+    }
+    for kind, is_it in kinds.items():
+        if is_it:
+            raise CheckpointError(f"{path} {kind}; expected a checkpoint of this toolkit (best_model.pth).")

@@ -1,0 +1,233 @@
+"""project7 colorize | models | data | download | demo: the command line. Heavy modules are imported by the command that needs them."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from Project7 import errors, flags, model_folder
+from Project7.config import ColorizeConfig, DataConfig, build
+from Project7.errors import UsageError
+
+_RECIPES = """training is done by the scripts, which ask what they need:
+  python -m Project7.train_diffusion        diffusion, mean squared error alone
+"""
+
+
+def main() -> int:
+    """The console script `project7`. Returns the exit code."""
+    return errors.run(command)
+
+
+def command(argv: list[str] | None = None) -> int:
+    parser = flags.Parser(
+        prog="project7",
+        description="Colour for gray photos, by diffusion.",
+        epilog=_RECIPES,
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for add in (add_colorize, add_models, add_data, add_download, add_demo):
+        add(commands)
+    arguments = parser.parse_args(argv)
+    if not arguments.command:
+        parser.print_help()
+        return 0
+    return arguments.run(arguments)
+
+
+# -- colorize --------------------------------------------------------------------------------------------------------
+
+
+def add_colorize(commands) -> None:
+    about = "colour photos and whole folders with a trained model"
+    parser = commands.add_parser("colorize", help=about, description=about.capitalize() + ".")
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+    parser.add_argument(
+        "--model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file (the only one, or base)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (outputs)"
+    )
+    parser.add_argument("--force", action="store_true", help="make pictures anew that exist already")
+    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    flags.add_settings(parser, ColorizeConfig)
+    parser.set_defaults(run=colorize)
+
+
+def colorize(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from Project7.photo import find_photos
+
+    console = Console(stderr=True, soft_wrap=True)
+    settings: ColorizeConfig = build(ColorizeConfig, flags.given(arguments, ColorizeConfig))
+    weights = model_folder.find_weights(arguments.model or default_model(arguments.models_dir), arguments.models_dir)
+    left_out: list[tuple[Path, str]] = []
+    found = find_photos(arguments.photos, skipped=left_out)
+    for path, reason in left_out:
+        console.print(f"Skipped {path}: {reason}", highlight=False, markup=False)
+    if not found:
+        raise UsageError(
+            f"No photos in {', '.join(map(str, arguments.photos))}; give JPEG, PNG, WebP, TIFF or BMP files."
+        )
+
+    from Project7.colorize import Colorizer, colorize_files, plan_outputs
+
+    jobs = plan_outputs(found, arguments.output, variants=settings.variants)
+    colorizer = Colorizer.load(weights, device=settings.device)
+    outcomes = colorize_files(
+        colorizer,
+        jobs,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        force=arguments.force,
+        working_size=settings.working_size,
+        sampler=settings.sampler,
+        steps=settings.steps,
+    )
+    return show_outcomes(outcomes, len(jobs), arguments.output, console)
+
+
+def show_outcomes(outcomes, total: int, output: Path, console) -> int:
+    """Progress, what was left out and why, and a last line. Returns 1 if a file failed."""
+    from Project7.report import counting
+
+    counts = {"done": 0, "exists": 0, "failed": 0}
+    with counting(console) as progress:
+        for number, outcome in enumerate(outcomes, start=1):
+            counts[outcome.kind] += 1
+            if outcome.text:
+                word = {"done": "Note", "exists": "Skipped", "failed": "Failed"}[outcome.kind]
+                where = f"{outcome.job.source}: " if outcome.kind == "done" else ""
+                console.print(f"{word}: {where}{outcome.text}", highlight=False, markup=False)
+            progress("colouring", number, total)
+    parts = [f"{counts['done']} coloured"]
+    parts += [f"{counts['exists']} skipped (they exist)"] * bool(counts["exists"])
+    parts += [f"{counts['failed']} failed"] * bool(counts["failed"])
+    print(f"{', '.join(parts)}: {output}")
+    return 1 if counts["failed"] else 0
+
+
+def default_model(models_dir: Path) -> str:
+    """`base` where it is shipped, or the only model there is. Raises UsageError otherwise."""
+    names = [model.name for model in model_folder.list_models(models_dir)]
+    if "base" in names:
+        return "base"
+    if len(names) == 1:
+        return names[0]
+    choice = (
+        f"choose one with --model: {', '.join(names)}" if names else "train one: python -m Project7.train_diffusion"
+    )
+    raise UsageError(f"Which model? There are {len(names) or 'none'} in {models_dir}; {choice}.")
+
+
+# -- models, data, download, demo ------------------------------------------------------------------------------------
+
+
+def add_models(commands) -> None:
+    about = "list the trained models"
+    parser = commands.add_parser("models", help=about, description=about.capitalize() + ".")
+    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    parser.set_defaults(run=models)
+
+
+def models(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    found = model_folder.list_models(arguments.models_dir)
+    if not found:
+        print(f"No models in {arguments.models_dir} yet. Train one: python -m Project7.train_diffusion")
+        return 0
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("model", "method", "size", "epochs", "best loss", "changed", "weights"):
+        table.add_column(heading, justify="right" if heading in ("size", "epochs", "best loss", "weights") else "left")
+    for model in found:
+        table.add_row(*model_row(model))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    return 0
+
+
+def model_row(model: model_folder.ModelSummary) -> list[str]:
+    config = model.config
+    planned = f"/{config.training.epochs}" if config and not model.complete else ""
+    return [
+        model.name,
+        config.model.method if config else "config.json is missing or damaged",
+        f"{config.data.image_size} px" if config else "",
+        f"{model.epochs}{planned}",
+        "" if model.best_val_loss is None else f"{model.best_val_loss:.4f}",
+        f"{model.changed:%Y-%m-%d %H:%M}" if model.changed else "",
+        f"{model.size / 1e6:.1f} MB" if model.size else "none yet",
+    ]
+
+
+def add_data(commands) -> None:
+    about = "look at a data set as training would see it, and build its cache"
+    parser = commands.add_parser("data", help=about, description=about.capitalize() + ".")
+    flags.add_settings(parser, DataConfig)
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR")
+    parser.set_defaults(run=data)
+
+
+def data(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from Project7.dataset import open_dataset
+    from Project7.metrics import colorfulness
+    from Project7.report import counting
+
+    config: DataConfig = build(DataConfig, flags.given(arguments, DataConfig))
+    with counting(Console(stderr=True)) as progress:
+        parts = open_dataset(config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress)
+    for part in parts:
+        for line in part.summary.lines():
+            print(line)
+        some = colorfulness(part.images[:2000])
+        print(
+            f"  colorfulness of the first {len(some)}: mean {some.mean():.1f}; {(some < 10).mean():.0%} are nearly gray"
+        )
+    return 0
+
+
+def add_download(commands) -> None:
+    about = "download Tiny ImageNet (240 MB), resuming where an earlier try broke off"
+    parser = commands.add_parser("download", help=about, description=about + ".")
+    parser.add_argument(
+        "--to", type=Path, default=Path("data"), metavar="DIR", help="folder it is unpacked into (data)"
+    )
+    parser.add_argument("--url", metavar="URL", help="address of the archive (the official one)")
+    parser.set_defaults(run=download)
+
+
+def download(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from Project7.download import download_tiny_imagenet
+    from Project7.report import counting
+
+    address: dict[str, Any] = {"url": arguments.url} if arguments.url else {}
+    with counting(Console(stderr=True)) as progress:
+        folder = download_tiny_imagenet(arguments.to, progress=progress, **address)
+    print(f"Tiny ImageNet is in {folder}. Train on it: python -m Project7.train_diffusion --data {folder}")
+    return 0
+
+
+def add_demo(commands) -> None:
+    about = "train a small model on a few real photos, and colour one that it has not seen"
+    parser = commands.add_parser("demo", help=about, description=about.capitalize() + ".")
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), metavar="DIR")
+    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    parser.set_defaults(run=demo)
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    from Project7.demo import run_demo
+
+    return run_demo(arguments.output, arguments.models_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""sRGB <-> CIE Lab <-> what the network sees. The only home of 50, 100 and the white point.
+
+Lab is that of D65 and the 2-degree observer, as in scikit-image. Pictures are (..., 3, H, W) or (..., C, H, W).
+Outside this file L is in [-1, 1] and ab is shifted and scaled to about unit variance: the network's range.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_RGB_TO_XYZ = torch.tensor(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
+    dtype=torch.float64,
+)
+_WHITE = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
+_RGB_TO_WHITE_XYZ = (_RGB_TO_XYZ / _WHITE[:, None]).float()  # linear RGB -> (X / Xn, Y / Yn, Z / Zn)
+_WHITE_XYZ_TO_RGB = torch.linalg.inv(_RGB_TO_XYZ / _WHITE[:, None]).float()
+_DELTA = 6 / 29  # where the cube root of Lab gives way to a straight line
+_LINEAR_OF_BYTE: Tensor  # (256,) sRGB byte -> linear light; filled below, after srgb_to_linear
+
+
+def srgb_to_linear(rgb: Tensor) -> Tensor:
+    """The sRGB transfer curve, [0, 1] -> [0, 1]; uint8 is looked up in a table."""
+    if rgb.dtype == torch.uint8:
+        return _LINEAR_OF_BYTE.to(rgb.device)[rgb.int()]
+    return torch.where(rgb > 0.04045, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+
+
+def linear_to_srgb(linear: Tensor) -> Tensor:
+    # Clamped inside the power: its slope at 0 is infinite, and 0 * inf would be a NaN gradient.
+    curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear > 0.0031308, curved, linear * 12.92)
+
+
+_LINEAR_OF_BYTE = srgb_to_linear(torch.arange(256) / 255)
+
+
+def rgb_to_lab(rgb: Tensor) -> Tensor:
+    """sRGB, uint8 or float in [0, 1], (..., 3, H, W) -> Lab, L in [0, 100], of the same shape."""
+    xyz = _mix(_RGB_TO_WHITE_XYZ, srgb_to_linear(rgb))
+    f = torch.where(xyz > _DELTA**3, xyz.clamp(min=_DELTA**3) ** (1 / 3), xyz / (3 * _DELTA**2) + 4 / 29)
+    x, y, z = f.unbind(-3)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=-3)
+
+
+def lab_to_linear(lab: Tensor) -> Tensor:
+    """Lab -> linear RGB, below 0 or above 1 for colours that no screen can show."""
+    L, a, b = lab.unbind(-3)
+    y = (L + 16) / 116
+    f = torch.stack([y + a / 500, y, y - b / 200], dim=-3)
+    xyz = torch.where(f > _DELTA, f**3, 3 * _DELTA**2 * (f - 4 / 29))
+    return _mix(_WHITE_XYZ_TO_RGB, xyz)
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """Lab (..., 3, H, W) -> sRGB float. Not clipped, and with finite gradients everywhere, so that losses can act on it."""
+    return linear_to_srgb(lab_to_linear(lab))
+
+
+def _mix(matrix: Tensor, picture: Tensor) -> Tensor:
+    """A 3 x 3 matrix on the channels, in float32 whatever autocast says: colour does not survive 8 bits of mantissa."""
+    a, b, c = picture.float().unbind(-3)
+    m = matrix.tolist()
+    return torch.stack([r[0] * a + r[1] * b + r[2] * c for r in m], dim=-3)
+
+
+def into_gamut(lab: Tensor) -> Tensor:
+    """Lowers the chroma of colours that sRGB cannot show until they fit, at constant L. Lab (..., 3, H, W) -> the same.
+
+    Clipping RGB instead would change L, and the lightness of the photo is the one thing that is known.
+    """
+    flat = lab.movedim(-3, 0).flatten(1)  # (3, N)
+    flat = _lower_chroma(flat, _outside(lab_to_linear(flat[..., None])[..., 0]))
+    return flat.unflatten(1, (*lab.shape[:-3], *lab.shape[-2:])).movedim(0, -3)
+
+
+def show(lab: Tensor) -> Tensor:
+    """Lab (..., 3, H, W) -> the nearest picture a screen can show, uint8, lightness kept."""
+    linear = lab_to_linear(lab)
+    if _outside(linear.movedim(-3, 0)).any():
+        linear = lab_to_linear(into_gamut(lab))
+    return to_uint8(linear_to_srgb(linear))
+
+
+def _outside(linear: Tensor, tolerance: float = 1e-4) -> Tensor:
+    """(3, ...) linear RGB -> (...) bool: not a colour of sRGB."""
+    return ((linear < -tolerance) | (linear > 1 + tolerance)).any(dim=0)
+
+
+def _lower_chroma(flat: Tensor, outside: Tensor) -> Tensor:
+    """(3, N) Lab with its `outside` (N,) pixels brought in, by bisection to 1/1024 of their chroma."""
+    where = outside.nonzero()[:, 0]
+    L, ab = flat[:1, where], flat[1:, where]
+    low, high = torch.zeros_like(L), torch.ones_like(L)
+    for _ in range(10):
+        middle = (low + high) / 2
+        bad = _outside(lab_to_linear(torch.cat([L, ab * middle])[..., None])[..., 0])
+        low, high = torch.where(bad, low, middle), torch.where(bad, middle, high)
+    flat = flat.clone()
+    flat[1:, where] = ab * low
+    return flat
+
+
+def lightness(rgb: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 -> L (B, 1, H, W) in [-1, 1] alone, for full-size photos: a third of the work of `split`."""
+    r, g, b = srgb_to_linear(rgb).unbind(1)
+    wr, wg, wb = _RGB_TO_WHITE_XYZ[1].tolist()
+    y = wr * r + wg * g + wb * b
+    f = torch.where(y > _DELTA**3, y ** (1 / 3), y / (3 * _DELTA**2) + 4 / 29)
+    return ((116 * f - 16) / 50 - 1)[:, None]
+
+
+def split(rgb: Tensor, ab_mean: Tensor, ab_std: Tensor) -> tuple[Tensor, Tensor]:
+    """A photo as the network sees it.
+
+    rgb: (B, 3, H, W) uint8 or float in [0, 1]; ab_mean, ab_std: (2,) in Lab units.
+    Returns L (B, 1, H, W) in [-1, 1] and ab (B, 2, H, W), about unit variance.
+    """
+    lab = rgb_to_lab(rgb)
+    return lab[:, :1] / 50 - 1, (lab[:, 1:] - _channels(ab_mean)) / _channels(ab_std)
+
+
+def join(L: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
+    """The way back: network range -> Lab (B, 3, H, W)."""
+    return torch.cat([(L.float() + 1) * 50, ab.float() * _channels(ab_std) + _channels(ab_mean)], dim=1)
+
+
+def _channels(values: Tensor) -> Tensor:
+    return values[:, None, None]  # (2,) -> (2, 1, 1)
+
+
+def to_uint8(rgb: Tensor) -> Tensor:
+    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def gray(rgb: Tensor) -> Tensor:
+    """The photo without its chroma, as uint8 RGB: what a colorizer is given, and the baseline it must beat."""
+    lab = rgb_to_lab(rgb)
+    return show(torch.cat([lab[..., :1, :, :], torch.zeros_like(lab[..., 1:, :, :])], dim=-3))
+
+
+def channels_first(picture: np.ndarray) -> Tensor:
+    """(..., H, W, C) uint8 array -> (..., C, H, W) tensor."""
+    return torch.from_numpy(np.ascontiguousarray(picture)).movedim(-1, -3)
+
+
+def channels_last(picture: Tensor) -> np.ndarray:
+    """(..., C, H, W) tensor -> (..., H, W, C) array."""
+    return picture.movedim(-3, -1).contiguous().cpu().numpy()

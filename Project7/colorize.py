@@ -1,0 +1,276 @@
+"""Any image in, the same image in colour at full size out.
+
+The network works on a small copy of the photo's lightness; its chroma is enlarged along the edges of the full-size
+lightness (guided_filter.py), which is kept as it is. So the cost of the network does not grow with the photo.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from PIL import ImageColor
+from torch import Tensor
+
+from Project7 import color
+from Project7.checkpoints import load_model
+from Project7.config import RunConfig
+from Project7.errors import ProjectError, UsageError, sentence
+from Project7.guided_filter import bicubic_matrix, enlarge_rows, line_coefficients
+from Project7.model_folder import default_models_dir, find_weights
+from Project7.photo import Photo, from_array, open_photo, save_png, to_image
+
+_LONGEST = 4  # sides of the working picture differ at most by this factor: a 65,500 x 1 strip stays cheap
+_ROWS = 512 * 1024  # pixels of the full-size photo that are coloured at a time
+_PIXELS_TOGETHER = 16_000_000  # of the photos that wait for one batch
+Hint = tuple[float, float, str]  # x and y in pixels of the photo, and a colour: "#rrggbb" or a CSS name
+
+
+class Colorizer:
+    """A trained model, ready to colour photos.
+
+    >>> Colorizer.load("base").colorize("photo.jpg").save("colour.png")
+    """
+
+    def __init__(self, model: torch.nn.Module, config: RunConfig, device: torch.device | str = "cpu"):
+        self.model, self.config, self.device = model, config, torch.device(device)
+
+    @classmethod
+    def load(cls, model: str | Path, *, device: str = "auto", models_dir: Path | None = None) -> "Colorizer":
+        """`model`: a name in the models folder, a model's folder, or a .pth file. Raises ProjectError where it cannot be used."""
+        where = pick_device(device)
+        return cls(*load_model(find_weights(str(model), models_dir or default_models_dir()), where), where)
+
+    def colorize(
+        self,
+        image: "str | Path | bytes | PIL.Image.Image | np.ndarray | Photo",
+        *,
+        seed: int = 0,
+        variants: int | None = None,
+        working_size: int | None = None,
+        hints: Sequence[Hint] = (),
+        **options: Any,
+    ) -> "PIL.Image.Image | list[PIL.Image.Image]":
+        """The photo in colour, at its own size; a list of `variants` different answers where that is given.
+
+        Variant k is what `seed` + k gives alone. `options` are the method's own: `sampler` and `steps` for diffusion.
+        hints: spots whose colour is known, for a model trained with --hints.
+        """
+        photo = as_photo(image)
+        answers = self.colorize_photos(
+            [photo], seeds=range(seed, seed + (variants or 1)), working_size=working_size, hints=hints, **options
+        )
+        images = [to_image(rgb, alpha=photo.alpha) for rgb in answers[0]]
+        return images[0] if variants is None else images
+
+    def colorize_photos(
+        self,
+        photos: Sequence[Photo],
+        *,
+        seeds: Sequence[int],
+        working_size: int | None = None,
+        hints: Sequence[Hint] = (),
+        **options: Any,
+    ) -> list[list[np.ndarray]]:
+        """Photos whose working pictures have one shape, in one batch: for each photo, a (H, W, 3) uint8 for each seed."""
+        lightness = [full_lightness(photo.rgb) for photo in photos]
+        size = self.working_shape(photos[0].rgb.shape[:2], working_size)
+        small = torch.cat([shrink(L, size) for L in lightness]).repeat_interleave(len(seeds), dim=0)
+        generators = [torch.Generator().manual_seed(seed) for _ in photos for seed in seeds]
+        if hints:
+            options["hints"] = self.hint_maps(hints, photos[0].rgb.shape[:2], size, len(small))
+        ab = self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
+        mean, std = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
+        return [
+            [
+                paint(L, small[n : n + 1], ab[n : n + 1], mean, std)
+                for n in range(number * len(seeds), (number + 1) * len(seeds))
+            ]
+            for number, L in enumerate(lightness)
+        ]
+
+    def working_shape(self, size: tuple[int, int], working_size: int | None) -> tuple[int, int]:
+        """The shape of the picture that the network sees: its short side is `working_size` (default: as trained)."""
+        short = working_size or self.config.data.image_size
+        scale = short / min(size)
+        scale = min(scale, _LONGEST * short / max(size))
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+    def hint_maps(self, hints: Sequence[Hint], photo: tuple[int, int], small: tuple[int, int], count: int):
+        """Spots of a photo as the network takes them: ab (B, 2, h, w) and a mask (B, 1, h, w)."""
+        if not self.config.model.hints:
+            raise UsageError("This model was trained without colour hints; use one that was trained with --hints.")
+        ab, mask = torch.zeros(1, 2, *small), torch.zeros(1, 1, *small)
+        for x, y, name in hints:
+            if not (0 <= x < photo[1] and 0 <= y < photo[0]):
+                raise UsageError(
+                    f"The hint at ({x:g}, {y:g}) lies outside the photo of {photo[1]} x {photo[0]} pixels."
+                )
+            try:
+                rgb = torch.tensor(ImageColor.getrgb(name)[:3], dtype=torch.uint8)[None, :, None, None]
+            except ValueError:
+                raise UsageError(f"The hint {name!r} is no colour; write it as #rrggbb.") from None
+            row, column = int(y * small[0] / photo[0]), int(x * small[1] / photo[1])
+            _, chroma = color.split(rgb, self.model.ab_mean.cpu(), self.model.ab_std.cpu())
+            ab[0, :, row, column], mask[0, 0, row, column] = chroma[0, :, 0, 0], 1
+        return ab.expand(count, -1, -1, -1).to(self.device), mask.expand(count, -1, -1, -1).to(self.device)
+
+
+def pick_device(name: str) -> torch.device:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, there in available.items() if there))
+    if not available.get(name):
+        raise UsageError(f"--device {name}: there is no such device here; use --device auto.")
+    return torch.device(name)
+
+
+def as_photo(image: Any) -> Photo:
+    if isinstance(image, Photo):
+        return image
+    return from_array(image) if isinstance(image, np.ndarray) else open_photo(image)
+
+
+def full_lightness(rgb: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> L (1, 1, H, W) in [-1, 1], some rows at a time."""
+    L = torch.empty(1, 1, *rgb.shape[:2])
+    for rows in bands(*rgb.shape[:2]):
+        L[:, :, rows] = color.lightness(color.channels_first(rgb[rows])[None])
+    return L
+
+
+def shrink(L: Tensor, size: tuple[int, int]) -> Tensor:
+    """L (1, 1, H, W) at the working size; a picture of that size already is left alone."""
+    if tuple(L.shape[-2:]) == size:
+        return L
+    return F.interpolate(L, size, mode="bilinear", antialias=True)
+
+
+def paint(L: Tensor, L_small: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> np.ndarray:
+    """The full-size L (1, 1, H, W) with the chroma ab (1, 2, h, w) found on L_small -> (H, W, 3) uint8."""
+    height, width = L.shape[-2:]
+    picture = np.empty((height, width, 3), dtype=np.uint8)
+    if height <= ab.shape[-2] and width <= ab.shape[-1]:
+        ab = F.interpolate(ab, (height, width), mode="bilinear", antialias=True)
+        picture[:] = color.channels_last(color.show(color.join(L, ab, ab_mean, ab_std)))[0]
+        return picture
+    k, c = line_coefficients(ab, L_small)
+    to_rows, to_columns = bicubic_matrix(height, ab.shape[-2]), bicubic_matrix(width, ab.shape[-1])
+    for rows in bands(height, width):
+        chroma = enlarge_rows(k, c, L[:, :, rows], to_rows[rows], to_columns)
+        picture[rows] = color.channels_last(color.show(color.join(L[:, :, rows], chroma, ab_mean, ab_std)))[0]
+    return picture
+
+
+def bands(height: int, width: int) -> list[slice]:
+    """The rows of a picture in bands of bounded memory."""
+    rows = max(1, _ROWS // width)
+    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+
+# -- files and folders -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One photo and the files its answers go to."""
+
+    source: Path
+    targets: tuple[Path, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a job: "done", "exists" (left as it is) or "failed"; `text` says why or what to know."""
+
+    job: Job
+    kind: str
+    text: str = ""
+
+
+def plan_outputs(found: Sequence[tuple[Path, Path]], output: Path, *, variants: int) -> list[Job]:
+    """`found` (file, path relative to its folder) -> jobs: OUTPUT/<subfolder>/<stem>.png, or <stem>-1.png ... for variants.
+
+    Two inputs of one stem keep their full names (a.jpg.png), so no answer overwrites another. Raises UsageError where
+    even those clash, or where an output would be an input.
+    """
+    short = [targets(output / relative.parent, relative.stem, variants) for _, relative in found]
+    names = Counter(path for paths in short for path in paths)
+    jobs = [
+        Job(
+            file,
+            paths if all(names[p] == 1 for p in paths) else targets(output / relative.parent, relative.name, variants),
+        )
+        for (file, relative), paths in zip(found, short, strict=True)
+    ]
+    sources = {file.resolve() for file, _ in found}
+    taken: set[Path] = set()
+    for job in jobs:
+        for path in job.targets:
+            if path in taken:
+                raise UsageError(
+                    f"{job.source}: another photo would be written to {path} as well; use another --output for it."
+                )
+            if path.resolve() in sources:
+                raise UsageError(f"{path} is one of the photos to be coloured; use another --output.")
+            taken.add(path)
+    return jobs
+
+
+def targets(folder: Path, name: str, variants: int) -> tuple[Path, ...]:
+    if variants == 1:
+        return (folder / f"{name}.png",)
+    return tuple(folder / f"{name}-{k}.png" for k in range(1, variants + 1))
+
+
+def colorize_files(
+    colorizer: Colorizer, jobs: Sequence[Job], *, seed: int, batch_size: int, force: bool, **options: Any
+) -> Iterator[Outcome]:
+    """Colours files one batch after the other. A file that cannot be read or written is an Outcome; the rest goes on."""
+    batch: list[tuple[Job, Photo]] = []
+    for job in jobs:
+        if not force and all(path.exists() for path in job.targets):
+            yield Outcome(job, "exists", f"{job.targets[0]} exists; --force makes it anew")
+            continue
+        try:
+            photo = open_photo(job.source)
+        except (ProjectError, OSError) as error:
+            yield Outcome(job, "failed", sentence(error))
+            continue
+        if batch and not fits(colorizer, batch, photo, batch_size // len(job.targets), options.get("working_size")):
+            yield from colorize_batch(colorizer, batch, seed=seed, **options)
+            batch = []
+        batch.append((job, photo))
+    if batch:
+        yield from colorize_batch(colorizer, batch, seed=seed, **options)
+
+
+def fits(
+    colorizer: Colorizer, batch: list[tuple[Job, Photo]], photo: Photo, most: int, working_size: int | None
+) -> bool:
+    """Whether a photo may go through the network with those waiting: one working shape, and little memory in all."""
+    first, size = batch[0][1].rgb.shape[:2], photo.rgb.shape[:2]
+    pixels = sum(p.rgb.shape[0] * p.rgb.shape[1] for _, p in batch) + size[0] * size[1]
+    same = colorizer.working_shape(size, working_size) == colorizer.working_shape(first, working_size)
+    return same and len(batch) < most and pixels <= _PIXELS_TOGETHER
+
+
+def colorize_batch(
+    colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, **options: Any
+) -> Iterator[Outcome]:
+    seeds = range(seed, seed + len(batch[0][0].targets))
+    answers = colorizer.colorize_photos([photo for _, photo in batch], seeds=seeds, **options)
+    for (job, photo), pictures in zip(batch, answers, strict=True):
+        try:
+            for path, rgb in zip(job.targets, pictures, strict=True):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_png(path, rgb, alpha=photo.alpha, exif=photo.exif)
+        except (ProjectError, OSError) as error:
+            yield Outcome(job, "failed", sentence(error))
+        else:
+            yield Outcome(job, "done", "; ".join(photo.notes))

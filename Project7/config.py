@@ -1,0 +1,261 @@
+"""Every setting of the toolkit, once: a field here is the flag, the question, the line of --help and the JSON key.
+
+No torch here, so that `--help` and the first question appear at once.
+"""
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from Project7.errors import UsageError
+
+SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+SAMPLERS = ("ddim", "ddpm", "dpm++", "dpm++-sde", "euler", "euler-a", "unipc")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+
+
+def setting(default: Any, about: str, *, ask: str | None = None, fixed: bool = True, **bounds: Any) -> Any:
+    """A field. `ask` is its question; `fixed` says that a model keeps it for life (a resumed run inherits it)."""
+    return Field(default, description=about, json_schema_extra={"ask": ask, "fixed": fixed}, **bounds)
+
+
+Width = Annotated[int, Field(ge=1, le=4096)]
+Pair = tuple[float, float]
+
+
+class DiffusionConfig(BaseModel):
+    """The U-Net, the noise schedule and the scale of ab: all that `best_model.pth` needs to rebuild the model."""
+
+    model_config = SETTINGS
+
+    method: Literal["diffusion"] = "diffusion"
+    features: tuple[Width, ...] = setting(
+        (64, 128, 256, 512),
+        "channels of the U-Net's levels, fine to coarse",
+        ask="U-Net features",
+        min_length=1,
+        max_length=8,
+    )
+    time_dim: int = setting(256, "width of the time embedding", ask="Time embedding dim", ge=4, le=8192)
+    timesteps: int = setting(1000, "steps of the noise schedule", ask="Diffusion timesteps", ge=2, le=10_000)
+    layers: int = setting(1, "residual blocks a level", ge=1, le=8)
+    prediction_type: Literal["epsilon", "v_prediction"] = setting(
+        "v_prediction", "what the network predicts: the noise, or v (Salimans & Ho 2022)"
+    )
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = setting(
+        "scaled_linear", "noise schedule, in diffusers' names (linear is that of Ho et al. 2020)"
+    )
+    zero_terminal_snr: bool = setting(
+        True, "make the last step pure noise (Lin et al. 2023), against a colour cast over the whole picture"
+    )
+    min_snr_gamma: float = setting(0.0, "min-SNR loss weight (Hang et al. 2023); 0 is none, 5 the paper's", ge=0)
+    chroma_scale: Literal[1, 2] = setting(1, "2 predicts ab at half resolution from a space-to-depth L")
+    hints: bool = setting(False, "train with colour hints, so that a person can say what colour a spot has")
+    ab_mean: Pair = setting((2.1, 8.9), "a and b that the network sees as 0 (the mean of natural photos)")
+    ab_std: Pair = setting((12.6, 17.7), "a and b that the network sees as 1 (their standard deviation)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _classic_schedule(cls, values: Any) -> Any:
+        """`--prediction-type epsilon` alone means the classic pair: linear betas, their last step left as it is."""
+        if isinstance(values, dict):
+            if values.get("prediction_type") == "epsilon":
+                values = {"zero_terminal_snr": False, **values}
+            if not values.get("zero_terminal_snr", True):
+                values = {"beta_schedule": "linear", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _combinations(self):
+        if self.prediction_type == "epsilon" and self.zero_terminal_snr:
+            raise ValueError(
+                "prediction_type epsilon cannot be trained with zero_terminal_snr (at the last step the noise says "
+                "nothing about the picture); use --prediction-type v_prediction, or --no-zero-terminal-snr with "
+                "--beta-schedule linear"
+            )
+        if self.beta_schedule == "scaled_linear" and not self.zero_terminal_snr:
+            raise ValueError(
+                "beta_schedule scaled_linear leaves 7 % of the picture at its last step (the rule: at most 2 %); "
+                "use --zero-terminal-snr or --beta-schedule linear"
+            )
+        if min(self.ab_std) <= 0:
+            raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
+        return self
+
+
+class DataConfig(BaseModel):
+    model_config = SETTINGS
+
+    data: str = setting(
+        "samples",
+        "Tiny ImageNet (folder or zip), any folder or zip of images, or 'samples' for the built-in photos",
+        ask="Training images (folder, zip, or 'samples')",
+        min_length=1,
+    )
+    image_size: int = setting(64, "side of the training squares in pixels", ge=8, le=1024)
+    limit: int | None = setting(None, "use only this many training images", ge=1)
+    min_colorfulness: float = setting(
+        0.0, "leave out images less colourful than this (Hasler & Suesstrunk; 10 drops the gray ones)", ge=0, le=150
+    )
+    crops: int = setting(
+        1, "1: the centre square of a photo; N: N random squares of it, for small sets", ge=1, le=10_000
+    )
+    val_fraction: float = setting(0.05, "share of the images kept for validation where the set has none", gt=0, le=0.5)
+    val_limit: int = setting(1000, "validation images at most", ge=1)
+
+
+class TrainingConfig(BaseModel):
+    model_config = SETTINGS
+
+    batch_size: int = setting(16, "images a step and process", ask="Batch size", ge=1, le=65_536)
+    learning_rate: float = setting(1e-4, "of AdamW, at its highest", ask="Learning rate", gt=0, le=1)
+    epochs: int = setting(
+        50, "passes over the images; with --resume, epochs to add", ask="Number of epochs", ge=1, le=1_000_000
+    )
+    gradient_accumulation: int = setting(1, "micro-steps whose gradients make one step", ge=1, le=4096)
+    weight_decay: float = setting(0.01, "of AdamW", ge=0, le=10)
+    lr_schedule: Literal["constant", "cosine", "one-cycle"] = setting("constant", "course of the learning rate")
+    warmup_steps: int = setting(100, "steps over which the learning rate rises", ge=0)
+    gradient_clip: float = setting(1.0, "largest norm of the gradient", gt=0)
+    ema_decay: float = setting(0.999, "decay of the weight average that is saved and sampled with", ge=0, lt=1)
+    seed: int = setting(0, "of everything random", ge=0, lt=2**63)
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "autocast (fp16 only on CUDA)", fixed=False)
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", fixed=False)
+    num_workers: int = setting(0, "processes that read images (the cache needs none)", fixed=False, ge=0, le=256)
+    image_interval: int = setting(250, "steps between comparison pictures; 0 is none", fixed=False, ge=0)
+    save_minutes: float = setting(10.0, "minutes between saves within an epoch", fixed=False, gt=0)
+
+
+class RunConfig(BaseModel):
+    """One training run: what `config.json` and the `config` key of a checkpoint hold."""
+
+    model_config = SETTINGS
+
+    model: DiffusionConfig = DiffusionConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    shipped: bool = False  # a model that comes with the toolkit: it is continued in a copy
+
+
+class ColorizeConfig(BaseModel):
+    """How a trained model colours a photo."""
+
+    model_config = SETTINGS
+
+    seed: int = setting(0, "the same seed gives the same colours", ge=0, lt=2**63)
+    variants: int = setting(1, "different answers for each photo", ge=1, le=1000)
+    steps: int = setting(20, "denoising steps", ge=1, le=10_000)
+    sampler: Literal[SAMPLERS] = setting("ddim", "sampler of the diffusion")
+    working_size: int | None = setting(
+        None,
+        "short side of the picture that the network sees, in pixels (default: that of its training)",
+        ge=8,
+        le=4096,
+    )
+    batch_size: int = setting(32, "pictures that go through the network together", ge=1, le=4096)
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute")
+
+
+SECTIONS = {"model": DiffusionConfig, "data": DataConfig, "training": TrainingConfig}
+
+
+@cache
+def setting_fields() -> dict[str, tuple[str, Any]]:
+    """name -> (section of RunConfig, pydantic FieldInfo), for all settings of a training run."""
+    return {
+        name: (section, field)
+        for section, config in SECTIONS.items()
+        for name, field in config.model_fields.items()
+        if name != "method"
+    }
+
+
+def extra(field: Any, key: str) -> Any:
+    """`ask` or `fixed` of a field made by `setting`."""
+    return (field.json_schema_extra or {}).get(key)
+
+
+def parse_text(text: str) -> Any:
+    """What a person types for a value: commas make a list, 'none' is no value; pydantic does the rest."""
+    text = text.strip()
+    if "," in text:
+        return [part.strip() for part in text.strip("[]() ").split(",")]
+    if text.lower() == "none":
+        return None
+    return text
+
+
+def build(config: type[BaseModel], values: dict[str, Any]) -> Any:
+    """`config(**values)` with texts read as a person types them. Raises UsageError: one line with all that is wrong."""
+    values = {name: parse_text(v) if isinstance(v, str) else v for name, v in values.items()}
+    for name, value in values.items():  # one width, one number: a list all the same
+        if isinstance(value, str | int) and str(config.model_fields[name].annotation).startswith("tuple"):
+            values[name] = [value]
+    try:
+        return config(**values)
+    except ValidationError as error:
+        raise UsageError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error as one line: each flag, what was given, and the rule."""
+    parts = []
+    for item in error.errors():
+        rule = item["msg"].removeprefix("Value error, ")
+        flag = next((str(p) for p in reversed(item["loc"]) if isinstance(p, str)), "")
+        given = item["input"]
+        shown = f" {given}" if isinstance(given, str | int | float | bool) else ""
+        parts.append(f"--{flag.replace('_', '-')}{shown}: {rule[0].lower()}{rule[1:]}" if flag else rule)
+    return "; ".join(parts)
+
+
+def to_json(config: BaseModel) -> str:
+    return json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
+
+
+def from_json(text: str, source: Path | str) -> RunConfig:
+    """Reads a `config.json`. Raises UsageError that names the file, the key and the rule."""
+    try:
+        raw = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except ValueError as error:
+        raise UsageError(f"{source} is not valid JSON: {error}.") from None
+    return from_dict(raw, source)
+
+
+def from_dict(raw: Any, source: Path | str) -> RunConfig:
+    """Checks a configuration that came from a file. Raises UsageError that names the file, the key and the rule."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in error.errors()[:4]]
+        raise UsageError(f"{source} is not a configuration of this toolkit: {'; '.join(wrong)}.") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def differences(ours: BaseModel, theirs: BaseModel) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two configurations of one kind differ: name -> (ours, theirs)."""
+    mine, other = ours.model_dump(), theirs.model_dump()
+    return {
+        name: (mine[name], other[name])
+        for name in mine
+        if mine[name] != other[name] and not _same_number(mine[name], other[name])
+    }
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    return isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-12)

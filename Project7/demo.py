@@ -1,0 +1,101 @@
+"""`project7 demo`: the main job on a few real photos, with nothing to download: train a small model, colour an unseen photo.
+
+Where a trained model is shipped (models/base), the demo uses that one instead of training.
+"""
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from Project7 import model_folder
+from Project7.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig
+from Project7.errors import StopSignals
+from Project7.model_folder import ModelFolder
+
+HELD_OUT = "coffee"  # the photo that is coloured, and never trained on
+_SECONDS = 210  # of training at most; the epoch that is going on is then left
+_CONFIG = RunConfig(
+    model=DiffusionConfig(features=(32, 64, 128), chroma_scale=2),
+    data=DataConfig(data="samples", crops=600, val_fraction=0.2, val_limit=64),
+    training=TrainingConfig(
+        epochs=12, batch_size=32, learning_rate=6e-4, lr_schedule="cosine", ema_decay=0.99, image_interval=0
+    ),
+)
+
+
+def run_demo(output: Path, models_dir: Path) -> int:
+    """Writes gray | colour | truth and the full-size colour picture of each photo to `output`. Returns the exit code."""
+    console = Console(soft_wrap=True)
+    output.mkdir(parents=True, exist_ok=True)
+    folder = ModelFolder(models_dir / "base")
+    if folder.best.exists():
+        console.print(f"Colouring with the shipped model {folder.path}.", highlight=False)
+    else:
+        folder = ModelFolder(output / "models" / "demo")
+        stopped = train_small(folder, output / "photos", console)
+        if stopped:
+            return stopped
+    show_photos(folder, output, console)
+    return 0
+
+
+def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
+    """A small model on crops of the sample photos but one, in three to four minutes. Returns an exit code if stopped."""
+    if folder.best.exists():
+        console.print(f"Colouring with the model that an earlier demo trained: {folder.path}.", highlight=False)
+        return 0
+    with console.status("Starting ..."):
+        from Project7.dataset import sample_photos
+        from Project7.recipe import open_images
+        from Project7.report import Report
+        from Project7.trainer import make_accelerator, train
+
+    kept = {name: path for name, path in sample_photos().items() if name != HELD_OUT}
+    console.print(
+        f"No model is shipped, so a small one is trained first, on crops of {len(kept)} photos ({', '.join(kept)}). "
+        f"The photo it will colour ({HELD_OUT}) is not among them.",
+        highlight=False,
+    )
+    shutil.rmtree(photos, ignore_errors=True)
+    photos.mkdir(parents=True)
+    for path in kept.values():
+        shutil.copy(path, photos)
+    config = _CONFIG.model_copy(update={"data": _CONFIG.data.model_copy(update={"data": str(photos)})})
+    images = open_images(config, None, console)
+    model_folder.create(folder)
+    accelerator = make_accelerator(config.training)
+    run = train(config, folder, images, accelerator=accelerator)
+    begin = time.monotonic()
+    with StopSignals() as stop, contextlib.closing(run), Report(folder, config, console) as report:
+        for progress in run:
+            report.show(progress)
+            if stop.requested or (time.monotonic() - begin > _SECONDS and folder.best.exists()):
+                break
+    return stop.exit_code
+
+
+def show_photos(folder: ModelFolder, output: Path, console: Console) -> None:
+    """Colours the held-out photo, and says where the pictures are."""
+    from Project7.color import channels_first, channels_last, gray
+    from Project7.colorize import Colorizer
+    from Project7.dataset import sample_photos
+    from Project7.photo import open_photo, save_png, side_by_side
+
+    with console.status("Colouring ..."):
+        photo = open_photo(sample_photos()[HELD_OUT])
+        picture = np.asarray(Colorizer.load(folder.best).colorize(photo))
+        without = channels_last(gray(channels_first(photo.rgb)[None]))[0]
+        save_png(output / f"{HELD_OUT}.png", picture)
+        save_png(output / f"{HELD_OUT}-gray-colour-truth.png", side_by_side([without, picture, photo.rgb]))
+    console.print(f"\ngray | colour | truth   {output / f'{HELD_OUT}-gray-colour-truth.png'}", highlight=False)
+    console.print(f"in colour, full size    {output / f'{HELD_OUT}.png'}", highlight=False)
+    if folder.name == "demo":
+        console.print(
+            "\nA model that has seen half a dozen photos guesses colours from those. Train one that has seen more: "
+            "python Project7/train_diffusion.py",
+            highlight=False,
+        )

@@ -1,0 +1,79 @@
+"""Command-line flags made from the configuration models: a field is a flag, its help, its default and its check."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from Project7.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that ends with our one sentence instead of its usage text, and takes underscores in flags."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **settings)
+
+    def error(self, message: str):
+        raise UsageError(f"{message[0].upper()}{message[1:]}; see {self.prog} --help.")
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):
+        return super().parse_known_args(hyphenated(sys.argv[1:] if args is None else args), namespace)
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+
+
+def hyphenated(arguments: Iterable[str]) -> list[str]:
+    """--batch_size and --batch-size are the same."""
+    return [
+        "=".join([flag.replace("_", "-"), *value]) if argument.startswith("--") else argument
+        for argument in arguments
+        for flag, *value in [argument.split("=", 1)]
+    ]
+
+
+def add_settings(parser: argparse._ActionsContainer, config: type[BaseModel]) -> None:
+    """A flag for each field. What was not given is absent from the namespace, so that a default can come from elsewhere."""
+    for name, field in config.model_fields.items():
+        if name == "method":
+            continue
+        flag, about = "--" + name.replace("_", "-"), f"{field.description} {_default(field)}".replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=about)
+        else:
+            parser.add_argument(flag, default=argparse.SUPPRESS, metavar=_metavar(field), help=about)
+
+
+def given(namespace: argparse.Namespace, config: type[BaseModel]) -> dict[str, Any]:
+    """The settings of `config` that were given as flags."""
+    return {name: value for name, value in vars(namespace).items() if name in config.model_fields}
+
+
+def default_text(field: FieldInfo) -> str:
+    """A default as a person would type it."""
+    value = field.default
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
+
+
+def _default(field: FieldInfo) -> str:
+    return "" if field.default is None else f"({default_text(field)})"
+
+
+def _metavar(field: FieldInfo) -> str:
+    choices = getattr(field.annotation, "__args__", ())
+    if choices and all(isinstance(c, str | int) for c in choices):
+        return "|".join(map(str, choices))
+    kind = str(field.annotation)
+    if "tuple" in kind:
+        return "N,N,..."
+    return "X" if "float" in kind else "N" if "int" in kind else "TEXT"

@@ -1,0 +1,43 @@
+"""Measures of a coloured photo, as functions of uint8 RGB arrays (..., H, W, 3). No torch here: the data set filters with them."""
+
+import numpy as np
+
+PSNR_CAP = 60.0  # a gray photo is answered exactly, and an infinite PSNR would drown the mean
+
+
+def psnr(rgb: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio a photo, in dB, at most 60: (..., H, W, 3) uint8 twice -> (...)."""
+    error = np.square(rgb.astype(np.float32) - truth.astype(np.float32)).mean(axis=(-3, -2, -1))
+    return np.minimum(10 * np.log10(255**2 / np.maximum(error, 1e-9)), PSNR_CAP)
+
+
+def colorfulness(rgb: np.ndarray) -> np.ndarray:
+    """Hasler & Suesstrunk 2003, section 7: (..., H, W, 3) uint8 -> (...). 0 is gray, 15 slight, 33 moderate, 59 strong."""
+    r, g, b = np.moveaxis(rgb.astype(np.float32), -1, 0)
+    rg, yb = r - g, (r + g) / 2 - b
+    pixels = (-2, -1)
+    spread = np.hypot(rg.std(axis=pixels), yb.std(axis=pixels))
+    return spread + 0.3 * np.hypot(rg.mean(axis=pixels), yb.mean(axis=pixels))
+
+
+def ab_rmse(ab: np.ndarray, truth: np.ndarray) -> float:
+    """Root of the mean square over photos, pixels and both channels, in Lab units: (..., 2, H, W) twice."""
+    return float(np.sqrt(np.square(ab - truth).mean()))
+
+
+def energy_score(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Energy score a photo (Gneiting & Raftery 2007, eq. 22), lower is better: samples (K, B, 2, H, W), truth (B, 2, H, W) -> (B,).
+
+    mean_k |x_k - y| - 1/2 mean_{k != l} |x_k - x_l|, over the K (K - 1) pairs. The norm is the root mean square over a
+    photo's pixels and both channels, so the score is in Lab units and for one certain answer equals its RMSE.
+    """
+    count = len(samples)
+    error = np.mean([_rms(x - truth) for x in samples], axis=0)
+    if count == 1:
+        return error
+    pairs = [_rms(samples[k] - samples[j]) for k in range(count) for j in range(k)]
+    return error - np.mean(pairs, axis=0) / 2
+
+
+def _rms(ab: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.square(ab).mean(axis=(-3, -2, -1)))

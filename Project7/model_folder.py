@@ -1,0 +1,214 @@
+"""models/<name>/: names, places, listing, history and the lock. No torch here, so prompts and `project7 models` are quick."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from Project7.atomic_file import sweep, write_text
+from Project7.config import RunConfig, from_json, to_json
+from Project7.errors import ProjectError, UsageError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def default_models_dir() -> Path:
+    """`models/` of this checkout, wherever the command is called from; of the current folder once installed elsewhere."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout / "models" if (checkout / "pyproject.toml").exists() else Path("models")
+
+
+def check_name(name: str) -> str:
+    """Raises UsageError unless `name` can name a model: it becomes a folder, on every system, and never leaves `models/`."""
+    if not _NAME.fullmatch(name) or name.endswith("."):
+        raise UsageError(
+            f"{name!r} cannot name a model: use 1 to 64 of the letters A-Z and a-z, digits, '.', '_' and '-', starting "
+            "with a letter or digit and not ending with a dot; for example my-model."
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best_model.pth"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last_model.pth"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "training_history.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    def exists(self) -> bool:
+        return self.best.exists() or self.last.exists() or self.config.exists()
+
+
+def open_folder(models_dir: Path, name: str) -> ModelFolder:
+    """The folder of a model, existing or to be. Raises UsageError for a bad name or a link that leads out of `models_dir`."""
+    path = Path(models_dir) / check_name(name)
+    if path.is_symlink() and not path.resolve().is_relative_to(Path(models_dir).resolve()):
+        raise UsageError(f"{path} is a link out of the models folder, and is not followed; put a folder there.")
+    return ModelFolder(path)
+
+
+def existing_folder(models_dir: Path, name: str) -> ModelFolder:
+    folder = open_folder(models_dir, name)
+    if not folder.exists():
+        there = [model.name for model in list_models(models_dir)]
+        known = f"the models there are {', '.join(there)}" if there else "there are no models yet; train one first"
+        raise UsageError(f"No model {name!r} in {models_dir}: {known}.")
+    return folder
+
+
+def create(folder: ModelFolder) -> None:
+    """Makes the folder and proves that it can be written, before hours are spent on training."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        sweep(folder.path)
+        if not os.access(folder.path, os.W_OK):
+            raise PermissionError(13, "no permission to write")
+    except OSError as error:
+        raise ProjectError(
+            f"The model folder {folder.path} cannot be written ({error.strerror}); choose another with --models-dir."
+        ) from None
+
+
+@contextmanager
+def locked(folder: ModelFolder) -> Iterator[None]:
+    """Holds the folder for one trainer. The lock is the system's: it ends with the process, however that ends."""
+    from filelock import FileLock, Timeout
+
+    owner = folder.path / ".lock-owner"
+    lock = FileLock(folder.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pid = owner.read_text() if owner.exists() else "unknown"
+        raise ProjectError(
+            f"The model {folder.name!r} is in use by pid {pid}; wait for that run to end, or train under another --name."
+        ) from None
+    try:
+        owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def write_config(folder: ModelFolder, config: RunConfig) -> None:
+    write_text(folder.config, to_json(config))
+
+
+def read_config(folder: ModelFolder) -> RunConfig:
+    try:
+        return from_json(folder.config.read_text(encoding="utf-8"), folder.config)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{folder.config} cannot be read ({error}); colouring needs only best_model.pth.") from None
+
+
+def write_history(folder: ModelFolder, history: list[dict]) -> None:
+    write_text(folder.history, json.dumps(history, indent=1) + "\n")
+
+
+def read_history(folder: ModelFolder) -> list[dict] | None:
+    """One entry an epoch; None where the file is damaged, [] where there is none."""
+    try:
+        history = json.loads(folder.history.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (ValueError, OSError):
+        return None
+    usable = isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
+    return history if usable else None
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file to a free name beside it; nothing is thrown away."""
+    for number in range(1, 1000):
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+        if not aside.exists():
+            path.rename(aside)
+            return aside
+    raise ProjectError(f"{path} is damaged and could not be set aside; move it away by hand.")
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A line of the models table."""
+
+    name: str
+    config: RunConfig | None  # None where config.json is missing or damaged
+    epochs: int
+    best_val_loss: float | None
+    changed: datetime | None  # of the weights
+    size: int  # bytes of best_model.pth
+    complete: bool  # all planned epochs are done
+
+
+def list_models(models_dir: Path) -> list[ModelSummary]:
+    """Every model of the folder, by name."""
+    models_dir = Path(models_dir)
+    names = sorted(p.name for p in models_dir.iterdir() if p.is_dir()) if models_dir.is_dir() else []
+    folders = [open_folder(models_dir, name) for name in names if _NAME.fullmatch(name) and not name.endswith(".")]
+    return [summarize(folder) for folder in folders if folder.exists()]
+
+
+def summarize(folder: ModelFolder) -> ModelSummary:
+    try:
+        config = read_config(folder)
+    except UsageError:
+        config = None
+    history = read_history(folder) or []
+    losses = [entry["val_loss"] for entry in history if isinstance(entry.get("val_loss"), int | float)]
+    weights = next((path for path in (folder.best, folder.last) if path.exists()), None)
+    return ModelSummary(
+        name=folder.name,
+        config=config,
+        epochs=len(history),
+        best_val_loss=min(losses, default=None),
+        changed=datetime.fromtimestamp(weights.stat().st_mtime) if weights else None,
+        size=weights.stat().st_size if weights else 0,
+        complete=bool(config) and len(history) >= config.training.epochs,
+    )
+
+
+def find_weights(model: str, models_dir: Path) -> Path:
+    """`--model`: a name in the models folder, a model's folder, or a .pth file -> the file of the weights."""
+    path = Path(model)
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / "best_model.pth").exists():
+        return path / "best_model.pth"
+    if path.suffix == ".pth" or len(path.parts) > 1:
+        raise UsageError(f"--model {model}: there is no such file, and no folder with a best_model.pth.")
+    folder = existing_folder(models_dir, model)
+    if not folder.best.exists():
+        raise UsageError(
+            f"The model {model!r} has no best_model.pth yet: its first epoch was not finished. Resume it with --resume {model}."
+        )
+    return folder.best

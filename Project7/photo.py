@@ -1,0 +1,542 @@
+"""The one door for image files: open, check, turn upright, convert, write with metadata.
+
+What comes in may be anything that calls itself a picture; what goes on is 8-bit sRGB, upright, with its alpha
+and its harmless metadata, or a PhotoError that says what the file is instead. No torch here.
+"""
+
+import io
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    Image,
+    ImageChops,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from Project7.atomic_file import replacing
+from Project7.config import IMAGE_SUFFIXES
+from Project7.errors import ProjectError, UsageError, sentence
+
+MAX_PIXELS = 120_000_000  # a 48-megapixel photo passes; a bomb (169 megapixels in 20 kB) is refused
+MAX_BYTES = 1 << 30  # MAX_PIXELS in 16-bit RGBA, uncompressed
+
+_CURE = "give a JPEG, PNG, WebP, TIFF or BMP file"
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what makes the picture upright
+
+# Pillow's readers are called directly: `Image.open` tries formats that nobody meant (EPS runs a program), and
+# warns on stderr from 89 megapixels on, where only a global variable or an unsafe filter would silence it.
+_READERS = (
+    (rb"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),  # MPO too: a JPEG with more of them behind it
+    (rb"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (rb"RIFF....WEBP", WebPImagePlugin.WebPImageFile),
+    (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
+    (rb"BM", BmpImagePlugin.BmpImageFile),
+)
+_STRANGERS = (
+    (rb"GIF8[79]a", "a GIF"),
+    (rb"%PDF", "a PDF"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "an EPS drawing"),
+    (rb"8BPS", "a Photoshop document"),
+    (rb"SIMPLE  =", "a FITS file"),
+    (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "a HEIC photo"),
+    (rb"....ftypavi[fs]", "an AVIF photo"),
+    (rb"....ftypcrx ", "a camera's raw file"),
+    (rb"....ftyp", "a video"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL photo"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 photo"),
+    (rb"PK\x03\x04", "a zip archive"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the picture (run `git lfs pull`)"),
+    (rb"\s*(<\?xml|<!--|<svg).{0,400}<svg|\s*<svg", "an SVG drawing"),
+    (rb"(\xef\xbb\xbf)?\s*(<!doctype html|<html)", "a web page, not the picture (download it again)"),
+)  # what is often found under a picture's name
+
+_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode -> the colour space an ICC profile for it has
+_TAG = ExifTags.Base
+_EXIF_NAMES = """
+    ImageDescription Make Model XResolution YResolution ResolutionUnit Software DateTime Artist Copyright
+    Rating RatingPercent XPTitle XPComment XPAuthor XPKeywords XPSubject
+    ExifVersion DateTimeOriginal DateTimeDigitized OffsetTime OffsetTimeOriginal OffsetTimeDigitized
+    SubsecTime SubsecTimeOriginal SubsecTimeDigitized UserComment
+    ExposureTime FNumber ExposureProgram ISOSpeedRatings ShutterSpeedValue ApertureValue BrightnessValue
+    ExposureBiasValue MaxApertureValue SubjectDistance MeteringMode LightSource Flash FocalLength
+    FocalLengthIn35mmFilm ExposureMode WhiteBalance DigitalZoomRatio SceneCaptureType
+    LensSpecification LensMake LensModel
+"""  # no places, serial numbers, thumbnails, makers' notes, nor the old file's size and colour space
+_EXIF_KEPT = frozenset(_TAG[name] for name in _EXIF_NAMES.split())
+
+
+class PhotoError(ProjectError):
+    """A file that is no usable photo. The message names the file, what is wrong, and the cure."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    rgb: np.ndarray  # (H, W, 3) uint8, sRGB, upright
+    alpha: np.ndarray | None = None  # (H, W) uint8
+    exif: bytes | None = None  # harmless tags only, orientation 1; None where there are none, or only garbage
+    notes: tuple[str, ...] = ()  # what a person should be told
+
+
+def open_photo(source: Path | str | bytes | BinaryIO | Image.Image) -> Photo:
+    """Reads a photo from a path, from bytes, from an open binary file (to its end), or from a Pillow image.
+
+    Raises PhotoError for everything that is no JPEG, PNG, WebP, TIFF or BMP, that is damaged or cut short, or
+    that has more than MAX_PIXELS (refused before it is decoded).
+    """
+    name = _shown(source) if isinstance(source, str | Path) else "the picture"
+    try:
+        image = source if isinstance(source, Image.Image) else _reader(_content(source, name), name)
+        return _photo(image, name)
+    except PhotoError:
+        raise
+    except Image.DecompressionBombError:
+        raise PhotoError(_too_large(name)) from None
+    except MemoryError:
+        raise PhotoError(f"{name} needs more memory than there is; make it smaller first.") from None
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files, SyntaxError among them
+        raise PhotoError(f"{name} is damaged ({sentence(error)}); copy it again, or leave it out.") from error
+
+
+def from_array(array: np.ndarray) -> Photo:
+    """A photo from sRGB values, (H, W) or (H, W, 1 | 3 | 4): uint8, uint16, or float in [0, 1].
+
+    The fourth channel is alpha. Raises PhotoError for other shapes, types and ranges.
+    """
+    array = np.asarray(array)
+    shape = array.shape
+    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
+        raise PhotoError(f"an array of shape {shape} is no picture; give (H, W) or (H, W, 1 | 3 | 4).")
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise PhotoError(_too_large("the array", shape[1], shape[0]))
+    values = _to_uint8(array)
+    if values.ndim == 2 or shape[2] == 1:
+        return Photo(np.repeat(values.reshape(*shape[:2], 1), 3, axis=2))
+    return Photo(np.array(values[..., :3], order="C"), values[..., 3].copy() if shape[2] == 4 else None)
+
+
+def _to_uint8(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return _from_16_bit(array)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise PhotoError(f"{array.dtype} is no type for a picture; give uint8, uint16, or float in [0, 1].")
+    low, high = float(array.min()), float(array.max())  # NaN goes through both
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # that much is rounding
+        raise PhotoError(
+            f"an array of {array.dtype} with values from {low:g} to {high:g} is no picture; bring it into "
+            "[0, 1] (np.nan_to_num, clip), or give uint8."
+        )
+    return np.rint(array * 255).astype(np.uint8)
+
+
+def _from_16_bit(values: np.ndarray) -> np.ndarray:
+    """0..65535 -> 0..255, rounded: 32768 becomes 128."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def to_image(rgb: np.ndarray, *, alpha: np.ndarray | None = None) -> Image.Image:
+    """(H, W, 3) uint8, and alpha (H, W) uint8 -> a Pillow image in RGB or RGBA that is tagged sRGB."""
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
+        raise ProjectError(f"pictures are written from (H, W, 3) uint8, not from {rgb.shape} {rgb.dtype}.")
+    image = Image.fromarray(rgb)
+    if alpha is not None:
+        if alpha.shape != rgb.shape[:2] or alpha.dtype != np.uint8:
+            raise ProjectError(
+                f"alpha must be {rgb.shape[:2]} uint8 as the picture is, not {alpha.shape} {alpha.dtype}."
+            )
+        image.putalpha(Image.fromarray(alpha))
+    image.info["icc_profile"] = _srgb_profile()
+    return image
+
+
+def save_png(path: Path, rgb: np.ndarray, *, alpha: np.ndarray | None = None, exif: bytes | None = None) -> None:
+    """Writes an 8-bit PNG, whole or not at all: tagged sRGB, lossless, the same bytes for the same picture.
+
+    Raises ProjectError naming the path where it cannot be written; an earlier file is then as it was.
+    """
+    image = to_image(rgb, alpha=alpha)
+    # zlib's run-length strategy: measured on photos, faster and no larger than the default at level 1 to 3
+    options = {"compress_level": 1, "compress_type": zlib.Z_RLE, "icc_profile": image.info["icc_profile"]}
+    if exif:
+        options["exif"] = exif
+    try:
+        with replacing(Path(path)) as file:
+            image.save(file, "PNG", **options)
+    except OSError as error:  # it names the temporary file, which says nothing to a person
+        raise ProjectError(f"{_shown(path)} could not be written: {error.strerror or error}.") from error
+
+
+@cache
+def _srgb_profile() -> bytes:
+    """LittleCMS's sRGB, 588 bytes. Its date of creation (bytes 24 to 35) is now; here always the same."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile[:24] + bytes((7, 208, 0, 1, 0, 1)) + bytes(6) + profile[36:]  # 2000-01-01
+
+
+def side_by_side(pictures: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
+    """Pictures (H, W_i, 3) uint8 of one height in a row, with white gaps -> (H, W, 3) uint8."""
+    if not pictures or len({picture.shape[0] for picture in pictures}) > 1:
+        heights = [picture.shape[0] for picture in pictures]
+        raise ProjectError(f"pictures of one height go side by side, not of heights {heights}.")
+    white = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
+    row = [part for picture in pictures for part in (white, picture)][1:]
+    return np.concatenate(row, axis=1)
+
+
+# ---- from bytes to Photo
+
+
+def _content(source: Path | str | bytes | BinaryIO, name: str) -> bytes:
+    """The file's bytes, all of them: a file that is mapped or read later can change under the decoder."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        content = source
+    elif isinstance(source, str | Path):
+        try:
+            mode = os.stat(source).st_mode
+            if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
+                raise PhotoError(f"{name} is {_unlike_file(mode)}, not a photo; {_CURE}.")
+            with open(source, "rb") as file:
+                content = file.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = getattr(error, "strerror", None) or error
+            raise PhotoError(f"{name} could not be read ({reason}); check its path and permissions.") from None
+    else:
+        content = source.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise PhotoError(f"{name} is larger than {MAX_BYTES >> 20} MiB; make it smaller first.")
+    return bytes(content)
+
+
+def _reader(content: bytes, name: str) -> Image.Image:
+    """Pillow's reader for these bytes: the header is read, no pixel decoded. PhotoError for other formats."""
+    head = content[:600]
+    reader = next((kind for pattern, kind in _READERS if re.match(pattern, head, re.DOTALL)), None)
+    if reader is None:
+        raise PhotoError(f"{name} is {_stranger(head)}; {_CURE}.")
+    image = reader(io.BytesIO(content))
+    _check_size(image, name)
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        if 50706 in tags or head[8:10] == b"CR" or tags.get(254) == 1:  # DNG, CR2, NEF: this is their preview
+            raise PhotoError(f"{name} is a camera's raw file; develop it, then {_CURE}.")
+        # The reader would make this itself, and warn from 89 megapixels on. Its size is that before turning.
+        image.im = Image.new(image.mode, (tags[256], tags[257])).im
+    if image.format == "PNG":
+        _mend_color_key(image)
+    return image
+
+
+def _stranger(head: bytes) -> str:
+    """What a file is that is no photo, as far as its first bytes tell."""
+    if not head:
+        return "empty"
+    for pattern, what in _STRANGERS:
+        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+            return what
+    text = head.decode("utf-8", errors="replace")[:-1]  # the last character may be cut in two
+    is_text = text and all(character.isprintable() or character.isspace() for character in text)
+    return "text, not a picture" if is_text and "\N{REPLACEMENT CHARACTER}" not in text else "no picture"
+
+
+def _mend_color_key(image: Image.Image) -> None:
+    """Brings a PNG's transparent colour (tRNS) from the file's bits to the 8 that Pillow decodes to."""
+    key = image.info.get("transparency")
+    if key is None or not image.tile:
+        return
+    raw_mode = image.tile[0][3]
+    if raw_mode in ("L;2", "L;4"):
+        image.info["transparency"] = key * (85 if raw_mode == "L;2" else 17)
+    elif raw_mode == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise PhotoError(_too_large(name, width, height))
+    if width * height == 0:
+        raise PhotoError(f"{name} has no pixels; {_CURE}.")
+
+
+def _too_large(name: str, *size: int) -> str:
+    found = f"has {size[0]} x {size[1]} pixels" if size else "is too large"
+    return f"{name} {found}; up to {MAX_PIXELS // 10**6} megapixels are read: make it smaller first."
+
+
+def _photo(image: Image.Image, name: str) -> Photo:
+    _check_size(image, name)
+    notes = []
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        notes.append("several frames or pages: only the first is used")
+    image.load()  # a TIFF is upright after this, and its orientation gone from the EXIF that is read next
+    exif, orientation = _exif(image, notes)
+    profile = image.info.get("icc_profile")
+    if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # only Adobe stores ink inverted; Pillow takes all of them for Adobe's
+    if orientation in _TURNS:
+        image = image.transpose(_TURNS[orientation])
+    image, alpha = _split(image)
+    image = _in_srgb(_in_8_bit(image, notes), profile, notes)
+    return Photo(_pixels(image), None if alpha is None else _pixels(alpha), exif, tuple(notes))
+
+
+def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The picture in one of the modes L, I, I;16, F, RGB, CMYK, LAB, and its alpha in L."""
+    mode, key = image.mode, image.info.get("transparency")
+    alpha = None
+    if key is not None and mode in ("1", "L", "I;16", "RGB"):
+        alpha = _color_key_alpha(image, key)
+    elif mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert(mode.upper())
+    elif mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode in ("LA", "RGBA"):
+        alpha = image.getchannel("A")
+        image = image.getchannel("L") if image.mode == "LA" else image.convert("RGB")
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "I", "F", "RGB", "CMYK", "LAB") and not image.mode.startswith("I;16"):
+        image = image.convert("RGB")  # YCbCr, HSV, RGBX
+    return image, alpha
+
+
+def _color_key_alpha(image: Image.Image, key: int | tuple[int, ...]) -> Image.Image:
+    """0 where a pixel has the one colour that a PNG names transparent, 255 elsewhere; 16-bit gray too."""
+    alpha = np.empty((image.height, image.width), np.uint8)
+    for rows, values in _strips(image.convert("L") if image.mode == "1" else image):
+        same = values == np.asarray(key)
+        alpha[rows] = np.where(same.all(axis=-1) if values.ndim == 3 else same, 0, 255)
+    return Image.fromarray(alpha)
+
+
+def _in_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Gray in 16 bits, 32 bits or float -> L; values of no known range are scaled by their own."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    low, high = _finite_range(image)
+    real = image.mode == "F"
+    if not (low >= 0 and high <= (1 if real else 65535)):
+        notes.append(f"gray values from {low:g} to {high:g}: scaled so that these are black and white")
+    elif real:
+        low, high = 0.0, 1.0
+    else:
+        low, high = 0.0, 65535.0
+    gray = np.empty((image.height, image.width), np.uint8)
+    for rows, values in _strips(image):
+        if (low, high) == (0, 65535) and not real:
+            gray[rows] = _from_16_bit(values)
+        else:
+            values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+            gray[rows] = np.rint((values - low) / max(high - low, np.finfo(np.float64).tiny) * 255)
+    if real and any(not np.isfinite(values).all() for _, values in _strips(image)):
+        notes.append("NaN or infinity among the gray values: made black or white")
+    return Image.fromarray(gray)
+
+
+def _finite_range(image: Image.Image) -> tuple[float, float]:
+    low, high = np.inf, -np.inf
+    for _, values in _strips(image):
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    """L, RGB, CMYK or LAB -> RGB in sRGB, through the picture's own ICC profile where one fits."""
+    if profile and image.mode in _SPACES:
+        transform, note = _transform_to_srgb(profile, image.mode)
+        if note:
+            notes.append(note)
+        if transform:
+            return transform.apply(image)
+    if image.mode == "L":
+        return Image.merge("RGB", (image, image, image))
+    if image.mode == "LAB":
+        return _lab_to_srgb().apply(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@cache
+def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
+    """As Pillow's `convert`, without the table by which LittleCMS is faster and twice as far off (4 levels)."""
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB", flags=ImageCms.Flags.NOOPTIMIZE)
+
+
+@lru_cache(maxsize=16)  # photos of one camera share their profile, and building a transform takes its time
+def _transform_to_srgb(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform | None, str | None]:
+    """(transform, note for the person); no transform where the profile is sRGB already, or is of no use."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = source.profile.xcolor_space.strip()
+        if space != _SPACES[mode]:
+            return None, f"colour profile for {space} on a picture in {_SPACES[mode]} ignored"
+        transform = ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except Exception:  # OSError, PyCMSError
+        return None, "damaged colour profile ignored"
+    if mode == "RGB":  # sRGB profiles have many names; what they do tells them
+        levels = np.arange(0, 256, 15, dtype=np.uint8)
+        probe = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(len(levels), -1, 3)
+        moved = np.asarray(transform.apply(Image.fromarray(probe))).astype(int) - probe
+        if np.abs(moved).max() <= 2:
+            return None, None
+    return transform, None
+
+
+def _exif(image: Image.Image, notes: list[str]) -> tuple[bytes | None, int]:
+    """The harmless EXIF with orientation 1, or None; and the orientation that the picture had (or 1)."""
+    orientation = 1
+    try:
+        exif = image.getexif()
+        if isinstance(exif.get(_TAG.Orientation), int):
+            orientation = exif[_TAG.Orientation]
+        return _harmless(exif), orientation
+    except Exception:  # SyntaxError, struct.error, ValueError, KeyError, OverflowError ...
+        notes.append("damaged EXIF left out")
+        return None, orientation
+
+
+def _harmless(exif: Image.Exif) -> bytes | None:
+    outer, inner = _kept(exif), _kept(exif.get_ifd(ExifTags.IFD.Exif))
+    if not outer and not inner:
+        return None
+    clean = Image.Exif()
+    clean[_TAG.Orientation] = 1
+    for tag, value in outer.items():
+        # texts as the bytes they were: Pillow reads them as Latin-1, and writes "?" for all but ASCII
+        clean[tag] = value.encode("latin-1") if isinstance(value, str) else value
+    if inner:
+        clean[ExifTags.IFD.Exif] = inner
+    return clean.tobytes()
+
+
+def _kept(tags: Mapping[int, object]) -> dict[int, object]:
+    return {tag: tags[tag] for tag in tags if tag in _EXIF_KEPT}
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """(H, W) of mode L, (H, W, 3) of mode RGB, uint8. `np.array(image)` would need the memory three times."""
+    channels = (3,) if image.mode == "RGB" else ()
+    pixels = np.empty((image.height, image.width, *channels), np.uint8)
+    for rows, values in _strips(image):
+        pixels[rows] = values
+    return pixels
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[slice, np.ndarray]]:
+    """The picture in strips of a few megapixels: (rows, their values)."""
+    height = max(1, 4_000_000 // image.width)
+    for top in range(0, image.height, height):
+        bottom = min(top + height, image.height)
+        yield slice(top, bottom), np.asarray(image.crop((0, top, image.width, bottom)))
+
+
+# ---- finding the files
+
+
+def find_photos(paths: Iterable[Path], *, skipped: list[tuple[Path, str]]) -> list[tuple[Path, Path]]:
+    """The photos among files and folders, searched to the bottom: sorted (file, path in the folder given).
+
+    A file that is named directly counts whatever its suffix; `open_photo` looks at its content. What is named
+    like a photo and is none (a folder, a dangling link, a FIFO) goes to `skipped` with the reason; hidden
+    files go unmentioned. Links to folders are followed, each folder once. UsageError for a path that does not
+    exist.
+    """
+    found = set()
+    for path in map(Path, paths):
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError) as error:
+            if not isinstance(error, PermissionError) and not os.path.lexists(path):
+                raise UsageError(f"{_shown(path)} does not exist; give a photo or a folder of them.") from None
+            skipped.append((path, _unreadable(error)))
+            continue
+        if stat.S_ISDIR(mode):
+            found.update((file, file.relative_to(path)) for file in _photos_below(path, skipped))
+        elif stat.S_ISREG(mode):
+            found.add((path, Path(path.name)))
+        else:
+            skipped.append((path, _unlike_file(mode)))
+    return sorted(found)
+
+
+def _photos_below(root: Path, skipped: list[tuple[Path, str]]) -> Iterator[Path]:
+    folders, linked, seen = [root], [], set()
+    while folders or linked:
+        folder = folders.pop() if folders else linked.pop()  # links last: a folder counts where it really is
+        try:
+            status = os.stat(folder)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.append((folder, _unreadable(error)))
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            skipped.append((folder, "a link to a folder that was searched already"))
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            path = folder / entry.name
+            named_so = path.suffix.lower() in IMAGE_SUFFIXES
+            try:
+                mode = entry.stat().st_mode
+            except OSError as error:
+                if named_so:
+                    skipped.append((path, _unreadable(error)))
+                continue
+            if named_so and stat.S_ISREG(mode):
+                yield path
+            elif named_so:
+                skipped.append((path, _unlike_file(mode)))
+            elif stat.S_ISDIR(mode):
+                (linked if entry.is_symlink() else folders).append(path)
+
+
+def _unlike_file(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _unreadable(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "a link to a file that is gone"
+    return f"not readable: {getattr(error, 'strerror', None) or error}"
+
+
+def _shown(path: Path | str) -> str:
+    """A path in a message: on one line, and printable even where the name is no text."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -1,0 +1,186 @@
+"""What a run shows: rich progress in a terminal, plain lines in a pipe, TensorBoard scalars, comparison pictures."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from Project7.config import RunConfig
+from Project7.errors import sentence
+from Project7.model_folder import ModelFolder
+from Project7.photo import save_png, side_by_side
+
+_SCALAR_INTERVAL = 10  # steps between the points of a TensorBoard curve
+
+
+class Report:
+    """Shows each `Progress` of a run. A picture or a curve that cannot be written is said once, and training goes on."""
+
+    def __init__(self, folder: ModelFolder, config: RunConfig, console: Console):
+        self.folder, self.config, self.console = folder, config, console
+        self.troubles: set[str] = set()
+        self.last_picture = None
+        self.psnr = math.nan
+        self.writer = self.task = None
+
+    def __enter__(self):
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error):
+        self.bar.stop()
+        if self.writer:
+            with contextlib.suppress(OSError):
+                self.writer.close()
+
+    def show(self, progress) -> None:
+        """Shows a trainer.Progress."""
+        for note in progress.notes:
+            self.console.print(f"[yellow]{note}[/yellow]", highlight=False)
+        if progress.comparison:
+            self.psnr = progress.comparison.psnr
+            self.try_to("comparison picture", self.write_comparison, progress)
+        if progress.entry or progress.comparison or progress.step % _SCALAR_INTERVAL == 0:
+            self.try_to("TensorBoard log", self.write_scalars, progress)
+        self.move_bar(progress)
+        if progress.entry:
+            self.console.print(self.epoch_line(progress), highlight=False)
+        elif progress.comparison and not self.console.is_terminal:
+            self.console.print(f"step {progress.step}/{progress.total_steps}  {numbers(progress, self.psnr)}")
+
+    def try_to(self, what: str, write, progress) -> None:
+        try:
+            write(progress)
+        except OSError as error:
+            if what not in self.troubles:
+                self.console.print(f"[yellow]No {what}: {sentence(error)}. Training goes on.[/yellow]")
+            self.troubles.add(what)
+
+    def move_bar(self, progress) -> None:
+        if self.task is None:
+            self.task = self.bar.add_task("", total=progress.total_steps, numbers="")
+        phase = "validating" if progress.phase == "validate" else f"epoch {progress.epoch}/{progress.epochs}"
+        self.bar.update(
+            self.task,
+            description=phase,
+            completed=progress.step,
+            total=progress.total_steps,
+            numbers=numbers(progress, self.psnr),
+        )
+
+    def epoch_line(self, progress) -> str:
+        entry, shown = progress.entry, progress.comparison
+        line = f"epoch {entry['epoch']}/{progress.epochs}  step {entry['step']}  train {_number(entry['train_loss'])}"
+        line += f"  val {_number(entry['val_loss'])}{' (best)' if progress.is_best else ''}"
+        if shown:
+            line += f"  PSNR {shown.psnr:.2f} dB  colorfulness {shown.colorfulness:.1f} (truth {shown.colorfulness_truth:.1f})"
+        if entry["skipped_steps"]:
+            line += f"  {entry['skipped_steps']} steps skipped"
+        return f"{line}  {entry['images_per_second']:.0f} images/s"
+
+    def write_comparison(self, progress) -> None:
+        """gray | colour | truth, a row a photo, to pictures/ and TensorBoard."""
+        shown = progress.comparison
+        picture = sheet([shown.gray, shown.colour, shown.truth])
+        self.folder.pictures.mkdir(exist_ok=True)
+        path = self.folder.pictures / f"step-{progress.step:07d}.png"
+        save_png(path, picture)
+        self.last_picture = path
+        self.tensorboard().add_image("gray | colour | truth", picture, progress.step, dataformats="HWC")
+
+    def write_scalars(self, progress) -> None:
+        """Losses and rates every few steps, the validation's measures once an epoch."""
+        values = {f"train/{name}": value for name, value in progress.losses.items()}
+        values |= {
+            "train/learning_rate": progress.learning_rate,
+            "train/grad_norm": progress.grad_norm,
+            "speed/images_per_second": progress.images_per_second,
+        }
+        if progress.entry:
+            values["validation/loss"] = progress.entry["val_loss"]
+        if progress.comparison:
+            shown = progress.comparison
+            values |= {"validation/psnr": shown.psnr, "validation/colorfulness": shown.colorfulness}
+        for name, value in values.items():
+            if value is not None and math.isfinite(value):
+                self.tensorboard().add_scalar(name, value, progress.step)
+
+    def tensorboard(self) -> Any:
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(self.folder.logs))
+        return self.writer
+
+
+@contextlib.contextmanager
+def counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar as a function (what, done, total), for work that counts. Silent where there is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield progress
+
+
+def sheet(columns: list[np.ndarray], *, smallest: int = 128) -> np.ndarray:
+    """Pictures of one size, (K, H, W, 3) uint8 a column -> one sheet, a row a photo, small pictures enlarged in whole steps."""
+    scale = max(1, smallest // columns[0].shape[1])
+    rows = [
+        side_by_side([np.kron(p, np.ones((scale, scale, 1), np.uint8)) for p in row])
+        for row in zip(*columns, strict=True)
+    ]
+    return np.concatenate(rows)
+
+
+def numbers(progress, psnr: float) -> str:
+    """The figures of a step, in one line."""
+    losses = "  ".join(f"{name} {value:.4f}" for name, value in progress.losses.items())
+    shown = f"  PSNR {psnr:.1f} dB" if math.isfinite(psnr) else ""
+    left = f"  {clock(progress.seconds_left)} left" if math.isfinite(progress.seconds_left) else ""
+    return f"{losses}{shown}  lr {progress.learning_rate:.1e}  {progress.images_per_second:.0f} images/s{left}"
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validation: int, device: str) -> Table:
+    """What is about to be trained, before it begins."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    model, settings = config.model, config.training
+    rows = {
+        "model": f"{folder.path}, features {','.join(map(str, model.features))}",
+        "diffusion": f"{model.timesteps} timesteps, {model.prediction_type}, {model.beta_schedule} betas",
+        "images": f"{training:,} for training, {validation:,} for validation, {config.data.image_size} px, from {config.data.data}",
+        "training": f"{settings.epochs} epochs, batch {settings.batch_size}, learning rate {settings.learning_rate:g}",
+        "device": f"{device}, {'full precision' if settings.mixed_precision == 'no' else settings.mixed_precision}",
+    }
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", value)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"

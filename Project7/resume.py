@@ -1,0 +1,107 @@
+"""What a resumed run inherits, what may be changed on the way, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+from Project7.checkpoints import CheckpointError, load_checkpoint
+from Project7.config import SECTIONS, RunConfig, build, extra, from_dict, setting_fields
+from Project7.dataset import ImageSet
+from Project7.errors import UsageError
+from Project7.model_folder import ModelFolder
+
+_SCHEDULE = ("learning_rate", "warmup_steps")  # may be new together with an explicit --lr-schedule
+
+
+def load_for_resume(folder: ModelFolder) -> tuple[dict[str, Any], list[str]]:
+    """The checkpoint to continue from, and what to tell the person: last_model.pth, else best_model.pth with a warning."""
+    notes = []
+    for path in (folder.last, folder.best):
+        if not path.exists():
+            continue
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            notes.append(str(error))
+            continue
+        if path == folder.best:
+            notes.append(f"Continuing from {path.name}: the end of epoch {checkpoint.get('epoch', 0)}.")
+        return checkpoint, notes
+    reasons = " ".join(notes) or "it has neither last_model.pth nor best_model.pth."
+    raise CheckpointError(f"{folder.name} cannot be resumed: {reasons}")
+
+
+def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any]) -> RunConfig:
+    """The configuration of the continued run: the stored one, with the flags that were given.
+
+    A flag that repeats the stored value is accepted; one that contradicts it is refused with all such flags listed,
+    unless the setting is free (device, workers, ...) or part of a new learning-rate schedule. `epochs` is added to
+    the epochs that are done; without it the plan stays.
+    """
+    stored = from_dict(checkpoint["config"], source)
+    done = checkpoint.get("epoch", 0)
+    changes: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    refused = []
+    for name, text in given.items():
+        section, field = setting_fields()[name]
+        value = getattr(build(SECTIONS[section], {**_classic(name, stored), name: text}), name)
+        before = getattr(getattr(stored, section), name)
+        if name == "epochs":
+            value = done + value
+        elif value == before:
+            continue
+        elif name == "data":
+            pass  # the same images may lie elsewhere now; check_data compares the pictures themselves
+        elif name == "lr_schedule" or (name in _SCHEDULE and "lr_schedule" in given):
+            pass
+        elif extra(field, "fixed"):
+            flag = "--" + name.replace("_", "-")
+            hint = " (or start a new schedule with --lr-schedule as well)" if name in _SCHEDULE else ""
+            refused.append(f"{flag} is {_show(before)} in this model, not {_show(value)}{hint}")
+        changes[section][name] = value
+    if refused:
+        raise UsageError(
+            f"A resumed run keeps its settings: {'; '.join(refused)}. Leave those flags out, or train a new model."
+        )
+    merged = {section: getattr(stored, section).model_copy(update=new) for section, new in changes.items()}
+    return stored.model_copy(update=merged | {"shipped": False})
+
+
+def _classic(name: str, stored: RunConfig) -> dict[str, Any]:
+    """A schedule setting is only valid beside the stored prediction type."""
+    related = ("prediction_type", "beta_schedule", "zero_terminal_snr")
+    return {n: getattr(stored.model, n) for n in related} if name in related else {}
+
+
+def _show(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def plan(checkpoint: dict[str, Any], config: RunConfig, *, new_schedule: bool) -> str | None:
+    """Checks that there is something left to do. Returns a sentence if the run is complete, else None.
+
+    A cosine or one-cycle schedule has an end; going past it needs an explicit new one, which begins here.
+    """
+    done, planned = checkpoint.get("epoch", 0), config.training.epochs
+    if done >= planned:
+        return f"complete: all {planned} epochs are done. Add some with --epochs N."
+    stored_epochs = checkpoint["config"]["training"]["epochs"]
+    if new_schedule:
+        progress = checkpoint.get("progress", {})
+        progress |= {"schedule_start": progress.get("step", 0), "schedule_steps": 0}
+    elif planned > stored_epochs and config.training.lr_schedule != "constant":
+        raise UsageError(
+            f"The {config.training.lr_schedule} learning rate of this model ends with epoch {stored_epochs}; to go on to "
+            f"epoch {planned}, say which schedule the new epochs have: --lr-schedule constant, cosine or one-cycle."
+        )
+    return None
+
+
+def check_data(checkpoint: dict[str, Any], images: tuple[ImageSet, ImageSet], *, allowed: bool) -> None:
+    """Raises UsageError if the images are not those that the model was trained on, unless that is `allowed`."""
+    before = checkpoint.get("data_fingerprint")
+    now = [part.fingerprint for part in images]
+    if before and before != now and not allowed:
+        raise UsageError(
+            "The images are not those that this model was trained on (other files, or changed ones); point --data at "
+            "the old ones, or accept the new ones with --allow-data-change."
+        )

@@ -1,0 +1,115 @@
+"""Noise schedules and samplers by name, from diffusers, and the one denoising loop.
+
+The U-Net and the schedulers take seconds to import, so they are imported where they are used.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from Project7.config import SAMPLERS, DiffusionConfig
+from Project7.errors import UsageError
+
+_PUBLISHED_STEPS = 1000  # the length that the published betas are for
+_BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "squaredcos_cap_v2": (1e-4, 0.02)}
+_LEFT_AT_THE_END = 0.02  # largest sqrt(abar_T): what may be left of the picture in the last step
+
+# name -> diffusers' class and its settings. Trailing spacing starts at the last trained step, which is pure noise
+# (Lin et al. 2023, section 3.3); leading spacing would start where some of the picture still stands.
+_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+
+
+def make_noise_scheduler(config: DiffusionConfig):
+    """The forward process: a diffusers DDPMScheduler, its published betas fitted to the number of timesteps.
+
+    Raises UsageError where more than 2 % of the picture would be left at the last step (sqrt(abar_T) > 0.02).
+    """
+    from diffusers import DDPMScheduler
+
+    beta_start, beta_end = _BETAS[config.beta_schedule]
+    noise_scheduler = DDPMScheduler(
+        num_train_timesteps=_PUBLISHED_STEPS,
+        beta_start=beta_start,
+        beta_end=beta_end,
+        beta_schedule=config.beta_schedule,
+        prediction_type=config.prediction_type,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    fitted = {"rescale_betas_zero_snr": config.zero_terminal_snr}
+    if config.timesteps != _PUBLISHED_STEPS:
+        betas = respaced_betas(noise_scheduler.betas, config.timesteps)
+        fitted |= {"num_train_timesteps": config.timesteps, "trained_betas": betas.tolist()}
+    noise_scheduler = DDPMScheduler.from_config(noise_scheduler.config, **fitted)
+    left = noise_scheduler.alphas_cumprod[-1].item() ** 0.5
+    if not left <= _LEFT_AT_THE_END:
+        raise UsageError(
+            f"--beta-schedule {config.beta_schedule} with --timesteps {config.timesteps} leaves {left:.0%} of the picture at "
+            "the last step, which must be noise (at most 2 %); use --zero-terminal-snr."
+        )
+    return noise_scheduler
+
+
+def respaced_betas(betas: Tensor, timesteps: int) -> Tensor:
+    """(1000,) betas -> (timesteps,) betas that follow the same curve of abar, in fewer or more steps.
+
+    As Nichol & Dhariwal 2021 (Improved DDPM, eq. 19) do for sampling: beta'_k = 1 - abar_{S_k} / abar_{S_{k-1}}, and
+    like them close to 1000 / T times as large where T is large. Without this, T of 100 would leave 60 % of the picture.
+    """
+    log_abar = torch.cat([torch.zeros(1, dtype=torch.float64), (1 - betas.double()).log().cumsum(0)])
+    place = torch.arange(timesteps + 1, dtype=torch.float64) * (len(betas) / timesteps)
+    low = place.floor().long().clamp(max=len(betas) - 1)
+    respaced = torch.lerp(log_abar[low], log_abar[low + 1], place - low)
+    return (1 - respaced.diff().exp()).clamp(max=0.9999).float()
+
+
+def make_sampler(name: str, noise_scheduler, *, steps: int):
+    """diffusers' scheduler called `name`, on the schedule that the model was trained with, set to `steps` steps."""
+    import diffusers
+
+    if name not in _SCHEDULERS:
+        raise UsageError(f"--sampler {name} is unknown; the samplers are {', '.join(SAMPLERS)}.")
+    trained = noise_scheduler.config.num_train_timesteps
+    if not 1 <= steps <= trained:
+        raise UsageError(
+            f"--steps {steps} is out of range; this model was trained with {trained} timesteps (1 to {trained})."
+        )
+    kind, settings = _SCHEDULERS[name]
+    sampler = getattr(diffusers, kind).from_config(noise_scheduler.config, timestep_spacing="trailing", **settings)
+    sampler.set_timesteps(steps)
+    return sampler
+
+
+@torch.no_grad()
+def sample(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    sampler,
+    shape: tuple[int, ...],
+    *,
+    generator: torch.Generator | list[torch.Generator],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """From noise to data. `denoise(x_t, t)` gives the network's prediction, of the kind the sampler was made for.
+
+    With one generator a picture, a picture does not depend on its company in the batch. Generators on the CPU give
+    the same noise on every device.
+    """
+    from diffusers.utils.torch_utils import randn_tensor
+
+    stochastic = {"generator": generator} if "generator" in inspect.signature(sampler.step).parameters else {}
+    x_t = randn_tensor(shape, generator=generator, device=torch.device(device)) * sampler.init_noise_sigma
+    for t in sampler.timesteps:
+        prediction = denoise(sampler.scale_model_input(x_t, t), t.to(device))
+        x_t = sampler.step(prediction, t, x_t, **stochastic).prev_sample
+    return x_t

@@ -1,0 +1,23 @@
+#!/usr/bin/env python
+"""Recipe: the diffusion colorizer, trained with the mean squared error of its prediction alone (Ho et al. 2020).
+
+python Project7/train_diffusion.py                                    asks what it needs
+python Project7/train_diffusion.py --name m --data PATH --yes         asks nothing
+python Project7/train_diffusion.py --resume m                         goes on where it stopped
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: this folder holds modules, the one above it holds the package
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from Project7 import errors, recipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    return recipe.main("Project7/train_diffusion.py", __doc__.splitlines()[0], argv)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

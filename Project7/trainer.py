@@ -1,0 +1,514 @@
+"""The one training loop. `train` is a generator: it yields a `Progress` after each optimizer step, and the caller shows it.
+
+Leaving the loop (under contextlib.closing) is how a run is cancelled: the folder then holds a checkpoint of the last
+whole step. What is random is keyed by (seed, step, sample), so a resumed run continues bit for bit on the CPU.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from Project7 import color, model_folder
+from Project7.batch import Batch, BatchRandom, Step
+from Project7.checkpoints import check_weights, save_checkpoint
+from Project7.config import RunConfig, TrainingConfig
+from Project7.dataset import ImageSet, epoch_order, load_batches
+from Project7.errors import ProjectError, UsageError
+from Project7.methods import build
+from Project7.metrics import colorfulness, psnr
+from Project7.model_folder import ModelFolder
+
+VALIDATION_BATCH = 32  # fixed, because the noise of validation is keyed by it
+PICTURES = 8  # the fixed validation photos of the comparison pictures
+BAD_STEPS_IN_A_ROW = 20  # so many steps without a finite gradient, and the run has failed
+
+
+class TrainingFailed(ProjectError):
+    """The numbers went wrong. The last good state is in the folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What can be said after a step, or between two parts of a validation."""
+
+    phase: str  # "train" or "validate"
+    epoch: int  # the one that is going on, from 1
+    epochs: int
+    step: int  # optimizer steps done in all
+    total_steps: int
+    losses: dict[str, float]  # of the latest step that was read back
+    learning_rate: float
+    grad_norm: float
+    skipped: int  # steps without a finite gradient, in this epoch
+    images_per_second: float
+    seconds_left: float
+    entry: dict[str, Any] | None = None  # the epoch's line of the history, when it has ended
+    is_best: bool = False
+    comparison: "Comparison | None" = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The fixed validation photos, coloured by the EMA weights with fixed noise."""
+
+    gray: np.ndarray  # (K, H, W, 3) uint8
+    colour: np.ndarray
+    truth: np.ndarray
+    psnr: float  # dB, mean over the photos
+    colorfulness: float
+    colorfulness_truth: float
+    mean_ab: tuple[float, float]  # in Lab units
+    mean_ab_truth: tuple[float, float]
+
+
+@dataclasses.dataclass
+class RunState:
+    """Where a run stands: everything that is neither weights nor configuration."""
+
+    epoch: int = 0  # epochs finished
+    position: int = 0  # images of the current epoch that have been trained on
+    step: int = 0  # optimizer steps done
+    accumulation: int = 1  # micro-steps a step; doubled when memory runs out
+    best_val_loss: float = math.inf
+    schedule_start: int = 0  # the step at which the learning-rate schedule began
+    schedule_steps: int = 0  # its length
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of the current epoch
+    seconds: float = 0.0  # spent in the current epoch
+    skipped_in_a_row: int = 0
+
+
+def make_accelerator(training: TrainingConfig) -> Accelerator:
+    """Device, precision and processes. Raises UsageError where the machine cannot do what is asked."""
+    device = training.device
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device, True):
+        raise UsageError(f"--device {device}: there is no such device here; use --device auto.")
+    on_cpu = device == "cpu" or not any(available.values())
+    if training.mixed_precision == "fp16" and (on_cpu or not available["cuda"]):
+        raise UsageError("--mixed-precision fp16 works on CUDA only; use bf16, or no.")
+    return Accelerator(mixed_precision=training.mixed_precision, cpu=device == "cpu")
+
+
+def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
+    """The rate of step `step` (from 0) in a schedule of `steps`: a pure function, so there is no scheduler to restore.
+
+    constant and cosine rise linearly over `warmup_steps`; one-cycle (Smith & Topin 2018) rises from 1/25 along a
+    half cosine over the first 10 % and falls to almost nothing, as torch's OneCycleLR does with pct_start=0.1.
+    """
+    highest = training.learning_rate
+    if training.lr_schedule == "one-cycle":
+        rise = max(1.0, 0.1 * steps)
+        if step < rise:
+            return _half_cosine(highest / 25, highest, step / rise)
+        return _half_cosine(highest, highest / 25e4, min(1.0, (step - rise) / max(1.0, steps - rise)))
+    warm = min(1.0, (step + 1) / (training.warmup_steps + 1))
+    if training.lr_schedule == "cosine":
+        left = max(1, steps - training.warmup_steps)
+        return warm * _half_cosine(highest, 0.0, min(1.0, max(0, step - training.warmup_steps) / left))
+    return warm * highest
+
+
+def _half_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def train(
+    config: RunConfig,
+    folder: ModelFolder,
+    images: tuple[ImageSet, ImageSet],
+    *,
+    accelerator: Accelerator,
+    resume: dict[str, Any] | None = None,
+) -> Iterator[Progress]:
+    """Trains until `config.training.epochs` epochs are finished in all, and keeps `folder` resumable at every instant.
+
+    images: training and validation. resume: a checkpoint (see checkpoints.py) to continue from.
+    Raises TrainingFailed when no step has had a finite gradient for a while.
+    """
+    yield from Run(config, folder, images, accelerator, resume).progress()
+
+
+def fixed_pictures(images: ImageSet) -> Tensor:
+    """(K, 3, H, W) uint8: the same few validation photos every time."""
+    return color.channels_first(np.array(images.images[:PICTURES]))
+
+
+class Run:
+    """A training run: its weights, its state and its place in the data. Read `progress` first, then `optimizer_step`."""
+
+    def __init__(self, config, folder, images, accelerator, resume):
+        self.config, self.folder, self.accelerator = config, folder, accelerator
+        self.training, self.validation = images
+        self.settings: TrainingConfig = config.training
+        self.history: list[dict[str, Any]] = []
+        self.state = RunState(accumulation=self.settings.gradient_accumulation)
+        self.notes: list[str] = []
+        self.latest: dict[str, float] = {}
+        self.pending: list[Tensor] = []  # measures of steps that have not been read back from the device
+        self.read_every = 1 if accelerator.device.type == "cpu" else 10  # reading back makes a GPU wait
+
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed)
+            model = build(config.model)
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay, fused=True
+        )
+        if resume:
+            self.restore(resume, model, optimizer)
+        self.ema.to(accelerator.device)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.parameters = list(self.model.parameters())
+        self.ema_parameters = list(self.ema.parameters())
+        if not self.state.schedule_steps:
+            self.state.schedule_steps = self.steps_left()
+        self.truth = fixed_pictures(self.validation)
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def progress(self) -> Iterator[Progress]:
+        if self.accelerator.is_main_process:
+            model_folder.create(self.folder)
+            model_folder.write_config(self.folder, self.config)
+        self.saved_at = self.clock = time.monotonic()
+        try:
+            while self.state.epoch < self.settings.epochs:
+                for count, places, rgb in self.batches():
+                    self.optimizer_step(count, places, rgb)
+                    yield self.report(comparison=self.compare() if self.due(self.settings.image_interval) else None)
+                    if not self.pending and time.monotonic() - self.saved_at > 60 * self.settings.save_minutes:
+                        self.save_last()
+                yield from self.end_epoch()
+        except GeneratorExit:  # the caller has left the loop, between two steps
+            self.save_last()
+            raise
+
+    def batches(self) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+        """The rest of the epoch: the size of each whole batch, this process's places in it, their pictures (b, S, S, 3)."""
+        order = epoch_order(self.settings.seed, self.state.epoch, len(self.training.images))[self.state.position :]
+        whole = [order[i : i + self.global_batch] for i in range(0, len(order), self.global_batch)]
+        places = [self.share(len(indices)) for indices in whole]
+        mine = [indices[place] for indices, place in zip(whole, places, strict=True)]
+        loaded = load_batches(self.training.images, mine, num_workers=self.settings.num_workers)
+        with contextlib.closing(loaded):
+            yield from zip(map(len, whole), places, loaded, strict=True)
+
+    def share(self, count: int) -> np.ndarray:
+        """This process's places in a batch of `count`. With more processes than pictures, one without repeats the first."""
+        mine = np.array_split(np.arange(count), self.accelerator.num_processes)[self.accelerator.process_index]
+        return mine if len(mine) else np.arange(1)
+
+    def optimizer_step(self, count: int, places: np.ndarray, rgb: Tensor) -> None:
+        """One step of AdamW on one batch, then of the EMA. A step whose gradient is not finite changes nothing."""
+        rate = learning_rate(self.settings, self.state.step - self.state.schedule_start, self.state.schedule_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        while True:
+            try:
+                measures = self.backward(count, places, rgb)
+                break
+            except torch.OutOfMemoryError:
+                self.halve_the_micro_batch(len(places))
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.gradient_clip)
+        bad = (~norm.isfinite()).float()  # clipping does not cure a NaN
+        self.raw_optimizer.found_inf = bad  # fused AdamW leaves weights and moments alone where this is 1
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+        decay = min(self.settings.ema_decay, (1 + self.state.step) / (10 + self.state.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.ema_parameters, self.parameters, 1 - decay)
+        self.state.step += 1
+        self.state.position += count
+        self.names = [*measures, "grad_norm", "skipped"]
+        self.pending.append(torch.stack([*measures.values(), norm.float(), bad]))
+        if self.due(self.read_every) or self.state.position >= len(self.training.images):
+            self.read_back()
+
+    def backward(self, count: int, places: np.ndarray, rgb: Tensor) -> dict[str, Tensor]:
+        """The gradient of the mean loss over a whole batch of `count`; returns this process's part of each term's mean."""
+        share = 1 / count if self.accelerator.process_index < count else 0.0  # a repeated picture counts for nothing
+        pieces = np.array_split(np.arange(len(places)), min(self.state.accumulation, len(places)))
+        measures: dict[str, Tensor] = {}
+        for piece in pieces:
+            batch = self.prepare(rgb[piece], first=int(places[piece[0]]), count=count)
+            with contextlib.nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(self.model):
+                step: Step = self.model(batch)
+                # DDP averages over the processes, and each has only its part of the sum
+                self.accelerator.backward(step.loss.sum() * (share * self.accelerator.num_processes))
+            for name, values in {"loss": step.loss.detach(), **step.metrics}.items():
+                measures[name] = measures.get(name, 0) + values.float().sum() * share
+        return measures
+
+    def prepare(self, rgb: Tensor, *, first: int, count: int) -> Batch:
+        """uint8 pictures (b, S, S, 3) -> what a method trains on: flipped at random, split into L and ab, on the device."""
+        device = self.accelerator.device
+        random = BatchRandom(self.settings.seed, self.state.step, first, len(rgb), count, str(device))
+        rgb = rgb.to(device, non_blocking=True).movedim(-1, 1)  # (b, 3, S, S)
+        flip = (random.uniform("flip") < 0.5)[:, None, None, None]
+        rgb = torch.where(flip, rgb.flip(-1), rgb)
+        return Batch(*color.split(rgb, self.ema.ab_mean, self.ema.ab_std), random)
+
+    def halve_the_micro_batch(self, pictures: int) -> None:
+        if self.state.accumulation >= pictures or self.accelerator.num_processes > 1:
+            raise TrainingFailed(
+                "Out of memory with one picture at a time; use a smaller --image-size or narrower --features."
+                if self.accelerator.num_processes == 1
+                else "Out of memory; use a smaller --batch-size with --gradient-accumulation."
+            ) from None
+        self.optimizer.zero_grad()
+        self.state.accumulation *= 2
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.notes.append(f"Out of memory: each step is now made of {self.state.accumulation} smaller ones.")
+
+    # -- the end of an epoch -----------------------------------------------------------------------------------------
+
+    def end_epoch(self) -> Iterator[Progress]:
+        """Validates, writes the epoch's line of the history, keeps the best weights, saves."""
+        val_loss = 0.0
+        for running_mean in self.validate():
+            val_loss = running_mean
+            yield self.report(phase="validate")
+        comparison = self.compare()
+        entry = self.history_entry(val_loss, comparison)
+        is_best = math.isfinite(val_loss) and val_loss < self.state.best_val_loss
+        if is_best:
+            self.state.best_val_loss = val_loss
+        self.history.append(entry)
+        self.state = dataclasses.replace(self.state, epoch=self.state.epoch + 1, position=0, sums={}, seconds=0.0)
+        self.save_epoch(is_best)
+        report = self.report(comparison=comparison)
+        yield dataclasses.replace(report, epoch=self.state.epoch, entry=entry, is_best=is_best)
+
+    def validate(self) -> Iterator[float]:
+        """Yields the running mean of the validation loss: EMA weights, and noise and timesteps that never change."""
+        total, seen = 0.0, 0
+        count = len(self.validation.images)
+        starts = list(range(0, count, VALIDATION_BATCH))
+        for number in range(0, len(starts), self.accelerator.num_processes):
+            mine = starts[number : number + self.accelerator.num_processes][self.accelerator.process_index :][:1]
+            part = torch.zeros(2, device=self.accelerator.device)
+            for start in mine:
+                part = self.validation_loss(start)
+            part = self.accelerator.reduce(part, "sum")
+            total, seen = total + part[0].item(), seen + part[1].item()
+            yield total / seen
+
+    @torch.no_grad()
+    def validation_loss(self, start: int) -> Tensor:
+        """(2,): the sum of the losses of one validation batch, and how many there are."""
+        rgb = torch.from_numpy(np.array(self.validation.images[start : start + VALIDATION_BATCH]))
+        rgb = rgb.to(self.accelerator.device).movedim(-1, 1)
+        random = BatchRandom(self.settings.seed, -1 - start, 0, len(rgb), len(rgb), str(self.accelerator.device))
+        with self.accelerator.autocast():
+            step = self.ema(Batch(*color.split(rgb, self.ema.ab_mean, self.ema.ab_std), random))
+        return torch.stack([step.loss.float().sum(), torch.tensor(float(len(rgb)), device=rgb.device)])
+
+    def history_entry(self, val_loss: float, comparison: Comparison | None) -> dict[str, Any]:
+        """The epoch in numbers. Means are over the steps with a finite gradient."""
+        sums, seconds = self.state.sums, self.state.seconds + self.lap()
+        steps = sums.get("steps", 0)
+        mean = {name: value / steps if steps else math.nan for name, value in sums.items()}
+        terms = {n: mean[n] for n in sums if n not in ("steps", "skipped", "loss", "loss_squared", "grad_norm")}
+        entry = {
+            "epoch": self.state.epoch + 1,
+            "step": self.state.step,
+            "train_loss": mean.get("loss", math.nan),
+            "val_loss": val_loss,
+            "terms": terms,
+            "train_loss_std": max(0.0, mean.get("loss_squared", 0) - mean.get("loss", 0) ** 2) ** 0.5,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": mean.get("grad_norm", math.nan),
+            "skipped_steps": int(sums.get("skipped", 0)),
+            "images_per_second": len(self.training.images) / max(seconds, 1e-9),
+            "seconds": seconds,
+        }
+        if comparison:
+            shown = dataclasses.asdict(comparison)
+            entry |= {k: v for k, v in shown.items() if not isinstance(v, np.ndarray)}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+
+    # -- pictures ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def compare(self) -> Comparison | None:
+        """Colours the fixed validation photos. Only the main process does; the others go on and meet it at the next step."""
+        if not self.accelerator.is_main_process:
+            return None
+        truth = self.truth.to(self.accelerator.device)
+        L, _ = color.split(truth, self.ema.ab_mean, self.ema.ab_std)
+        noise = [torch.Generator().manual_seed(self.settings.seed + k) for k in range(len(L))]
+        with self.accelerator.autocast():
+            ab = self.ema.colorize(L, generator=noise, **self.sampling())
+        lab = color.join(L, ab, self.ema.ab_mean, self.ema.ab_std)
+        colour, true = color.channels_last(color.show(lab)), color.channels_last(truth)
+        return Comparison(
+            gray=color.channels_last(color.gray(truth)),
+            colour=colour,
+            truth=true,
+            psnr=float(psnr(colour, true).mean()),
+            colorfulness=float(colorfulness(colour).mean()),
+            colorfulness_truth=float(colorfulness(true).mean()),
+            mean_ab=tuple(lab[:, 1:].mean(dim=(0, 2, 3)).tolist()),
+            mean_ab_truth=tuple(color.rgb_to_lab(truth)[:, 1:].mean(dim=(0, 2, 3)).tolist()),
+        )
+
+    def sampling(self) -> dict[str, Any]:
+        """The default sampler's settings, with no more steps than the model has."""
+        return {"steps": min(20, self.config.model.timesteps)}
+
+    # -- measures and time -------------------------------------------------------------------------------------------
+
+    def read_back(self) -> None:
+        """Moves the measures of the pending steps to the host, once for all of them, and adds them to the epoch's sums."""
+        rows = torch.stack(self.pending)  # (steps, measures)
+        if self.accelerator.num_processes > 1:
+            terms = self.accelerator.reduce(rows[:, :-2].contiguous(), "sum")  # the norm is the same everywhere
+            rows = torch.cat([terms, rows[:, -2:]], dim=1)
+        self.pending.clear()
+        for row in rows.tolist():
+            self.latest = dict(zip(self.names, row, strict=True))
+            self.count(self.latest)
+
+    def count(self, row: dict[str, float]) -> None:
+        sums, state = self.state.sums, self.state
+        if row["skipped"] or not math.isfinite(row["loss"]):
+            sums["skipped"] = sums.get("skipped", 0) + 1
+            state.skipped_in_a_row += 1
+            if state.skipped_in_a_row >= BAD_STEPS_IN_A_ROW:
+                raise TrainingFailed(
+                    f"No finite gradient in {BAD_STEPS_IN_A_ROW} steps in a row (step {state.step}, learning rate "
+                    f"{self.settings.learning_rate:g}): the run has diverged and stops. The best and the last good "
+                    f"weights are kept in {self.folder.path}; train again with a lower --learning-rate."
+                )
+            return
+        state.skipped_in_a_row = 0
+        values = {n: v for n, v in row.items() if n != "skipped"}
+        values |= {"steps": 1, "loss_squared": row["loss"] ** 2}
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0) + value
+
+    def report(self, phase: str = "train", comparison: Comparison | None = None) -> Progress:
+        seconds = self.state.seconds + time.monotonic() - self.clock
+        speed = self.state.position / seconds if seconds > 0 else 0.0
+        images = len(self.training.images)
+        left = (self.settings.epochs - self.state.epoch) * images - self.state.position
+        notes, self.notes = tuple(self.notes), []
+        return Progress(
+            phase=phase,
+            epoch=min(self.state.epoch + 1, self.settings.epochs),
+            epochs=self.settings.epochs,
+            step=self.state.step,
+            total_steps=self.state.step + self.steps_left(),
+            losses={n: v for n, v in self.latest.items() if n not in ("grad_norm", "skipped")},
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            grad_norm=self.latest.get("grad_norm", math.nan),
+            skipped=int(self.state.sums.get("skipped", 0)),
+            images_per_second=speed,
+            seconds_left=left / speed if speed else math.inf,
+            comparison=comparison,
+            notes=notes,
+        )
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self.clock = self.clock, time.monotonic()
+        return self.clock - before
+
+    def due(self, interval: int) -> bool:
+        return interval > 0 and self.state.step % interval == 0
+
+    def steps_left(self) -> int:
+        images = len(self.training.images)
+        an_epoch = math.ceil(images / self.global_batch)
+        now = math.ceil((images - self.state.position) / self.global_batch)
+        return max(0, self.settings.epochs - self.state.epoch - 1) * an_epoch + (
+            now if self.state.epoch < self.settings.epochs else 0
+        )
+
+    @property
+    def global_batch(self) -> int:
+        """Pictures a step: over all micro-steps and processes."""
+        return self.settings.batch_size * self.settings.gradient_accumulation * self.accelerator.num_processes
+
+    @property
+    def raw_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)  # within accelerate's wrapper
+
+    # -- saving and resuming -----------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What both files hold; the keys are those of the source document."""
+        latest = self.history[-1] if self.history else {}
+        return {
+            "epoch": self.state.epoch,
+            "step": self.state.step,
+            "model_state_dict": self.ema.state_dict(),
+            "optimizer_state_dict": self.raw_optimizer.state_dict(),
+            "loss_state_dict": {
+                "mse_weight": 1.0,
+                "perceptual_weight": 0.0,
+                "adversarial_weight": 0.0,
+                "use_gan": False,
+            },
+            "train_loss": latest.get("train_loss"),
+            "val_loss": latest.get("val_loss"),
+            "best_val_loss": self.state.best_val_loss,
+            "config": self.config.model_dump(mode="json"),
+            "history": self.history,
+            "data_fingerprint": [self.training.fingerprint, self.validation.fingerprint],
+        }
+
+    def save_epoch(self, is_best: bool) -> None:
+        """best_model.pth first: a kill between the two files repeats the epoch's end, and finds the same best."""
+        if is_best and self.accelerator.is_main_process:
+            save_checkpoint(self.folder.best, self.checkpoint())
+        self.save_last()
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            model_folder.write_history(self.folder, self.history)
+        except (OSError, ProjectError) as error:  # last_model.pth holds the history too
+            self.notes.append(f"The history could not be written: {error}")
+
+    def save_last(self) -> None:
+        """last_model.pth: the raw weights and the place in the data besides, for an exact continuation."""
+        if self.pending:
+            self.read_back()  # a collective call: all processes save at the same step
+        if not self.accelerator.is_main_process:
+            return
+        self.state.seconds += self.lap()
+        raw = self.accelerator.unwrap_model(self.model).state_dict()
+        save_checkpoint(
+            self.folder.last,
+            self.checkpoint() | {"raw_state_dict": raw, "progress": dataclasses.asdict(self.state)},
+        )
+        self.saved_at = time.monotonic()
+
+    def restore(self, checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Continues from a checkpoint: exactly from last_model.pth; from the epoch's end and the EMA from best_model.pth."""
+        ema = checkpoint["model_state_dict"]
+        check_weights(model, ema, self.folder.path)
+        self.ema.load_state_dict(ema)
+        model.load_state_dict(checkpoint.get("raw_state_dict", ema))
+        if "optimizer_state_dict" in checkpoint:
+            optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        else:
+            self.notes.append("The checkpoint has no optimizer state: AdamW starts afresh.")
+        self.history = list(checkpoint.get("history", []))
+        if "progress" in checkpoint:
+            self.state = RunState(**checkpoint["progress"])
+        else:
+            self.state.epoch, self.state.step = checkpoint.get("epoch", 0), checkpoint.get("step", 0)
+            self.state.best_val_loss = checkpoint.get("best_val_loss") or math.inf

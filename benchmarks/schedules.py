@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Which prediction type, noise schedule and scale of ab? Equal networks, images and steps; judged on held-out photos.
+
+    python benchmarks/schedules.py --data PATH [--steps 600] [--only v-zsnr ...]
+"""
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import torch
+
+from Project7 import color
+from Project7.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig
+from Project7.dataset import open_dataset
+from Project7.metrics import ab_rmse, colorfulness, energy_score, psnr
+from Project7.model_folder import ModelFolder
+from Project7.trainer import Run, make_accelerator
+
+CLASSIC_SCALE = {"ab_mean": (0.0, 0.0), "ab_std": (110.0, 110.0)}
+CHOICES = {
+    "v-zsnr": {},
+    "v-zsnr-minsnr": {"min_snr_gamma": 5.0},
+    "v-zsnr-ab110": CLASSIC_SCALE,
+    "v-cosine": {"zero_terminal_snr": False, "beta_schedule": "squaredcos_cap_v2"},
+    "eps-linear": {"prediction_type": "epsilon"},
+    "eps-linear-minsnr": {"prediction_type": "epsilon", "min_snr_gamma": 5.0},
+    "eps-linear-ab110": {"prediction_type": "epsilon", **CLASSIC_SCALE},
+}
+
+
+def train_model(choice: dict, images, *, steps: int, features: tuple[int, ...], learning_rate: float):
+    """The EMA model after `steps` steps of batch 32."""
+    epochs = -(-steps * 32 // len(images[0].images))
+    config = RunConfig(
+        model=DiffusionConfig(features=features, chroma_scale=2, **choice),
+        training=TrainingConfig(
+            batch_size=32,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            ema_decay=0.995,
+            mixed_precision="bf16",
+            image_interval=0,
+            lr_schedule="cosine",
+        ),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(config, ModelFolder(Path(folder) / "m"), images, make_accelerator(config.training), None)
+        run.state.schedule_steps = steps
+        with contextlib.closing(run.progress()) as progress:
+            next(step for step in progress if step.step == steps)
+    return run.ema
+
+
+@torch.no_grad()
+def judge(model, truth: torch.Tensor, *, sampler: str = "ddim", steps: int = 20, samples: int = 3) -> dict[str, float]:
+    """Measures of `samples` answers to each of the photos `truth` (B, 3, H, W) uint8."""
+    answers, pictures = [], []
+    for seed in range(samples):
+        parts = []
+        for start in range(0, len(truth), 100):
+            L, _ = color.split(truth[start : start + 100], model.ab_mean, model.ab_std)
+            noise = [torch.Generator().manual_seed(seed * 10_000 + start + i) for i in range(len(L))]
+            with torch.autocast("cpu", torch.bfloat16):
+                ab = model.colorize(L, generator=noise, sampler=sampler, steps=steps)
+            parts.append(color.show(color.join(L, ab, model.ab_mean, model.ab_std)))
+        rgb = torch.cat(parts)
+        answers.append(color.rgb_to_lab(rgb)[:, 1:].numpy())
+        pictures.append(color.channels_last(rgb))
+    true_ab, true_rgb = color.rgb_to_lab(truth)[:, 1:].numpy(), color.channels_last(truth)
+    answers = np.stack(answers)
+    return {
+        "energy": float(energy_score(answers, true_ab).mean()) if samples > 1 else float("nan"),
+        "ab_rmse": ab_rmse(answers[0], true_ab),
+        "ab_rmse_of_mean": ab_rmse(answers.mean(0), true_ab),
+        "psnr": float(psnr(pictures[0], true_rgb).mean()),
+        "colorfulness": float(colorfulness(pictures[0]).mean()),
+        "tint_a": float((answers[0][:, 0] - true_ab[:, 0]).mean()),
+        "tint_b": float((answers[0][:, 1] - true_ab[:, 1]).mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--photos", type=int, default=300)
+    parser.add_argument("--features", default="32,64,96")
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES))
+    arguments = parser.parse_args()
+    images = open_dataset(DataConfig(data=arguments.data, val_limit=arguments.photos), seed=0)
+    truth = color.channels_first(np.array(images[1].images))
+    features = tuple(map(int, arguments.features.split(",")))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; truth: colorfulness "
+          f"{colorfulness(np.array(images[1].images)).mean():.1f}")  # fmt: skip
+    print("| choice | energy | ab RMSE | ab RMSE of the mean | PSNR | colorfulness | tint a, b | seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in arguments.only:
+        start = time.perf_counter()
+        model = train_model(
+            CHOICES[name], images, steps=arguments.steps, features=features, learning_rate=arguments.learning_rate
+        )
+        m = judge(model, truth)
+        print(
+            f"| {name} | {m['energy']:.2f} | {m['ab_rmse']:.2f} | {m['ab_rmse_of_mean']:.2f} | {m['psnr']:.2f} | "
+            f"{m['colorfulness']:.1f} | {m['tint_a']:+.1f}, {m['tint_b']:+.1f} | {time.perf_counter() - start:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""batch.py: every random number is a function of (seed, step, name, place), and of nothing else."""
+
+import pytest
+import torch
+
+from Project7.batch import BatchRandom
+
+
+def whole(seed: int = 5, step: int = 7, total: int = 12) -> BatchRandom:
+    return BatchRandom(seed=seed, step=step, start=0, count=total, total=total)
+
+
+DRAWS = {
+    "normal": lambda random, name="a": random.normal(name, (2, 3)),
+    "uniform": lambda random, name="a": random.uniform(name, (2, 3)),
+    "uniform without shape": lambda random, name="a": random.uniform(name),
+    "stratified": lambda random, name="a": random.stratified(name),
+}
+every_draw = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+
+
+@every_draw
+def test_the_same_key_gives_the_same_numbers(draw):
+    first = draw(whole())
+    torch.rand(1000)  # whatever happens to the global generator in between
+    draw(whole(), "b")
+    assert torch.equal(draw(whole()), first)
+
+
+@every_draw
+def test_the_global_generator_is_left_alone(draw):
+    before = torch.get_rng_state()
+    draw(whole())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_draw
+def test_another_key_gives_other_numbers(draw):
+    random = whole()
+    others = [draw(random, "b"), draw(whole(seed=6)), draw(whole(step=8)), draw(whole(seed=7, step=5))]
+    drawn = [draw(random), *others]
+    for i, x in enumerate(drawn):
+        for y in drawn[:i]:
+            assert not (x == y).any()
+
+
+@every_draw
+def test_two_processes_draw_what_one_would_have_drawn(draw):
+    full = draw(whole())
+    parts = [draw(BatchRandom(5, 7, start, count, 12)) for start, count in ((0, 5), (5, 1), (6, 6))]
+    assert [len(part) for part in parts] == [5, 1, 6]
+    assert torch.equal(torch.cat(parts), full)
+
+
+def test_shapes():
+    random = BatchRandom(0, 0, 3, 4, 9)
+    assert random.normal("x", (2, 5)).shape == (4, 2, 5)
+    assert random.uniform("x").shape == (4,)
+    assert random.uniform("x", (1,)).shape == (4, 1)
+    assert random.stratified("x").shape == (4,)
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+@pytest.mark.parametrize("step", [0, 10**12])
+def test_any_seed_and_step_will_do(seed, step):
+    assert BatchRandom(seed, step, 0, 2, 2).normal("x", (3,)).isfinite().all()
+
+
+def test_normal_is_normal():
+    x = torch.stack([whole(step=step, total=32).normal("x", (16,)) for step in range(100)]).flatten()
+    assert x.mean().abs() < 0.02
+    assert (x.std() - 1).abs() < 0.02
+    assert ((x.abs() < 1).float().mean() - 0.6827).abs() < 0.01
+
+
+def test_samples_of_a_batch_and_steps_are_independent():
+    x = torch.stack([whole(step=step, total=2).normal("x", ()) for step in range(2000)])  # (2000, 2)
+    assert torch.corrcoef(x.T)[0, 1].abs() < 0.08
+    assert torch.corrcoef(torch.stack([x[1:, 0], x[:-1, 0]]))[0, 1].abs() < 0.08
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 16])
+def test_stratified_spreads_evenly_over_one_batch(total):
+    for step in range(50):
+        values = whole(step=step, total=total).stratified("t").sort().values
+        assert values[0] >= 0
+        assert values[-1] < 1
+        gaps = torch.cat([values.diff(), values[:1] + 1 - values[-1:]])  # once around the circle
+        torch.testing.assert_close(gaps, torch.full((total,), 1 / total), rtol=0, atol=1e-6)
+
+
+def test_stratified_is_uniform_over_many_steps():
+    values = torch.cat([whole(step=step, total=8).stratified("t") for step in range(500)])
+    assert_uniform(values)
+
+
+def test_stratified_is_uniform_at_every_place_of_the_batch():
+    """Or a sample that always comes first would be trained at low timesteps only."""
+    values = torch.stack([whole(step=step, total=8).stratified("t") for step in range(2000)])  # (2000, 8)
+    for place in range(8):
+        assert_uniform(values[:, place])
+
+
+def assert_uniform(values: torch.Tensor) -> None:
+    """Kolmogorov and Smirnov's distance from the uniform distribution, far above its 99.9 % quantile of 1.95."""
+    n = len(values)
+    distance = (values.sort().values - (torch.arange(n) + 0.5) / n).abs().max()
+    assert distance * n**0.5 < 2.5

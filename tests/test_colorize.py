@@ -1,0 +1,190 @@
+"""Any image in, the same image in colour out: size, lightness, alpha, hints, files and folders."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from Project7 import colorize as module
+from Project7.checkpoints import save_checkpoint
+from Project7.color import channels_first, rgb_to_lab
+from Project7.colorize import Colorizer, Job, colorize_files, plan_outputs
+from Project7.config import DataConfig, DiffusionConfig, RunConfig
+from Project7.errors import UsageError
+from Project7.methods import build
+
+CONFIG = RunConfig(
+    model=DiffusionConfig(features=(8, 16), time_dim=16, hints=True, timesteps=50), data=DataConfig(image_size=16)
+)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """An untrained model whose answers are loud: every pixel gets some colour."""
+    path = tmp_path_factory.mktemp("model") / "best_model.pth"
+    torch.manual_seed(0)
+    model = build(CONFIG.model)
+    save_checkpoint(path, {"model_state_dict": model.state_dict(), "config": CONFIG.model_dump(mode="json")})
+    return path
+
+
+@pytest.fixture(scope="module")
+def colorizer(weights):
+    return Colorizer.load(weights, device="cpu")
+
+
+def picture(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    smooth = rng.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def lightness(rgb):
+    return rgb_to_lab(channels_first(np.asarray(rgb)[..., :3])[None])[0, 0].numpy()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (7, 16), (33, 47), (1, 500), (500, 1), (120, 81), (15, 15)])
+def test_same_size_out_and_lightness_kept(colorizer, size):
+    rgb = picture(*size)
+    answer = colorizer.colorize(rgb, steps=3)
+    assert answer.size == (size[1], size[0])
+    assert (np.abs(lightness(answer) - lightness(rgb)) <= 1).mean() >= 0.999
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_black_and_white_stay(colorizer, value):
+    answer = np.asarray(colorizer.colorize(np.full((20, 20, 3), value, np.uint8), steps=2))
+    assert np.abs(answer.astype(int) - value).max() <= 2
+
+
+def test_colour_is_added_and_seeded(colorizer):
+    gray = np.asarray(Image.fromarray(picture(40, 30)).convert("L"))
+    first, again, other = (np.asarray(colorizer.colorize(gray, seed=s, steps=3)) for s in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert np.ptp(first.astype(int), axis=-1).mean() > 5
+
+
+def test_variant_k_is_what_the_next_seed_gives(colorizer):
+    rgb = picture(40, 30)
+    variants = colorizer.colorize(rgb, seed=5, variants=3, steps=2)
+    assert [v.size for v in variants] == [(30, 40)] * 3
+    for k, variant in enumerate(variants):
+        alone = np.asarray(colorizer.colorize(rgb, seed=5 + k, steps=2)).astype(int)
+        assert np.abs(np.asarray(variant).astype(int) - alone).max() <= 1  # a batch rounds differently
+
+
+def test_bands_are_the_whole(colorizer, monkeypatch):
+    rgb = picture(90, 60)
+    whole = np.asarray(colorizer.colorize(rgb, steps=2)).astype(int)
+    monkeypatch.setattr(module, "_ROWS", 60 * 7)
+    banded = np.asarray(colorizer.colorize(rgb, steps=2)).astype(int)
+    assert np.abs(whole - banded).max() <= 1
+
+
+def test_the_network_never_sees_more_than_the_working_size(colorizer, monkeypatch):
+    shapes = []
+    original = colorizer.model.colorize
+
+    def watch(L, **options):
+        shapes.append(tuple(L.shape[-2:]))
+        return original(L, **options)
+
+    monkeypatch.setattr(colorizer.model, "colorize", watch)
+    colorizer.colorize(picture(200, 100), steps=1)
+    colorizer.colorize(picture(200, 100), steps=1, working_size=24)
+    colorizer.colorize(picture(2000, 4), steps=1)
+    assert shapes == [(32, 16), (48, 24), (64, 1)]
+
+
+def test_alpha_is_kept(colorizer):
+    rgba = np.dstack([picture(20, 30), np.arange(600, dtype=np.uint8).reshape(20, 30)])
+    answer = colorizer.colorize(Image.fromarray(rgba, "RGBA"), steps=2)
+    assert answer.mode == "RGBA"
+    assert np.array_equal(np.asarray(answer)[..., 3], rgba[..., 3])
+
+
+def test_hints_change_the_answer_and_bad_ones_are_refused(colorizer, weights):
+    rgb = picture(32, 48)
+    plain = np.asarray(colorizer.colorize(rgb, steps=2))
+    hinted = np.asarray(colorizer.colorize(rgb, steps=2, hints=[(10, 20, "#ff0000"), (40, 5, "teal")]))
+    assert not np.array_equal(plain, hinted)
+    with pytest.raises(UsageError, match="outside"):
+        colorizer.colorize(rgb, hints=[(48, 5, "#ff0000")])
+    with pytest.raises(UsageError, match="#rrggbb"):
+        colorizer.colorize(rgb, hints=[(1, 1, "reddish")])
+    plain_model = Colorizer(colorizer.model, CONFIG.model_copy(update={"model": DiffusionConfig()}))
+    with pytest.raises(UsageError, match="--hints"):
+        plain_model.colorize(rgb, hints=[(1, 1, "red")])
+
+
+def test_a_wrong_option_is_an_error_and_not_silence(colorizer):
+    with pytest.raises(TypeError):
+        colorizer.colorize(picture(16, 16), temperature=0.3)
+    with pytest.raises(UsageError, match="sampler"):
+        colorizer.colorize(picture(16, 16), sampler="magic")
+    with pytest.raises(UsageError, match="steps"):
+        colorizer.colorize(picture(16, 16), steps=51)
+
+
+def files(folder, *names):
+    found = []
+    for n, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(16, 16, n)).save(path)
+        found.append((path, path.relative_to(folder)))
+    return found
+
+
+def test_output_names(tmp_path):
+    found = files(tmp_path / "in", "a.jpg", "a.png", "b.png", "sub/a.png")
+    out = tmp_path / "out"
+    jobs = plan_outputs(found, out, variants=1)
+    assert [job.targets[0].relative_to(out).as_posix() for job in jobs] == ["a.jpg.png", "a.png.png", "b.png", "sub/a.png"]
+    variants = plan_outputs(found[2:3], out, variants=2)
+    assert [path.name for path in variants[0].targets] == ["b-1.png", "b-2.png"]
+
+
+def test_no_output_overwrites_another_or_an_input(tmp_path):
+    clash = files(tmp_path / "in", "a.png", "a-1.png")
+    names = [path.name for job in plan_outputs(clash, tmp_path / "out", variants=2) for path in job.targets]
+    assert len(set(names)) == 4
+    with pytest.raises(UsageError, match="another --output"):
+        plan_outputs(clash[:1], tmp_path / "in", variants=1)
+    twins = [(tmp_path / "x" / "a.png", clash[0][1]), (tmp_path / "y" / "a.png", clash[0][1])]
+    with pytest.raises(UsageError, match="another"):
+        plan_outputs(twins, tmp_path / "out", variants=1)
+
+
+def test_a_folder_goes_on_past_a_bad_file_and_skips_what_is_done(tmp_path, colorizer, monkeypatch):
+    found = files(tmp_path, "a.png", "b.png", "c.png")
+    found[1][0].write_bytes(b"no picture")
+    jobs = plan_outputs(found, tmp_path / "out", variants=2)
+    options = {"seed": 0, "batch_size": 8, "steps": 2, "sampler": "ddim", "working_size": None}
+    first = list(colorize_files(colorizer, jobs, force=False, **options))
+    assert sorted(o.kind for o in first) == ["done", "done", "failed"]
+    assert "b.png" in next(o.text for o in first if o.kind == "failed")
+    before = (tmp_path / "out" / "a-1.png").read_bytes()
+    again = list(colorize_files(colorizer, jobs, force=False, **options))
+    assert sorted(o.kind for o in again) == ["exists", "exists", "failed"]
+    forced = list(colorize_files(colorizer, jobs, force=True, **options))
+    assert sorted(o.kind for o in forced) == ["done", "done", "failed"]
+    assert (tmp_path / "out" / "a-1.png").read_bytes() == before  # the same seed, the same picture
+
+
+def test_small_photos_go_through_the_network_together(tmp_path, colorizer, monkeypatch):
+    batches = []
+    original = colorizer.model.colorize
+
+    def watch(L, **options):
+        batches.append(len(L))
+        return original(L, **options)
+
+    monkeypatch.setattr(colorizer.model, "colorize", watch)
+    jobs = [Job(path, (tmp_path / "out" / path.name,)) for path, _ in files(tmp_path, *(f"{n}.png" for n in range(5)))]
+    list(colorize_files(colorizer, jobs, seed=0, batch_size=3, force=True, steps=1, sampler="ddim", working_size=None))
+    assert batches == [3, 2]
+    together = [np.asarray(Image.open(job.targets[0])).astype(int) for job in jobs]
+    alone = [np.asarray(colorizer.colorize(job.source, steps=1)).astype(int) for job in jobs]
+    assert max(np.abs(a - b).max() for a, b in zip(together, alone, strict=True)) <= 1

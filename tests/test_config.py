@@ -1,0 +1,312 @@
+"""config.py: a setting is read strictly, and what is wrong with it is said with file, key, flag and rule."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from Project7.config import (
+    SECTIONS,
+    ColorizeConfig,
+    DataConfig,
+    DiffusionConfig,
+    RunConfig,
+    TrainingConfig,
+    build,
+    differences,
+    extra,
+    from_dict,
+    from_json,
+    setting_fields,
+    to_json,
+)
+from Project7.errors import UsageError
+from Project7.flags import default_text
+
+FILE = "models/my-model/config.json"
+CONFIGS = [*SECTIONS.values(), ColorizeConfig]
+FIELDS = [
+    pytest.param(config, name, id=f"{config.__name__}.{name}")
+    for config in CONFIGS
+    for name in config.model_fields
+    if name != "method"
+]
+
+
+def json_of(**changes) -> str:
+    """The default configuration as JSON; `section__key=value` changes or adds a key."""
+    raw = json.loads(to_json(RunConfig()))
+    for place, value in changes.items():
+        section, key = place.split("__")
+        raw[section][key] = value
+    return json.dumps(raw)
+
+
+def refusal(text: str) -> str:
+    """What from_json says about `text`: one line that names the file."""
+    with pytest.raises(UsageError) as caught:
+        from_json(text, FILE)
+    message = str(caught.value)
+    assert message.startswith(FILE)
+    assert "\n" not in message
+    return message
+
+
+# -- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_default_survives_json():
+    assert from_json(to_json(RunConfig()), FILE) == RunConfig()
+
+
+@settings(max_examples=50)
+@given(
+    features=st.lists(st.integers(1, 4096), min_size=1, max_size=8).map(tuple),
+    learning_rate=st.floats(0, 1, exclude_min=True),
+    ab_mean=st.tuples(st.floats(-128, 128), st.floats(-128, 128)),
+    data=st.text(st.characters(codec="utf-8"), min_size=1),
+    limit=st.none() | st.integers(1),
+    seed=st.integers(0, 2**63 - 1),
+    shipped=st.booleans(),
+)
+def test_every_value_survives_json(features, learning_rate, ab_mean, data, limit, seed, shipped):
+    config = RunConfig(
+        model=DiffusionConfig(features=features, ab_mean=ab_mean, prediction_type="epsilon"),
+        data=DataConfig(data=data, limit=limit),
+        training=TrainingConfig(learning_rate=learning_rate, seed=seed),
+        shipped=shipped,
+    )
+    assert from_json(to_json(config), FILE) == config
+
+
+def test_a_byte_order_mark_is_accepted():
+    assert from_json("\ufeff" + to_json(RunConfig()), FILE) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "hello", "{'model': 1}", to_json(RunConfig())[:-5], "\0", "[" * 100_000],
+    ids=["empty", "open", "word", "single quotes", "cut", "NUL", "deep"],
+)
+def test_what_is_not_json_is_called_that(text):
+    assert "is not valid JSON" in refusal(text)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", '"text"'])
+def test_json_of_another_kind_is_refused(text):
+    assert "the whole" in refusal(text)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_know_are_named(number):
+    text = to_json(RunConfig()).replace("0.0001", number)
+    assert f"{number} is not a number that JSON knows" in refusal(text)
+
+
+def test_a_number_too_big_for_a_float_is_refused_with_its_key():
+    message = refusal(to_json(RunConfig()).replace('"gradient_clip": 1.0', '"gradient_clip": 1e999'))
+    assert "training.gradient_clip" in message
+
+
+def test_a_key_that_stands_twice_is_named():
+    text = to_json(RunConfig()).replace('"epochs"', '"seed": 1, "epochs"')
+    assert "the key 'seed' stands twice" in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"model__colour": 1}, "model.colour"),
+        ({"training__Epochs": 1}, "training.Epochs"),
+        ({"model__timesteps": "many"}, "model.timesteps"),
+        ({"model__timesteps": 10.5}, "model.timesteps"),
+        ({"model__features": 64}, "model.features"),
+        ({"model__features": {"a": 64}}, "model.features"),
+        ({"model__features": []}, "model.features"),
+        ({"model__features": [64] * 9}, "model.features"),
+        ({"model__features": [64, None]}, "model.features.1"),
+        ({"model__features": [64, 10**6]}, "model.features.1"),
+        ({"model__features": [64, 10**30]}, "model.features.1"),
+        ({"model__ab_std": [1.0]}, "model.ab_std.1"),
+        ({"model__hints": "perhaps"}, "model.hints"),
+        ({"model__prediction_type": "sample"}, "model.prediction_type"),
+        ({"model__method": "regression"}, "model.method"),
+        ({"data__data": 3}, "data.data"),
+        ({"data__limit": 0}, "data.limit"),
+        ({"training__epochs": None}, "training.epochs"),
+        ({"training__seed": -1}, "training.seed"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_its_file(changes, key):
+    assert f"{key}: " in refusal(json_of(**changes))
+
+
+def test_an_unknown_section_is_named():
+    assert "optimizer: " in refusal('{"optimizer": {}}')
+
+
+def test_a_hundred_mistakes_are_still_a_short_message():
+    assert len(refusal(json_of(**{f"model__key{i}": 1 for i in range(100)}))) < 500
+
+
+def test_a_forbidden_combination_in_a_file_is_refused():
+    assert "v_prediction" in refusal(json_of(model__prediction_type="epsilon"))
+
+
+def test_from_dict_takes_what_a_checkpoint_holds():
+    assert from_dict(RunConfig().model_dump(mode="json"), "best_model.pth") == RunConfig()
+    with pytest.raises(UsageError, match=r"^best_model\.pth .*model\.timesteps"):
+        from_dict({"model": {"timesteps": 1}}, "best_model.pth")
+
+
+# -- the fields ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS)
+def test_a_field_is_described_and_its_default_can_be_typed(config, name):
+    field = config.model_fields[name]
+    assert len(field.description) > 5
+    assert not field.description.endswith(".")
+    assert extra(field, "fixed") in (True, False)
+    assert not field.is_required()
+    assert getattr(build(config, {name: default_text(field)}), name) == field.default
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS)
+def test_a_number_has_a_lower_bound(config, name):
+    """Except the pair that may be negative: without a bound, 0 or -1 fails deep inside, hours later."""
+    field = config.model_fields[name]
+    if name != "ab_mean" and field.annotation in (int, float, int | None):
+        bounds = {type(rule).__name__ for rule in field.metadata}
+        assert bounds & {"Ge", "Gt"}, f"{name} has no lower bound"
+
+
+def test_no_setting_stands_in_two_sections():
+    assert len(setting_fields()) == sum(len(c.model_fields) for c in SECTIONS.values()) - 1, "all but `method`"
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_configuration_cannot_be_changed(config):
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(config(), next(iter(config.model_fields)), 1)
+
+
+# -- the noise schedule ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "schedule"),
+    [
+        ({}, ("v_prediction", "scaled_linear", True)),
+        ({"prediction_type": "epsilon"}, ("epsilon", "linear", False)),
+        ({"zero_terminal_snr": False}, ("v_prediction", "linear", False)),
+        ({"prediction_type": "epsilon", "beta_schedule": "squaredcos_cap_v2"}, ("epsilon", "squaredcos_cap_v2", False)),
+        ({"beta_schedule": "linear"}, ("v_prediction", "linear", True)),
+    ],
+)
+def test_a_prediction_type_brings_its_schedule(given, schedule):
+    config = build(DiffusionConfig, given)
+    assert (config.prediction_type, config.beta_schedule, config.zero_terminal_snr) == schedule
+
+
+@pytest.mark.parametrize(
+    ("given", "cure"),
+    [
+        ({"prediction_type": "epsilon", "zero_terminal_snr": True}, "--prediction-type v_prediction"),
+        ({"prediction_type": "epsilon", "beta_schedule": "scaled_linear"}, "--beta-schedule linear"),
+        ({"zero_terminal_snr": False, "beta_schedule": "scaled_linear"}, "--zero-terminal-snr"),
+        ({"ab_std": "0,17.7"}, "12.6,17.7"),
+        ({"ab_std": "12.6,-1"}, "12.6,17.7"),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused_with_its_cure(given, cure):
+    with pytest.raises(UsageError) as caught:
+        build(DiffusionConfig, given)
+    assert cure in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# -- what a person types ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "features"),
+    [
+        ("64,128,256,512", (64, 128, 256, 512)),
+        (" 64, 128 ", (64, 128)),
+        ("[64, 128]", (64, 128)),
+        ("(64,128)", (64, 128)),
+        ("64", (64,)),
+        (" 64 ", (64,)),
+        (64, (64,)),
+        ([32, 64], (32, 64)),
+    ],
+)
+def test_features_as_a_person_types_them(text, features):
+    assert build(DiffusionConfig, {"features": text}).features == features
+
+
+@pytest.mark.parametrize("text", ["64,x", "64,,128", "64,", "x", "", "64;128", "64 128", "0", "64,-1", "1e6", "64.5"])
+def test_features_that_are_none_are_refused_by_their_flag(text):
+    with pytest.raises(UsageError, match=r"^--features"):
+        build(DiffusionConfig, {"features": text})
+
+
+def test_none_takes_a_limit_away():
+    assert build(DataConfig, {"limit": "none"}).limit is None
+    assert build(DataConfig, {"limit": "12"}).limit == 12
+
+
+@pytest.mark.parametrize("path", ["photos", "summer, winter/photos", "(a)", "[a,b]", "64", "C:\\photos"])
+def test_a_folder_may_be_called_anything(path):
+    assert build(DataConfig, {"data": path}).data == path
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "said"),
+    [
+        (TrainingConfig, {"batch_size": "0"}, "--batch-size 0: "),
+        (TrainingConfig, {"epochs": "many"}, "--epochs many: "),
+        (TrainingConfig, {"learning_rate": "-1"}, "--learning-rate -1: "),
+        (TrainingConfig, {"learning_rate": "nan"}, "--learning-rate nan: "),
+        (TrainingConfig, {"gradient_clip": "inf"}, "--gradient-clip inf: "),
+        (TrainingConfig, {"mixed_precision": "fp8"}, "--mixed-precision fp8: "),
+        (TrainingConfig, {"seed": str(2**63)}, f"--seed {2**63}: "),
+        (DiffusionConfig, {"features": "64,x"}, "--features x: "),
+        (DiffusionConfig, {"chroma_scale": "3"}, "--chroma-scale 3: "),
+        (DiffusionConfig, {"timesteps": "1"}, "--timesteps 1: "),
+        (DataConfig, {"val_fraction": "0.6"}, "--val-fraction 0.6: "),
+        (ColorizeConfig, {"sampler": "magic"}, "--sampler magic: "),
+        (ColorizeConfig, {"steps": "0"}, "--steps 0: "),
+    ],
+)
+def test_a_bad_value_is_said_with_its_flag(config, given, said):
+    with pytest.raises(UsageError) as caught:
+        build(config, given)
+    message = str(caught.value)
+    assert message.startswith(said)
+    assert "\n" not in message
+    assert "pydantic" not in message
+
+
+def test_all_bad_values_are_said_at_once():
+    with pytest.raises(UsageError) as caught:
+        build(TrainingConfig, {"batch_size": "0", "epochs": "x"})
+    assert "--batch-size 0: " in str(caught.value)
+    assert "--epochs x: " in str(caught.value)
+
+
+@pytest.mark.parametrize(("typed", "scale"), [("1", 1), ("2", 2), (2, 2)])
+def test_a_choice_of_numbers_can_be_typed(typed, scale):
+    assert build(DiffusionConfig, {"chroma_scale": typed}).chroma_scale == scale
+
+
+# -- differences -----------------------------------------------------------------------------------------------------
+
+
+def test_differences_are_listed_with_both_values():
+    ours, theirs = TrainingConfig(), TrainingConfig(epochs=3, learning_rate=1e-4 * (1 + 1e-15))
+    assert differences(ours, theirs) == {"epochs": (50, 3)}
+    assert differences(ours, ours) == {}

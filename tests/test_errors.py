@@ -1,0 +1,170 @@
+"""errors.py: every program ends with one sentence and the right exit code."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from Project7.errors import ProjectError, StopSignals, UsageError, run, sentence
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_signal_handlers():
+    """`run` takes over SIGTERM for good; pytest gets its own handlers back."""
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def start(code: str, **options) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONUNBUFFERED", None)  # it would hide what is still in the buffer at the end
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **options)
+
+
+def raising(error: BaseException):
+    def main():
+        raise error
+
+    return main
+
+
+# -- run -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1), (130, 130)])
+def test_what_main_returns_is_the_exit_code(returned, code, capsys):
+    assert run(lambda: returned) == code
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("--steps 0 is below 1; use 20."), 2, "Error: --steps 0 is below 1; use 20.\n"),
+        (ProjectError("The disk is full."), 1, "Error: The disk is full.\n"),
+        (FileNotFoundError(2, "No such file", "photo.png"), 1, "Error: No such file: photo.png\n"),
+        (OSError("no number, no name"), 1, "Error: OSError: no number, no name\n"),
+        (KeyboardInterrupt(), 130, "\nStopped.\n"),
+    ],
+)
+def test_a_known_error_is_one_sentence_and_a_code(error, code, said, capsys):
+    assert run(raising(error)) == code
+    assert capsys.readouterr() == ("", said)
+
+
+def test_an_unexpected_error_is_one_line_without_a_traceback(capsys, monkeypatch):
+    monkeypatch.delenv("PROJECT7_TRACEBACK", raising=False)
+    assert run(raising(ValueError("first line\n   second line"))) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Error: ValueError: first line second line (")
+    assert "PROJECT7_TRACEBACK=1" in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_project7_traceback_lets_an_unexpected_error_through(monkeypatch, capsys):
+    monkeypatch.setenv("PROJECT7_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)
+    assert run(raising(UsageError("known all the same"))) == 2
+    assert capsys.readouterr().err == "Error: known all the same\n"
+
+
+def test_sigterm_ends_with_143_and_the_finally_blocks_run():
+    code = """
+import signal, sys
+from Project7.errors import run
+def main():
+    try:
+        print("ready", flush=True)
+        signal.pause()
+    finally:
+        print("cleaned up", flush=True)
+sys.exit(run(main))
+"""
+    with start(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (143, "cleaned up\n", "")
+
+
+PRINTS = "import sys; from Project7.errors import run; sys.exit(run(lambda: print({text})))"
+
+
+@pytest.mark.parametrize("text", ["'one short line'", "'many lines\\n' * 100_000"], ids=["short", "long"])
+def test_a_reader_that_has_left_is_no_error(text):
+    reading, writing = os.pipe()
+    os.close(reading)  # `project7 models | true`
+    with start(PRINTS.format(text=text), stdout=writing, stderr=subprocess.PIPE) as process:
+        os.close(writing)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
+# -- sentence --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (UsageError("as it\n  stands"), "as it\n  stands"),
+        (PermissionError(13, "Permission denied", "/a"), "Permission denied: /a"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (RuntimeError("a\n  b\tc"), "RuntimeError: a b c"),
+        (RuntimeError(), "RuntimeError"),
+        (RuntimeError("x" * 1000), "RuntimeError: " + "x" * 300),
+    ],
+)
+def test_an_exception_as_one_line(error, text):
+    assert sentence(error) == text
+
+
+# -- StopSignals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_is_a_request(signum, code):
+    with StopSignals() as stop:
+        assert stop.requested is None
+        assert stop.exit_code == 0
+        signal.raise_signal(signum)
+        assert stop.requested == signum
+        assert stop.exit_code == code
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_after_a_request_leaves_at_once(first):
+    with StopSignals() as stop:
+        signal.raise_signal(first)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.requested == first
+
+
+def test_a_second_sigterm_is_no_hurry():
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.exit_code == 130
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_the_handlers_are_restored(error):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        with StopSignals():
+            assert signal.getsignal(signal.SIGINT) not in before
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -1,0 +1,179 @@
+"""flags.py: a field of a configuration is a flag with its help, default and check."""
+
+import argparse
+import sys
+
+import pytest
+from pydantic import BaseModel
+
+from Project7 import cli, errors, recipe
+from Project7.config import SECTIONS, ColorizeConfig, DataConfig, TrainingConfig, build, setting, setting_fields
+from Project7.errors import UsageError
+from Project7.flags import Parser, add_settings, default_text, given, hyphenated
+
+
+class Sample(BaseModel):
+    """A field of each kind."""
+
+    method: str = "none"
+    share: float = setting(0.5, "keeps 50 % of %(prog)s and %s")
+    sizes: tuple[int, ...] = setting((8, 16), "some sizes")
+    limit: int | None = setting(None, "at most so many")
+    quick: bool = setting(True, "be quick")
+
+
+def parser_of(config: type[BaseModel]) -> Parser:
+    parser = Parser(prog="project7")
+    add_settings(parser, config)
+    return parser
+
+
+def parse(config: type[BaseModel], *arguments: str) -> dict:
+    return given(parser_of(config).parse_args(arguments), config)
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """Help without line breaks."""
+    monkeypatch.setenv("COLUMNS", "10000")
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--batch-size", "4"], ["--batch_size", "4"], ["--batch-size=4"], ["--batch_size=4"]]
+)
+def test_a_flag_may_be_written_in_several_ways(arguments):
+    assert parse(TrainingConfig, *arguments) == {"batch_size": "4"}
+
+
+@pytest.mark.parametrize("value", ["my_photos", "a=b_c", "--x_y"])
+def test_the_value_of_a_flag_is_left_as_it_is(value):
+    assert parse(DataConfig, f"--data={value}") == {"data": value}
+
+
+def test_the_command_line_itself_may_have_underscores(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["project7", "--batch_size", "4"])
+    assert parser_of(TrainingConfig).parse_args().batch_size == "4"
+
+
+def test_only_flags_lose_their_underscores():
+    given = ["--a_b", "c_d", "-e_f", "--g_h=i_j", "k_l.png"]
+    assert hyphenated(given) == ["--a-b", "c_d", "-e_f", "--g-h=i_j", "k_l.png"]
+
+
+def test_what_follows_two_hyphens_is_no_flag():
+    """`project7 colorize -- --my_photo.png` colours that file."""
+    assert hyphenated(["--a_b", "--", "--my_photo.png"]) == ["--a-b", "--", "--my_photo.png"]
+
+
+def test_negative_numbers_are_values():
+    assert parse(TrainingConfig, "--learning-rate", "-1") == {"learning_rate": "-1"}
+    assert parse(SECTIONS["model"], "--ab-mean=-2,3") == {"ab_mean": "-2,3"}
+
+
+def test_only_what_was_given_is_there():
+    assert parse(TrainingConfig) == {}
+    assert parse(Sample, "--no-quick") == {"quick": False}
+    assert parse(Sample, "--quick", "--sizes", "8") == {"quick": True, "sizes": "8"}
+
+
+def test_flags_and_configuration_agree_about_what_a_person_types():
+    typed = parse(SECTIONS["model"], "--features", "8,16", "--no-zero-terminal-snr", "--min_snr_gamma=5", "--hints")
+    config = build(SECTIONS["model"], typed)
+    assert (config.features, config.zero_terminal_snr, config.min_snr_gamma, config.hints) == ((8, 16), False, 5, True)
+
+
+def test_a_namespace_with_other_things_gives_only_the_settings():
+    assert given(argparse.Namespace(name="m", epochs="3"), TrainingConfig) == {"epochs": "3"}
+
+
+# -- refusing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--colour", "1"], "Unrecognized arguments: --colour 1; see project7 --help."),
+        (["--batch", "4"], "Unrecognized arguments: --batch 4; see project7 --help."),  # no guessing what was meant
+        (["photo.png"], "Unrecognized arguments: photo.png; see project7 --help."),
+        (["--batch-size"], "Argument --batch-size: expected one argument; see project7 --help."),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence_that_names_it(arguments, said, capsys):
+    with pytest.raises(UsageError) as caught:
+        parser_of(TrainingConfig).parse_args(arguments)
+    assert str(caught.value) == said
+    assert capsys.readouterr() == ("", ""), "no usage text besides"
+
+
+def test_a_wrong_flag_of_a_program_exits_2(capsys, monkeypatch):
+    monkeypatch.setattr(errors.signal, "signal", lambda *_: None)  # `run` would take SIGTERM from pytest
+    for main in (lambda: recipe.main("x.py", "About.", ["--colour"]), lambda: cli.command(["models", "--colour"])):
+        assert errors.run(main) == 2
+        assert "Unrecognized arguments: --colour" in capsys.readouterr().err
+
+
+# -- every setting ---------------------------------------------------------------------------------------------------
+
+
+def shown_help(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """flag -> its lines of the help, as one."""
+    parts = [part.split("\n\n")[0].split() for part in parser.format_help().split("\n  --")[1:]]
+    return {"--" + part[0].rstrip(","): "--" + " ".join(part) for part in parts}
+
+
+def test_every_setting_has_a_flag_with_its_description_and_default(wide):
+    shown = shown_help(recipe.make_parser("About."))
+    for name, (_, field) in setting_fields().items():
+        flag = "--" + name.replace("_", "-")
+        assert flag in shown, f"{name} has no flag"
+        assert field.description in shown[flag]
+        if field.default is not None:
+            assert shown[flag].endswith(f"({default_text(field)})"), shown[flag]
+
+
+def test_every_flag_of_a_recipe_reaches_its_setting():
+    flags = [f"--{n.replace('_', '-')}" for n, (_, f) in setting_fields().items() if f.annotation is not bool]
+    arguments = recipe.make_parser("About.").parse_args([part for flag in flags for part in (flag, "x")])
+    found = {name: value for config in SECTIONS.values() for name, value in given(arguments, config).items()}
+    assert found == {flag[2:].replace("-", "_"): "x" for flag in flags}
+
+
+def test_colorize_has_a_flag_for_each_of_its_settings(wide, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.command(["colorize", "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for name, field in ColorizeConfig.model_fields.items():
+        assert f"\n  --{name.replace('_', '-')} " in shown
+        assert field.description in shown
+
+
+def test_percent_signs_are_safe(wide):
+    shown = shown_help(parser_of(Sample))
+    assert shown["--share"] == "--share X keeps 50 % of %(prog)s and %s (0.5)"
+
+
+def test_the_kinds_of_values_are_shown(wide):
+    sample, training = shown_help(parser_of(Sample)), shown_help(parser_of(TrainingConfig))
+    assert sample["--sizes"].startswith("--sizes N,N,... ")
+    assert sample["--limit"] == "--limit N at most so many"
+    assert sample["--quick"].startswith("--quick, --no-quick ")
+    assert training["--mixed-precision"].startswith("--mixed-precision no|bf16|fp16 ")
+    assert "--method" not in sample
+
+
+@pytest.mark.parametrize("columns", ["20", "40", "80"])
+def test_help_fits_a_narrow_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert "--learning-rate" in recipe.make_parser("About.").format_help()
+
+
+@pytest.mark.parametrize(
+    ("default", "text"),
+    [((64, 128), "64,128"), (1e-4, "0.0001"), (10.0, "10"), (None, "none"), (True, "True"), ("samples", "samples")],
+)
+def test_a_default_as_a_person_would_type_it(default, text):
+    assert default_text(setting(default, "about")) == text

@@ -1,0 +1,186 @@
+"""The house: imports run one way, the quick modules stay quick, and functions fit a screen."""
+
+import ast
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "Project7"
+
+# A module imports only from the lines above its own.
+ORDER = """
+__init__ errors
+atomic_file config color
+flags model_folder photo metrics batch guided_filter
+dataset download palette layers losses perceptual_loss discriminator samplers
+diffusion_model classification_model regression_model
+methods
+checkpoints health
+trainer colorize resume
+evaluate report demo
+prompts
+recipe
+cli web train_*
+__main__
+"""
+LINES = [line.split() for line in ORDER.strip().splitlines()]
+NO_NOUNS = {"util", "utils", "helper", "helpers", "base", "core", "manager", "common", "misc", "tools"}
+QUICK = ["config", "flags", "model_folder", "prompts", "cli", "recipe", "photo", "metrics", "dataset"]
+HEAVY = ["torch", "torchvision", "diffusers", "accelerate"]
+LONGEST_FUNCTION = 45
+LAB = {50, 100, 110}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {path.stem: path.read_text(encoding="utf-8") for path in FILES}
+
+
+def line_of(module: str) -> int | None:
+    """The line of ORDER that a module stands in; None where it has no place."""
+    places = [n for n, line in enumerate(LINES) if any(fnmatch.fnmatch(module, pattern) for pattern in line)]
+    return places[0] if places else None
+
+
+def imports(source: str) -> Iterator[tuple[str, int]]:
+    """(module of Project7, line number) for all imports of a source, those inside functions too."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = "Project7" if node.level else node.module
+            package = f"{package}.{node.module}" if node.level and node.module else package
+            names = [f"{package}.{a.name}" for a in node.names] if package == "Project7" else [package]
+        for name in names:
+            top, module = [*name.split("."), "__init__"][:2]
+            if top == "Project7":
+                yield "__init__" if module == "__version__" else module, node.lineno
+
+
+def uphill(module: str, source: str) -> list[str]:
+    """The imports of a module that do not run down."""
+    return [
+        f"{module}.py:{number} imports {name}"
+        for name, number in imports(source)
+        if line_of(name) is None or line_of(module) is None or line_of(name) >= line_of(module)
+    ]
+
+
+def run_python(code: str, *, cwd: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+# -- one way down ----------------------------------------------------------------------------------------------------
+
+
+def test_the_package_is_flat():
+    assert [str(path) for path in FILES if path.parent != PACKAGE] == []
+    assert len(FILES) > 20
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_a_place(module):
+    assert line_of(module) is not None, f"{module}.py is in no line of ORDER"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    assert uphill(module, MODULES[module]) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("color", "from Project7.trainer import train", ["color.py:1 imports trainer"]),
+        ("color", "def f():\n    from Project7 import cli, errors", ["color.py:2 imports cli"]),
+        ("color", "import Project7.config", ["color.py:1 imports config"]),  # of the same line
+        ("color", "from . import report\nfrom .web import x", ["color.py:1 imports report", "color.py:2 imports web"]),
+        ("color", "from Project7 import brand_new", ["color.py:1 imports brand_new"]),
+        ("color", "from Project7 import __version__\nimport torch, Project7\nfrom Project7.errors import run", []),
+        ("train_diffusion", "from Project7 import recipe, errors", []),
+    ],
+)
+def test_an_import_that_runs_back_up_is_found(module, source, wrong):
+    assert uphill(module, source) == wrong
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_name_is_a_noun_of_the_subject(module):
+    assert not set(module.split("_")) & NO_NOUNS
+
+
+# -- importing -------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_person_waits_for_imports_no_torch(tmp_path):
+    there = [name for name in QUICK if name in MODULES]
+    assert len(there) >= len(QUICK) - 1
+    code = f"""
+import importlib, sys
+for name in {there}:
+    importlib.import_module("Project7." + name)
+    heavy = [h for h in {HEAVY} if h in sys.modules]
+    if heavy:
+        sys.exit(f"{{name}} imports {{heavy}}")
+"""
+    result = run_python(code, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_importing_does_nothing(tmp_path):
+    """Nothing printed, nothing written, no argument read. `__main__` is the one file that is there to be run."""
+    names = sorted(set(MODULES) - {"__init__", "__main__"})
+    code = f"""
+import importlib, json, sys
+sys.argv = ["x", "--no-such-flag"]
+failed = {{}}
+for name in {names}:
+    try:
+        importlib.import_module("Project7." + name)
+    except BaseException as error:
+        failed[name] = repr(error)
+with open("failed.json", "w") as file:
+    json.dump(failed, file)
+"""
+    result = run_python(code, cwd=tmp_path)
+    assert json.loads((tmp_path / "failed.json").read_text()) == {}
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert os.listdir(tmp_path) == ["failed.json"]
+
+
+# -- the look --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_function_fits_a_screen(module):
+    functions = [
+        n for n in ast.walk(ast.parse(MODULES[module])) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {f.name: f.end_lineno - f.lineno + 1 for f in functions}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION} == {}
+
+
+def lab_constants(source: str) -> list[int]:
+    """The lines that multiply or divide by 50, 100 or 110."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Mult | ast.Div):
+            sides = (node.left, node.right) if isinstance(node, ast.BinOp) else (node.value,)
+            lines += [node.lineno for s in sides if isinstance(s, ast.Constant) and s.value in LAB]
+    return sorted(lines)
+
+
+def test_the_constants_of_lab_have_one_home():
+    assert lab_constants(MODULES["color"]), "the test would see them"
+    assert lab_constants("x / 50\n50.0 * x\nx /= 110\nx + 50\nx / 51\nf(50)") == [1, 2, 3]
+    elsewhere = {module: lab_constants(source) for module, source in MODULES.items() if module != "color"}
+    assert {module: lines for module, lines in elsewhere.items() if lines} == {}

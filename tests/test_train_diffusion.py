@@ -1,0 +1,262 @@
+"""The recipe as a person runs it: whole processes, real terminals, stops and resumes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pexpect
+import pytest
+import torch
+from PIL import Image
+
+from Project7.checkpoints import load_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "Project7" / "train_diffusion.py"
+SMALL = "--features 8,16 --time-dim 16 --timesteps 50 --batch-size 4 --image-size 16 --device cpu --image-interval 0".split()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for n in range(24):
+        small = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((24, 20), Image.Resampling.BICUBIC).save(folder / f"{n}.png")
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROJECT7_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def train(place, *flags, cwd=None, **settings):
+    command = [sys.executable, str(SCRIPT), "--models-dir", str(place / "models"), *map(str, flags)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, cwd=cwd or place, **settings
+    )
+
+
+def small(place, photos, *flags, name="m", epochs=2):
+    return train(place, "--name", name, "--data", photos, "--epochs", epochs, "--yes", *SMALL, *flags)
+
+
+def last(place, name="m"):
+    return load_checkpoint(place / "models" / name / "last_model.pth")
+
+
+def same_weights(a, b):
+    return all(torch.equal(t, b["raw_state_dict"][n]) for n, t in a["raw_state_dict"].items())
+
+
+def test_train_stop_resume_add_epochs_and_copy(place, photos):
+    """One life of a model, with the refusals on the way."""
+    done = small(place, photos)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr  # no escape codes in a pipe
+    folder = place / "models" / "m"
+    assert {"best_model.pth", "last_model.pth", "config.json", "training_history.json"} <= {p.name for p in folder.iterdir()}
+    assert len(json.loads((folder / "training_history.json").read_text())) == 2
+
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    complete = train(place, "--resume", "m")
+    assert complete.returncode == 0
+    assert "complete" in complete.stdout
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before  # nothing rewritten
+
+    taken = small(place, photos)
+    assert taken.returncode == 2
+    assert "--resume m" in taken.stderr
+    refused = train(place, "--resume", "m", "--epochs", 1, "--features", "8,32", "--seed", 0, "--batch-size", 8)
+    assert refused.returncode == 2
+    assert "--features" in refused.stderr
+    assert "--batch-size" in refused.stderr
+    assert "--seed" not in refused.stderr  # it repeats the stored value
+
+    copied = train(place, "--resume", "m", "--name", "copy", "--epochs", 1, "--features", "8,16")
+    assert copied.returncode == 0, copied.stderr
+    assert last(place, "copy")["epoch"] == 3
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+    straight = small(place, photos, name="straight", epochs=3)
+    assert straight.returncode == 0
+    assert same_weights(last(place, "straight"), last(place, "copy"))
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(place, photos, signum, code):
+    flags = ["--name", "m", "--data", str(photos), "--epochs", "400", "--yes", *SMALL]
+    command = [sys.executable, str(SCRIPT), "--models-dir", str(place / "models"), *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place) as process:
+        seen = ""
+        for line in process.stdout:
+            seen += line
+            if line.startswith("epoch 2/"):
+                process.send_signal(signum)
+        process.wait(timeout=60)
+    assert process.returncode == code, seen
+    assert "--resume m" in seen
+    step = int(re.search(r"Stopped at step (\d+)", seen).group(1))
+    assert last(place)["progress"]["step"] == step
+    assert last(place)["epoch"] >= 2
+
+
+def test_kill_between_the_two_files_and_resume(place, photos):
+    """SIGKILL while a checkpoint is being replaced: the old one stands, and the run goes on to the same end."""
+    straight = small(place, photos, name="straight", epochs=3)
+    assert straight.returncode == 0, straight.stderr
+    killed = subprocess.run(
+        [sys.executable, str(SCRIPT), "--models-dir", str(place / "models"), "--name", "m", "--data", str(photos),
+         "--epochs", "3", "--yes", *SMALL],
+        env=os.environ | {"PROJECT7_FAULT": "before-rename:6"}, timeout=120, capture_output=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    resumed = train(place, "--resume", "m")
+    assert resumed.returncode == 0, resumed.stderr
+    assert same_weights(last(place, "straight"), last(place))
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_best(place, photos):
+    assert small(place, photos).returncode == 0
+    path = place / "models" / "m" / "last_model.pth"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    resumed = train(place, "--resume", "m", "--epochs", 1)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checksum" in resumed.stdout
+    assert last(place)["epoch"] >= 2
+    path.write_bytes(b"junk")
+    (place / "models" / "m" / "best_model.pth").write_bytes(b"junk")
+    hopeless = train(place, "--resume", "m", "--epochs", 1)
+    assert hopeless.returncode == 1
+    assert "Traceback" not in hopeless.stderr
+
+
+def test_other_images_are_refused_and_the_same_elsewhere_are_not(place, photos):
+    assert small(place, photos, epochs=1).returncode == 0
+    moved = place / "moved"
+    shutil.copytree(photos, moved)
+    assert train(place, "--resume", "m", "--epochs", 1, "--data", moved).returncode == 0
+    Image.new("RGB", (20, 20), "red").save(moved / "0.png")
+    changed = train(place, "--resume", "m", "--epochs", 1)
+    assert changed.returncode == 2
+    assert "--allow-data-change" in changed.stderr
+    assert train(place, "--resume", "m", "--epochs", 1, "--allow-data-change").returncode == 0
+
+
+def test_a_schedule_with_an_end_needs_a_new_one(place, photos):
+    assert small(place, photos, "--lr-schedule", "cosine", epochs=1).returncode == 0
+    refused = train(place, "--resume", "m", "--epochs", 1)
+    assert refused.returncode == 2
+    assert "--lr-schedule" in refused.stderr
+    assert train(place, "--resume", "m", "--epochs", 1, "--lr-schedule", "cosine", "--learning-rate", "5e-5").returncode == 0
+    assert train(place, "--resume", "m", "--epochs", 1, "--learning-rate", "1e-5").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--name", "m"], ["--features", "--epochs", "--yes"]),
+        (["--name", "../m", "--yes"], ["cannot name a model"]),
+        (["--name", "m", "--yes", "--features", "8,x"], ["--features"]),
+        (["--name", "m", "--yes", "--learning-rate", "-1"], ["--learning-rate"]),
+        (["--name", "m", "--yes", "--data", "nowhere"], ["nowhere"]),
+        (["--name", "m", "--yes", "--nonsense"], ["--nonsense"]),
+        (["--resume", "ghost"], ["ghost"]),
+        (["--name", "m", "--yes", "--prediction-type", "epsilon", "--zero-terminal-snr"], ["--no-zero-terminal-snr"]),
+    ],
+)
+def test_bad_requests_exit_2_with_one_sentence_and_leave_nothing(place, flags, words):
+    done = train(place, *flags)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in words)
+    assert not (place / "models" / "m").exists()
+
+
+def test_two_runs_on_one_folder(place, photos):
+    assert small(place, photos, epochs=1).returncode == 0
+    from filelock import FileLock
+
+    with FileLock(place / "models" / "m" / ".lock"):
+        second = train(place, "--resume", "m", "--epochs", 1)
+    assert second.returncode == 1
+    assert "in use" in second.stderr
+
+
+def test_from_inside_the_package_folder_and_as_a_module(place, photos):
+    for command, cwd in (
+        ([sys.executable, "train_diffusion.py"], ROOT / "Project7"),
+        ([sys.executable, "-m", "Project7.train_diffusion"], ROOT),
+    ):
+        done = subprocess.run([*command, "--help"], cwd=cwd, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "--learning-rate" in done.stdout
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_train_the_same_model_as_one(place, photos):
+    """accelerate launch with two processes of batch 2, and one process of batch 4: one global batch, one model."""
+    assert small(place, photos, name="one", epochs=2).returncode == 0
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+               "--mixed_precision", "no", "--dynamo_backend", "no", str(SCRIPT), "--models-dir", str(place / "models"), "--name", "two",
+               "--data", str(photos), "--epochs", "2", "--yes", *SMALL, "--batch-size", "2"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = last(place, "one"), last(place, "two")
+    assert one["progress"]["step"] == two["progress"]["step"]
+    assert max((t - two["raw_state_dict"][n]).abs().max().item() for n, t in one["raw_state_dict"].items()) < 1e-4
+    assert one["history"][-1]["train_loss"] == pytest.approx(two["history"][-1]["train_loss"], rel=1e-4)
+    assert one["history"][-1]["val_loss"] == pytest.approx(two["history"][-1]["val_loss"], rel=1e-4)
+
+
+def test_the_questions_in_a_real_terminal(place, photos):
+    """As a person types them: create, with a bad answer on the way; then resume from the list."""
+    arguments = [str(SCRIPT), "--models-dir", str(place / "models"), "--image-size", "16", "--device", "cpu"]
+    terminal = pexpect.spawn(sys.executable, arguments, cwd=place, encoding="utf-8", timeout=60, dimensions=(40, 120))
+    for question, answer in (
+        ("Model name", "my/model\rmy-model\r"),
+        ("U-Net features", "8,x\r8,16\r"),
+        ("Time embedding dim", "16\r"),
+        ("Diffusion timesteps", "\r"),
+        ("Batch size", "4\r"),
+        ("Learning rate", "1e-3\r"),
+        ("Number of epochs", "1\r"),
+        ("Training images", f"{photos}\r"),
+    ):
+        terminal.expect(question)
+        for line in answer.split("\r")[:-1]:
+            terminal.send(line + "\r")
+            if line in ("my/model", "8,x"):
+                terminal.expect("cannot name a model" if "/" in line else "valid integer")
+                terminal.send("\x15")  # Ctrl-U: clear the line
+    terminal.expect("Done: 1 epochs", timeout=120)
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
+    config = json.loads((place / "models" / "my-model" / "config.json").read_text())
+    assert config["model"]["features"] == [8, 16]
+    assert config["model"]["timesteps"] == 1000
+    assert config["training"]["learning_rate"] == 1e-3
+
+    terminal = pexpect.spawn(sys.executable, arguments[:3], cwd=place, encoding="utf-8", timeout=60, dimensions=(40, 120))
+    terminal.expect("resume from an existing model")
+    terminal.expect("my-model")
+    terminal.send("1\r")
+    terminal.expect("How many more")
+    terminal.send("1\r")
+    terminal.expect("Done: 2 epochs", timeout=120)
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
