@@ -34,8 +34,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     name = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
-    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with open(descriptor, "w+b") as file:
             yield file
             file.flush()
@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         _sync_folder(path.parent)
     except BaseException as error:
         size = os.path.getsize(name) if os.path.exists(name) else 0
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(name)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise ProjectError(
@@ -89,9 +89,10 @@ def seal_holds(file: BinaryIO) -> bool | None:
     """True or False for a sealed archive that is intact or damaged; None where there is no seal. Rewinds `file`."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _SEAL_BYTES - 22))
-    record, seal_text = file.read(22), file.read()
+    tail = file.read()
     file.seek(0)
-    announced = record[:4] == _EOCD and record[20:] == _SEAL_BYTES.to_bytes(2, "little")
+    record, seal_text = tail[tail.rfind(_EOCD) :][:22], tail[-_SEAL_BYTES:]
+    announced = record[20:] == _SEAL_BYTES.to_bytes(2, "little")
     if not announced and not seal_text.startswith(_SEAL):  # either alone is a seal with a damaged other half
         return None
     digest, left = hashlib.sha256(), size - _SEAL_BYTES

@@ -91,8 +91,8 @@ def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> 
 
 def check_weights(model: nn.Module, weights: Any, path: Path) -> None:
     """Raises CheckpointError unless names, shapes and values fit `model`: a summary of at most five lines."""
-    if not isinstance(weights, dict) or not all(isinstance(t, torch.Tensor) for t in weights.values()):
-        raise CheckpointError(f"{path}: model_state_dict is not a dict of tensors.")
+    if not isinstance(weights, dict) or not all(_is_plain(tensor) for tensor in weights.values()):
+        raise CheckpointError(f"{path}: model_state_dict is not a dict of plain tensors; use the file as it was written.")
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     misshapen = [f"{n} {found[n]} instead of {s}" for n, s in expected.items() if n in found and found[n] != s]
@@ -105,8 +105,19 @@ def check_weights(model: nn.Module, weights: Any, path: Path) -> None:
     if lines:
         fits = f"{path}: the weights do not fit the model that its configuration describes;"
         raise CheckpointError("\n".join([f"{fits} use the file as it was written.", *lines]))
-    if not all_finite(weights.values()):
+    if not all_finite(tensor.float() for tensor in weights.values()):  # as they will be used: 1e300 is infinite there
         raise CheckpointError(f"{path}: the weights hold NaN or infinity; use an earlier copy.")
+
+
+def _is_plain(tensor: Any) -> bool:
+    """A real, dense tensor with numbers in it."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        and not tensor.is_meta
+        and not tensor.is_quantized
+        and not tensor.is_complex()
+    )
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

@@ -82,7 +82,7 @@ def show(lab: Tensor) -> Tensor:
     return to_uint8(linear_to_srgb(linear))
 
 
-def _outside(linear: Tensor, tolerance: float = 1e-4) -> Tensor:
+def _outside(linear: Tensor, tolerance: float = 2e-5) -> Tensor:
     """(3, ...) linear RGB -> (...) bool: not a colour of sRGB."""
     return ((linear < -tolerance) | (linear > 1 + tolerance)).any(dim=0)
 
@@ -103,11 +103,16 @@ def _lower_chroma(flat: Tensor, outside: Tensor) -> Tensor:
 
 def lightness(rgb: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 -> L (B, 1, H, W) in [-1, 1] alone, for full-size photos: a third of the work of `split`."""
-    r, g, b = srgb_to_linear(rgb).unbind(1)
-    wr, wg, wb = _RGB_TO_WHITE_XYZ[1].tolist()
-    y = wr * r + wg * g + wb * b
+    y = _luminance(rgb)
     f = torch.where(y > _DELTA**3, y ** (1 / 3), y / (3 * _DELTA**2) + 4 / 29)
-    return ((116 * f - 16) / 50 - 1)[:, None]
+    return (116 * f - 16) / 50 - 1
+
+
+def _luminance(rgb: Tensor) -> Tensor:
+    """(..., 3, H, W) uint8 -> Y / Yn (..., 1, H, W)."""
+    r, g, b = srgb_to_linear(rgb).unbind(-3)
+    wr, wg, wb = _RGB_TO_WHITE_XYZ[1].tolist()
+    return (wr * r + wg * g + wb * b).unsqueeze(-3)
 
 
 def split(rgb: Tensor, ab_mean: Tensor, ab_std: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,13 +140,13 @@ def to_uint8(rgb: Tensor) -> Tensor:
 
 def gray(rgb: Tensor) -> Tensor:
     """The photo without its chroma, as uint8 RGB: what a colorizer is given, and the baseline it must beat."""
-    lab = rgb_to_lab(rgb)
-    return show(torch.cat([lab[..., :1, :, :], torch.zeros_like(lab[..., 1:, :, :])], dim=-3))
+    gray_byte = to_uint8(linear_to_srgb(_luminance(rgb)))
+    return torch.cat([gray_byte] * 3, dim=-3)
 
 
 def channels_first(picture: np.ndarray) -> Tensor:
     """(..., H, W, C) uint8 array -> (..., C, H, W) tensor."""
-    return torch.from_numpy(np.ascontiguousarray(picture)).movedim(-1, -3)
+    return torch.from_numpy(np.require(picture, requirements=["C", "W"])).movedim(-1, -3)
 
 
 def channels_last(picture: Tensor) -> np.ndarray:

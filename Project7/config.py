@@ -7,7 +7,7 @@ import json
 import math
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -180,22 +180,22 @@ def extra(field: Any, key: str) -> Any:
     return (field.json_schema_extra or {}).get(key)
 
 
-def parse_text(text: str) -> Any:
-    """What a person types for a value: commas make a list, 'none' is no value; pydantic does the rest."""
+def parse_text(text: str, kind: Any) -> Any:
+    """What a person types for a value of type `kind`: commas make a list, 'none' is no value; pydantic does the rest."""
     text = text.strip()
-    if "," in text:
+    if get_origin(kind) is tuple:  # one width, one number: a list all the same
         return [part.strip() for part in text.strip("[]() ").split(",")]
-    if text.lower() == "none":
+    if get_origin(kind) is Literal:
+        return next((choice for choice in get_args(kind) if str(choice) == text), text)
+    if type(None) in get_args(kind) and text.lower() == "none":
         return None
     return text
 
 
 def build(config: type[BaseModel], values: dict[str, Any]) -> Any:
     """`config(**values)` with texts read as a person types them. Raises UsageError: one line with all that is wrong."""
-    values = {name: parse_text(v) if isinstance(v, str) else v for name, v in values.items()}
-    for name, value in values.items():  # one width, one number: a list all the same
-        if isinstance(value, str | int) and str(config.model_fields[name].annotation).startswith("tuple"):
-            values[name] = [value]
+    kinds = {name: field.annotation for name, field in config.model_fields.items()}
+    values = {name: parse_text(v, kinds.get(name)) if isinstance(v, str) else v for name, v in values.items()}
     try:
         return config(**values)
     except ValidationError as error:
@@ -222,7 +222,7 @@ def from_json(text: str, source: Path | str) -> RunConfig:
     """Reads a `config.json`. Raises UsageError that names the file, the key and the rule."""
     try:
         raw = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{source} is not valid JSON: {error}.") from None
     return from_dict(raw, source)
 

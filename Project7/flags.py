@@ -30,12 +30,14 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def hyphenated(arguments: Iterable[str]) -> list[str]:
-    """--batch_size and --batch-size are the same."""
+    """--batch_size and --batch-size are the same. What follows a lone `--` is no flag."""
+    arguments = list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
     return [
         "=".join([flag.replace("_", "-"), *value]) if argument.startswith("--") else argument
-        for argument in arguments
+        for argument in arguments[:end]
         for flag, *value in [argument.split("=", 1)]
-    ]
+    ] + arguments[end:]
 
 
 def add_settings(parser: argparse._ActionsContainer, config: type[BaseModel]) -> None:

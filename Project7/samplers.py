@@ -20,7 +20,9 @@ _LEFT_AT_THE_END = 0.02  # largest sqrt(abar_T): what may be left of the picture
 # name -> diffusers' class and its settings. Trailing spacing starts at the last trained step, which is pure noise
 # (Lin et al. 2023, section 3.3); leading spacing would start where some of the picture still stands.
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
+    # First-order DPM-Solver++ is DDIM (Lu et al. 2022, section 4.1). diffusers' DDIMScheduler itself goes wrong with
+    # trailing spacing where the steps do not divide the timesteps: its step length is rounded down, its places are not.
+    "ddim": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 1}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),

@@ -107,10 +107,10 @@ def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
     """
     highest = training.learning_rate
     if training.lr_schedule == "one-cycle":
-        rise = max(1.0, 0.1 * steps)
-        if step < rise:
-            return _half_cosine(highest / 25, highest, step / rise)
-        return _half_cosine(highest, highest / 25e4, min(1.0, (step - rise) / max(1.0, steps - rise)))
+        top = max(1.0, 0.1 * steps - 1)
+        if step <= top:
+            return _half_cosine(highest / 25, highest, step / top)
+        return _half_cosine(highest, highest / 25e4, min(1.0, (step - top) / max(1.0, steps - 1 - top)))
     warm = min(1.0, (step + 1) / (training.warmup_steps + 1))
     if training.lr_schedule == "cosine":
         left = max(1, steps - training.warmup_steps)
@@ -225,15 +225,21 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-        decay = min(self.settings.ema_decay, (1 + self.state.step) / (10 + self.state.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.ema_parameters, self.parameters, 1 - decay)
+        self.update_ema(1 - bad)
         self.state.step += 1
         self.state.position += count
         self.names = [*measures, "grad_norm", "skipped"]
         self.pending.append(torch.stack([*measures.values(), norm.float(), bad]))
         if self.due(self.read_every) or self.state.position >= len(self.training.images):
             self.read_back()
+
+    @torch.no_grad()
+    def update_ema(self, good: Tensor) -> None:
+        """ema += (1 - decay) (weights - ema), nothing where `good` is 0. The decay rises to its full value over the run."""
+        decay = min(self.settings.ema_decay, (1 + self.state.step) / (10 + self.state.step))
+        change = torch._foreach_sub(self.parameters, self.ema_parameters)
+        torch._foreach_mul_(change, good * (1 - decay))
+        torch._foreach_add_(self.ema_parameters, change)
 
     def backward(self, count: int, places: np.ndarray, rgb: Tensor) -> dict[str, Tensor]:
         """The gradient of the mean loss over a whole batch of `count`; returns this process's part of each term's mean."""

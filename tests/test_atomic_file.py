@@ -230,6 +230,12 @@ def test_added_bytes_are_noticed(sealed):
     assert noticed(b"\0" + sealed)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("content", [b"sha256:0123", b"PK\x05\x06" + bytes(16) + b"\x47\0"], ids=["text", "record"])
+def test_a_file_shorter_than_a_seal_that_looks_like_one_is_damaged(content):
+    assert seal_holds(io.BytesIO(content)) is False
+
+
 def test_only_an_unsealed_zip_archive_can_be_sealed(sealed):
     for content in (sealed, b"no archive, and long enough to hold the record"):
         with pytest.raises(ValueError, match="zip archive"):

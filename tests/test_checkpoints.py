@@ -474,7 +474,7 @@ def test_the_weights_of_another_architecture_are_refused(path, checkpoint):
 @pytest.mark.parametrize("weights", [None, [], {"a": 1}, {"a": [torch.zeros(1)]}])
 def test_weights_that_are_no_tensors_are_refused(path, checkpoint, weights):
     foreign(path, checkpoint | {"model_state_dict": weights})
-    assert "model_state_dict is not a dict of tensors" in refusal(path, load_model)
+    assert "model_state_dict is not a dict of" in refusal(path, load_model)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,6 @@ def test_a_combination_that_cannot_work_is_refused_with_its_cure(given, cure):
         ("(64,128)", (64, 128)),
         ("64", (64,)),
         (" 64 ", (64,)),
-        (64, (64,)),
         ([32, 64], (32, 64)),
     ],
 )

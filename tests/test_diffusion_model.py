@@ -296,6 +296,16 @@ def test_half_resolution_keeps_every_pixel_of_lightness(monkeypatch):
     assert sorted(cell.tolist()) == sorted(L[0, 0, 6:8, 4:6].flatten().tolist())
 
 
+def test_the_padding_is_cut_off_again_where_it_was_put_on(monkeypatch):
+    class Output:
+        def __init__(self, sample):
+            self.sample = sample
+
+    model, x_t = tiny(features=(8, 8, 8)), rand(2, 2, 13, 9)
+    monkeypatch.setattr(model.unet, "forward", lambda x, t: Output(x[:, :2]))
+    assert torch.equal(model.denoise(x_t, torch.tensor([1, 2]), rand(2, 1, 13, 9)), x_t)
+
+
 def test_full_resolution_is_left_as_it_is():
     model, ab = tiny(), rand(2, 2, 13, 9)
     assert model.shrink(ab) is ab
