@@ -48,9 +48,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         size = os.path.getsize(name) if os.path.exists(name) else 0
         with suppress(OSError):
             os.unlink(name)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        cause = (
+            error if isinstance(error, OSError) else error.__context__
+        )  # torch.save puts an error of its own before it
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise ProjectError(
-                f"{path} could not be written: {error.strerror} after {size:,} bytes; the earlier file is kept; "
+                f"{path} could not be written: {cause.strerror} after {size:,} bytes; the earlier file is kept; "
                 "free some space and try again."
             ) from error
         if isinstance(error, OSError) and error.filename == str(name):  # the temporary name says nothing to a person
@@ -88,14 +91,14 @@ def seal(file: BinaryIO) -> None:
 def seal_holds(file: BinaryIO) -> bool | None:
     """True or False for a sealed archive that is intact or damaged; None where there is no seal. Rewinds `file`."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _SEAL_BYTES - 22))
+    file.seek(max(0, size - 2 * (_SEAL_BYTES + 22)))  # a little more: a seal out of its place is a damaged one
     tail = file.read()
     file.seek(0)
     record, seal_text = tail[tail.rfind(_EOCD) :][:22], tail[-_SEAL_BYTES:]
     announced = record[20:] == _SEAL_BYTES.to_bytes(2, "little")
     if not announced and not seal_text.startswith(_SEAL):  # either alone is a seal with a damaged other half
         return None
-    digest, left = hashlib.sha256(), size - _SEAL_BYTES
+    digest, left = hashlib.sha256(), max(0, size - _SEAL_BYTES)
     while left:
         block = file.read(min(1 << 20, left))
         digest.update(block)

@@ -38,7 +38,7 @@ class BatchRandom(NamedTuple):
         """
         offset = torch.rand((), generator=self._generator(name), device=self.device)
         place = torch.arange(self.total, device=self.device)
-        return self._own(((place + offset) / self.total).remainder(1))
+        return self._own((place / self.total + offset).remainder(1))
 
     def _own(self, values: Tensor) -> Tensor:
         return values[self.start : self.start + self.count]

@@ -13,7 +13,7 @@ A checkpoint is a dict of tensors and plain Python values:
 The file is a zip archive of torch's; its comment holds the SHA-256 of the rest (see atomic_file.seal).
 """
 
-import pickle
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,7 +35,10 @@ class CheckpointError(ProjectError):
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes a checkpoint, whole or not at all, with its checksum. Raises CheckpointError for weights that are not finite."""
+    """Writes a checkpoint, whole or not at all, with its checksum.
+
+    Raises CheckpointError for weights that are not finite.
+    """
     for key in ("model_state_dict", "raw_state_dict"):
         if not all_finite(checkpoint.get(key, {}).values()):
             raise CheckpointError(
@@ -53,8 +56,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             _check_kind(path, file)
             if seal_holds(file) is False:
                 raise CheckpointError(f"{path} is damaged: its checksum does not hold; use another copy of it.")
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, UnicodeDecodeError, ValueError, KeyError) as error:
+            with warnings.catch_warnings(action="ignore"):  # torch's remarks on a pickle that it then refuses
+                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {sentence(error)}.") from None
+    except Exception as error:  # torch and pickle raise a dozen kinds for damaged files
         unsafe = "weights_only" in str(error) or "Unsupported" in str(error)
         found = (
             "holds more than weights, and could run code when read"
@@ -62,10 +72,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             else f"is damaged ({sentence(error)[:120]})"
         )
         raise CheckpointError(f"{path} {found}; use a checkpoint that this toolkit wrote.") from None
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {sentence(error)}.") from None
     missing = [k for k in _KEYS if k not in checkpoint] if isinstance(checkpoint, dict) else list(_KEYS)
     if missing:
         raise CheckpointError(f"{path} is not a model of this toolkit: it has no {' and no '.join(missing)}.")
@@ -81,7 +87,10 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
 
 
 def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> nn.Module:
-    """A model of `config` that holds `weights`. Built without memory first, so that a file cannot ask for more than it brings."""
+    """A model of `config` that holds `weights`.
+
+    Built without memory first, so that a file cannot ask for more than it brings.
+    """
     with torch.device("meta"):
         model = build(config.model)
     check_weights(model, weights, path)
@@ -92,7 +101,9 @@ def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> 
 def check_weights(model: nn.Module, weights: Any, path: Path) -> None:
     """Raises CheckpointError unless names, shapes and values fit `model`: a summary of at most five lines."""
     if not isinstance(weights, dict) or not all(_is_plain(tensor) for tensor in weights.values()):
-        raise CheckpointError(f"{path}: model_state_dict is not a dict of plain tensors; use the file as it was written.")
+        raise CheckpointError(
+            f"{path}: model_state_dict is not a dict of plain tensors; use the file as it was written."
+        )
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     misshapen = [f"{n} {found[n]} instead of {s}" for n, s in expected.items() if n in found and found[n] != s]

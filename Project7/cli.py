@@ -1,4 +1,5 @@
-"""project7 colorize | models | data | download | demo: the command line. Heavy modules are imported by the command that needs them."""
+"""project7 colorize | models | data | download | demo: the command line. Heavy modules are imported by the command
+that needs them."""
 
 import argparse
 import sys

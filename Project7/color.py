@@ -53,7 +53,10 @@ def lab_to_linear(lab: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Lab (..., 3, H, W) -> sRGB float. Not clipped, and with finite gradients everywhere, so that losses can act on it."""
+    """Lab (..., 3, H, W) -> sRGB float.
+
+    Not clipped, and with finite gradients everywhere, so that losses can act on it.
+    """
     return linear_to_srgb(lab_to_linear(lab))
 
 

@@ -42,7 +42,8 @@ class Colorizer:
 
     @classmethod
     def load(cls, model: str | Path, *, device: str = "auto", models_dir: Path | None = None) -> "Colorizer":
-        """`model`: a name in the models folder, a model's folder, or a .pth file. Raises ProjectError where it cannot be used."""
+        """`model`: a name in the models folder, a model's folder, or a .pth file. Raises ProjectError where it
+        cannot be used."""
         where = pick_device(device)
         return cls(*load_model(find_weights(str(model), models_dir or default_models_dir()), where), where)
 
@@ -77,7 +78,8 @@ class Colorizer:
         hints: Sequence[Hint] = (),
         **options: Any,
     ) -> list[list[np.ndarray]]:
-        """Photos whose working pictures have one shape, in one batch: for each photo, a (H, W, 3) uint8 for each seed."""
+        """Photos whose working pictures have one shape, in one batch: for each photo, a (H, W, 3) uint8 for each
+        seed."""
         lightness = [full_lightness(photo.rgb) for photo in photos]
         size = self.working_shape(photos[0].rgb.shape[:2], working_size)
         small = torch.cat([shrink(L, size) for L in lightness]).repeat_interleave(len(seeds), dim=0)
@@ -194,7 +196,8 @@ class Outcome:
 
 
 def plan_outputs(found: Sequence[tuple[Path, Path]], output: Path, *, variants: int) -> list[Job]:
-    """`found` (file, path relative to its folder) -> jobs: OUTPUT/<subfolder>/<stem>.png, or <stem>-1.png ... for variants.
+    """`found` (file, path relative to its folder) -> jobs: OUTPUT/<subfolder>/<stem>.png, or <stem>-1.png ... for
+    variants.
 
     Two inputs of one stem keep their full names (a.jpg.png), so no answer overwrites another. Raises UsageError where
     even those clash, or where an output would be an input.
@@ -231,7 +234,10 @@ def targets(folder: Path, name: str, variants: int) -> tuple[Path, ...]:
 def colorize_files(
     colorizer: Colorizer, jobs: Sequence[Job], *, seed: int, batch_size: int, force: bool, **options: Any
 ) -> Iterator[Outcome]:
-    """Colours files one batch after the other. A file that cannot be read or written is an Outcome; the rest goes on."""
+    """Colours files one batch after the other.
+
+    A file that cannot be read or written is an Outcome; the rest goes on.
+    """
     batch: list[tuple[Job, Photo]] = []
     for job in jobs:
         if not force and all(path.exists() for path in job.targets):

@@ -181,7 +181,8 @@ def extra(field: Any, key: str) -> Any:
 
 
 def parse_text(text: str, kind: Any) -> Any:
-    """What a person types for a value of type `kind`: commas make a list, 'none' is no value; pydantic does the rest."""
+    """What a person types for a value of type `kind`: commas make a list, 'none' is no value; pydantic does the
+    rest."""
     text = text.strip()
     if get_origin(kind) is tuple:  # one width, one number: a list all the same
         return [part.strip() for part in text.strip("[]() ").split(",")]

@@ -1,4 +1,5 @@
-"""Tiny ImageNet, any folder or zip of images, built-in photos -> uint8 RGB squares: found, split, decoded once, memory-mapped.
+"""Tiny ImageNet, any folder or zip of images, built-in photos -> uint8 RGB squares: found, split, decoded once,
+memory-mapped.
 
 No torch at import: the command line lists and checks data without it.
 """
@@ -10,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -131,7 +133,9 @@ def sample_photos() -> dict[str, Path]:
     """The real colour photos that scikit-image's package carries, found without importing it."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise ProjectError("The built-in photos come with scikit-image, which is not installed: pip install scikit-image.")
+        raise ProjectError(
+            "The built-in photos come with scikit-image, which is not installed: pip install scikit-image."
+        )
     folder = Path(spec.submodule_search_locations[0]) / "data"
     return {Path(name).stem: folder / name for name in _SAMPLE_FILES if (folder / name).exists()}
 
@@ -242,7 +246,10 @@ def read(root: str, is_zip: bool, name: str) -> bytes:
 
 
 def split(source: Source, fraction: float, seed: int) -> tuple[tuple[Photo, ...], tuple[Photo, ...]]:
-    """Training and validation photos. Where the set is not divided, a seeded share is kept for validation, photo by photo."""
+    """Training and validation photos.
+
+    Where the set is not divided, a seeded share is kept for validation, photo by photo.
+    """
     if source.validation:
         return source.training, source.validation
     order = shuffled(source.training, seed)
@@ -307,7 +314,9 @@ def load(folder: Path) -> ImageSet | None:
             return None
         images = np.memmap(folder / "images.bin", np.uint8, "r", shape=shape)
         summary = info["summary"] | {"broken": tuple(map(tuple, info["summary"]["broken"]))}
-        return ImageSet(images, tuple(info["names"]), tuple(info["labels"]), info["fingerprint"], DataSummary(**summary))
+        return ImageSet(
+            images, tuple(info["names"]), tuple(info["labels"]), info["fingerprint"], DataSummary(**summary)
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -348,7 +357,10 @@ def build(
 
 
 def write_pixels(source, photos, how, choice, path: Path, progress: Counter | None):
-    """Decodes photos until there are enough. Returns those used, (name, reason) of broken ones, gray ones, and a digest."""
+    """Decodes photos until there are enough.
+
+    Returns those used, (name, reason) of broken ones, gray ones, and a digest.
+    """
     used: list[Photo] = []
     broken: list[tuple[str, str]] = []
     digest, gray, seen = hashlib.sha256(), 0, 0
@@ -366,7 +378,9 @@ def write_pixels(source, photos, how, choice, path: Path, progress: Counter | No
                     file.write(square)
                     digest.update(square)
             if progress:
-                progress(f"decoding {choice['part']} images", min(seen, len(photos)), max(wanted, min(seen, len(photos))))
+                progress(
+                    f"decoding {choice['part']} images", min(seen, len(photos)), max(wanted, min(seen, len(photos)))
+                )
             if len(used) >= wanted:
                 break
     return used, broken, gray, digest.hexdigest()
@@ -383,8 +397,8 @@ def check(photos, used, broken, gray: int, choice: dict[str, Any]) -> None:
         )
     if not used:
         raise ProjectError(
-            f"None of the {len(photos)} {choice['part']} images reaches --min-colorfulness {choice['min_colorfulness']:g}; "
-            "choose a lower one."
+            f"None of the {len(photos)} {choice['part']} images reaches --min-colorfulness "
+            f"{choice['min_colorfulness']:g}; choose a lower one."
         )
 
 
@@ -401,7 +415,7 @@ def decode_all(source: Source, photos, how, choice, enough: int | None) -> Itera
         return
     workers = min(len(chunks), os.cpu_count() or 1)
     # spawn: a fork of a process whose torch threads run can hang
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_signals_to_the_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_the_parent)
     try:
         ahead = [pool.submit(decode_chunk, job, chunk) for chunk in chunks[: 2 * workers]]
         for number, chunk in enumerate(chunks):
@@ -412,8 +426,15 @@ def decode_all(source: Source, photos, how, choice, enough: int | None) -> Itera
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_signals_to_the_parent() -> None:
+def _follow_the_parent() -> None:
+    """In a worker: leaves Ctrl-C to the parent, and ends when the parent is gone, however it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def decode_chunk(job: tuple, photos: Iterable[Photo]) -> tuple[list[bytes | None], list[str]]:
@@ -437,7 +458,8 @@ def decode_chunk(job: tuple, photos: Iterable[Photo]) -> tuple[list[bytes | None
 
 
 def decode(content: bytes, name: str, *, size: int, crops: int, seed: int) -> np.ndarray:
-    """A photo's squares, (crops, S, S, 3) uint8: the centre one, or `crops` random ones, the same for the same seed and name."""
+    """A photo's squares, (crops, S, S, 3) uint8: the centre one, or `crops` random ones, the same for the same
+    seed and name."""
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         if image.width * image.height > MAX_PIXELS or image.mode not in ("RGB", "L"):
             image = Image.fromarray(open_photo(content).rgb)  # the rare kinds: 16-bit, palette, CMYK, too large ...

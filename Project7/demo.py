@@ -1,4 +1,5 @@
-"""`project7 demo`: the main job on a few real photos, with nothing to download: train a small model, colour an unseen photo.
+"""`project7 demo`: the main job on a few real photos, with nothing to download: train a small model, colour an
+unseen photo.
 
 Where a trained model is shipped (models/base), the demo uses that one instead of training.
 """
@@ -28,7 +29,10 @@ _CONFIG = RunConfig(
 
 
 def run_demo(output: Path, models_dir: Path) -> int:
-    """Writes gray | colour | truth and the full-size colour picture of each photo to `output`. Returns the exit code."""
+    """Writes gray | colour | truth and the full-size colour picture of each photo to `output`.
+
+    Returns the exit code.
+    """
     console = Console(soft_wrap=True)
     output.mkdir(parents=True, exist_ok=True)
     folder = ModelFolder(models_dir / "base")
@@ -44,7 +48,10 @@ def run_demo(output: Path, models_dir: Path) -> int:
 
 
 def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
-    """A small model on crops of the sample photos but one, in three to four minutes. Returns an exit code if stopped."""
+    """A small model on crops of the sample photos but one, in three to four minutes.
+
+    Returns an exit code if stopped.
+    """
     if folder.best.exists():
         console.print(f"Colouring with the model that an earlier demo trained: {folder.path}.", highlight=False)
         return 0

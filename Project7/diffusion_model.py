@@ -140,7 +140,7 @@ class DiffusionColorizer(nn.Module):
 
         After Zhang et al. 2017, Real-Time User-Guided Image Colorization, section 3.2.
         """
-        b, _, h, w = x_0.shape
+        h, w = x_0.shape[-2:]
         draw = random.uniform("hints")[:, None, None, None]  # (B, 1, 1, 1); its upper half asks for points
         points = 2 ** ((draw - 0.5) * 12)
         share = torch.where(draw < 0.5, 0.0, points / (h * w))

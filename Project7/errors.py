@@ -12,7 +12,10 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+
+_ECHO_SECONDS = 0.3  # torchrun passes on the Ctrl-C that its processes have had from the terminal already
 
 
 class ProjectError(Exception):
@@ -51,7 +54,10 @@ def run(main: Callable[[], int | None]) -> int:
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return main() or 0
+        code = main() or 0
+        if sys.stdout:
+            sys.stdout.flush()  # here, where a reader that has left can still be met
+        return code
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
@@ -96,8 +102,8 @@ class StopSignals:
 
     def _request(self, signum, frame):
         if self.requested is None:
-            self.requested = signum
-        elif signum == signal.SIGINT:
+            self.requested, self._when = signum, time.monotonic()
+        elif signum == signal.SIGINT and time.monotonic() - self._when > _ECHO_SECONDS:
             raise KeyboardInterrupt
 
     @property

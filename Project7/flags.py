@@ -41,7 +41,10 @@ def hyphenated(arguments: Iterable[str]) -> list[str]:
 
 
 def add_settings(parser: argparse._ActionsContainer, config: type[BaseModel]) -> None:
-    """A flag for each field. What was not given is absent from the namespace, so that a default can come from elsewhere."""
+    """A flag for each field.
+
+    What was not given is absent from the namespace, so that a default can come from elsewhere.
+    """
     for name, field in config.model_fields.items():
         if name == "method":
             continue

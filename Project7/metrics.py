@@ -1,4 +1,7 @@
-"""Measures of a coloured photo, as functions of uint8 RGB arrays (..., H, W, 3). No torch here: the data set filters with them."""
+"""Measures of a coloured photo, as functions of uint8 RGB arrays (..., H, W, 3).
+
+No torch here: the data set filters with them.
+"""
 
 import numpy as np
 
@@ -12,7 +15,8 @@ def psnr(rgb: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def colorfulness(rgb: np.ndarray) -> np.ndarray:
-    """Hasler & Suesstrunk 2003, section 7: (..., H, W, 3) uint8 -> (...). 0 is gray, 15 slight, 33 moderate, 59 strong."""
+    """Hasler & Suesstrunk 2003, section 7: (..., H, W, 3) uint8 -> (...). 0 is gray, 15 slight, 33 moderate, 59
+    strong."""
     r, g, b = np.moveaxis(rgb.astype(np.float32), -1, 0)
     rg, yb = r - g, (r + g) / 2 - b
     pixels = (-2, -1)
@@ -26,7 +30,8 @@ def ab_rmse(ab: np.ndarray, truth: np.ndarray) -> float:
 
 
 def energy_score(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Energy score a photo (Gneiting & Raftery 2007, eq. 22), lower is better: samples (K, B, 2, H, W), truth (B, 2, H, W) -> (B,).
+    """Energy score a photo (Gneiting & Raftery 2007, eq. 22), lower is better: samples (K, B, 2, H, W), truth (B,
+    2, H, W) -> (B,).
 
     mean_k |x_k - y| - 1/2 mean_{k != l} |x_k - x_l|, over the K (K - 1) pairs. The norm is the root mean square over a
     photo's pixels and both channels, so the score is in Lab units and for one certain answer equals its RMSE.

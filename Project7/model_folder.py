@@ -1,12 +1,16 @@
-"""models/<name>/: names, places, listing, history and the lock. No torch here, so prompts and `project7 models` are quick."""
+"""models/<name>/: names, places, listing, history and the lock.
+
+No torch here, so prompts and `project7 models` are quick.
+"""
 
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 
 from Project7.atomic_file import sweep, write_text
@@ -17,13 +21,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def default_models_dir() -> Path:
-    """`models/` of this checkout, wherever the command is called from; of the current folder once installed elsewhere."""
+    """`models/` of this checkout, wherever the command is called from; of the current folder once installed
+    elsewhere."""
     checkout = Path(__file__).resolve().parent.parent
     return checkout / "models" if (checkout / "pyproject.toml").exists() else Path("models")
 
 
 def check_name(name: str) -> str:
-    """Raises UsageError unless `name` can name a model: it becomes a folder, on every system, and never leaves `models/`."""
+    """Raises UsageError unless `name` can name a model: it becomes a folder, on every system, and never leaves
+    `models/`."""
     if not _NAME.fullmatch(name) or name.endswith("."):
         raise UsageError(
             f"{name!r} cannot name a model: use 1 to 64 of the letters A-Z and a-z, digits, '.', '_' and '-', starting "
@@ -69,7 +75,10 @@ class ModelFolder:
 
 
 def open_folder(models_dir: Path, name: str) -> ModelFolder:
-    """The folder of a model, existing or to be. Raises UsageError for a bad name or a link that leads out of `models_dir`."""
+    """The folder of a model, existing or to be.
+
+    Raises UsageError for a bad name or a link that leads out of `models_dir`.
+    """
     path = Path(models_dir) / check_name(name)
     if path.is_symlink() and not path.resolve().is_relative_to(Path(models_dir).resolve()):
         raise UsageError(f"{path} is a link out of the models folder, and is not followed; put a folder there.")
@@ -110,7 +119,7 @@ def locked(folder: ModelFolder) -> Iterator[None]:
     except Timeout:
         pid = owner.read_text() if owner.exists() else "unknown"
         raise ProjectError(
-            f"The model {folder.name!r} is in use by pid {pid}; wait for that run to end, or train under another --name."
+            f"The model {folder.name!r} is in use by pid {pid}; wait for that run to end, or use another --name."
         ) from None
     try:
         owner.write_text(str(os.getpid()))
@@ -141,7 +150,7 @@ def read_history(folder: ModelFolder) -> list[dict] | None:
         history = json.loads(folder.history.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return None
     usable = isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
     return history if usable else None
@@ -174,8 +183,11 @@ def list_models(models_dir: Path) -> list[ModelSummary]:
     """Every model of the folder, by name."""
     models_dir = Path(models_dir)
     names = sorted(p.name for p in models_dir.iterdir() if p.is_dir()) if models_dir.is_dir() else []
-    folders = [open_folder(models_dir, name) for name in names if _NAME.fullmatch(name) and not name.endswith(".")]
-    return [summarize(folder) for folder in folders if folder.exists()]
+    models = []
+    for name in names:
+        with suppress(UsageError):  # a folder that is no model, or a link that leads elsewhere
+            models.append(open_folder(models_dir, name))
+    return [summarize(folder) for folder in models if folder.exists()]
 
 
 def summarize(folder: ModelFolder) -> ModelSummary:
@@ -184,7 +196,7 @@ def summarize(folder: ModelFolder) -> ModelSummary:
     except UsageError:
         config = None
     history = read_history(folder) or []
-    losses = [entry["val_loss"] for entry in history if isinstance(entry.get("val_loss"), int | float)]
+    losses = [loss for entry in history if isinstance(loss := entry.get("val_loss"), int | float) and isfinite(loss)]
     weights = next((path for path in (folder.best, folder.last) if path.exists()), None)
     return ModelSummary(
         name=folder.name,
@@ -209,6 +221,6 @@ def find_weights(model: str, models_dir: Path) -> Path:
     folder = existing_folder(models_dir, model)
     if not folder.best.exists():
         raise UsageError(
-            f"The model {model!r} has no best_model.pth yet: its first epoch was not finished. Resume it with --resume {model}."
+            f"The model {model!r} has no best_model.pth yet: its first epoch was not finished; go on with --resume {model}."
         )
     return folder.best

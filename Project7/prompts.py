@@ -1,4 +1,5 @@
-"""The questions of the training scripts. They fill the same settings as the flags; a question whose flag was given is not asked.
+"""The questions of the training scripts. They fill the same settings as the flags; a question whose flag was given
+is not asked.
 
 No torch here: the first question appears at once. Ctrl-C at a question raises KeyboardInterrupt, and nothing is written.
 """
@@ -23,7 +24,7 @@ _ORDER = ("model", "training", "data")
 
 
 def can_ask() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))  # None: closed
 
 
 def questions() -> dict[str, tuple[str, FieldInfo]]:
@@ -112,10 +113,8 @@ def ask_setting(name: str, field: FieldInfo, config: type) -> str:
 
 
 def ask_epochs_to_add(model: str, done: int) -> str:
-    _, field = setting_fields()["epochs"]
-
     def valid(text: str) -> bool | str:
-        whole = text.strip().isdigit() and int(text) > 0
+        whole = text.strip().isdecimal() and int(text) > 0
         return whole or not text.strip() or f"{text.strip()!r} is not a number of epochs; type a whole number above 0."
 
     return _ask(f"{model} has finished its {done} epochs. How many more? [10]:", valid) or "10"

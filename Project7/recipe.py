@@ -5,7 +5,6 @@ A script names its settings and calls `main`. Nothing here imports torch before 
 
 import argparse
 import contextlib
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from Project7 import flags, model_folder, prompts
 from Project7.config import SECTIONS, RunConfig, build
 from Project7.errors import StopSignals, UsageError
 from Project7.model_folder import ModelFolder
+from Project7.processes import is_main_process, several_processes, start_missing_processes
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Request:
 def main(script: str, description: str, argv: list[str] | None = None) -> int:
     """Trains a model. Returns the exit code."""
     arguments = make_parser(description).parse_args(argv)
+    start_missing_processes()
     request = gather(arguments)
     if not is_main_process():
         return train_request(script, request, arguments)
@@ -62,7 +63,10 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def gather(arguments: argparse.Namespace) -> Request:
-    """Flags, and questions for what they leave open. Raises UsageError where an answer is missing and nobody can be asked."""
+    """Flags, and questions for what they leave open.
+
+    Raises UsageError where an answer is missing and nobody can be asked.
+    """
     given = {name: value for config in SECTIONS.values() for name, value in flags.given(arguments, config).items()}
     asking = prompts.can_ask() and not arguments.yes and is_main_process() and not several_processes()
     resume, name = arguments.resume, arguments.name
@@ -103,14 +107,6 @@ def gather_resume(arguments: argparse.Namespace, resume: str, given: dict[str, A
     if summary.complete and "epochs" not in given and asking:
         given["epochs"] = prompts.ask_epochs_to_add(resume, summary.epochs)
     return Request(folder, given, source)
-
-
-def is_main_process() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
-
-
-def several_processes() -> bool:
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 # -- training it -----------------------------------------------------------------------------------------------------

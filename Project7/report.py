@@ -19,7 +19,10 @@ _SCALAR_INTERVAL = 10  # steps between the points of a TensorBoard curve
 
 
 class Report:
-    """Shows each `Progress` of a run. A picture or a curve that cannot be written is said once, and training goes on."""
+    """Shows each `Progress` of a run.
+
+    A picture or a curve that cannot be written is said once, and training goes on.
+    """
 
     def __init__(self, folder: ModelFolder, config: RunConfig, console: Console):
         self.folder, self.config, self.console = folder, config, console
@@ -143,7 +146,8 @@ def counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def sheet(columns: list[np.ndarray], *, smallest: int = 128) -> np.ndarray:
-    """Pictures of one size, (K, H, W, 3) uint8 a column -> one sheet, a row a photo, small pictures enlarged in whole steps."""
+    """Pictures of one size, (K, H, W, 3) uint8 a column -> one sheet, a row a photo, small pictures enlarged in
+    whole steps."""
     scale = max(1, smallest // columns[0].shape[1])
     rows = [
         side_by_side([np.kron(p, np.ones((scale, scale, 1), np.uint8)) for p in row])

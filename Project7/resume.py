@@ -13,7 +13,8 @@ _SCHEDULE = ("learning_rate", "warmup_steps")  # may be new together with an exp
 
 
 def load_for_resume(folder: ModelFolder) -> tuple[dict[str, Any], list[str]]:
-    """The checkpoint to continue from, and what to tell the person: last_model.pth, else best_model.pth with a warning."""
+    """The checkpoint to continue from, and what to tell the person: last_model.pth, else best_model.pth with a
+    warning."""
     notes = []
     for path in (folder.last, folder.best):
         if not path.exists():

@@ -24,7 +24,9 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     # trailing spacing where the steps do not divide the timesteps: its step length is rounded down, its places are not.
     "ddim": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 1}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    # Evenly spaced in log-SNR (Lu et al. 2022, section 4): with trailing spacing few steps of every solver give too
+    # little spread, which is muted colour; this one has 97 % of it in ten steps (benchmarks/RESULTS.md).
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_lu_lambdas": True}),
     "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
@@ -90,6 +92,10 @@ def make_sampler(name: str, noise_scheduler, *, steps: int):
     kind, settings = _SCHEDULERS[name]
     sampler = getattr(diffusers, kind).from_config(noise_scheduler.config, timestep_spacing="trailing", **settings)
     sampler.set_timesteps(steps)
+    if settings.get("use_lu_lambdas") and len(set(sampler.timesteps.tolist())) < steps:
+        # Rounded to whole timesteps, many steps evenly spaced in log-SNR coincide, and diffusers loses its place.
+        sampler = type(sampler).from_config(sampler.config, use_lu_lambdas=False)
+        sampler.set_timesteps(steps)
     return sampler
 
 

@@ -1,4 +1,5 @@
-"""The one training loop. `train` is a generator: it yields a `Progress` after each optimizer step, and the caller shows it.
+"""The one training loop. `train` is a generator: it yields a `Progress` after each optimizer step, and the caller
+shows it.
 
 Leaving the loop (under contextlib.closing) is how a run is cancelled: the folder then holds a checkpoint of the last
 whole step. What is random is keyed by (seed, step, sample), so a resumed run continues bit for bit on the CPU.
@@ -96,7 +97,7 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     on_cpu = device == "cpu" or not any(available.values())
     if training.mixed_precision == "fp16" and (on_cpu or not available["cuda"]):
         raise UsageError("--mixed-precision fp16 works on CUDA only; use bf16, or no.")
-    return Accelerator(mixed_precision=training.mixed_precision, cpu=device == "cpu")
+    return Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu)
 
 
 def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
@@ -144,7 +145,8 @@ def fixed_pictures(images: ImageSet) -> Tensor:
 
 
 class Run:
-    """A training run: its weights, its state and its place in the data. Read `progress` first, then `optimizer_step`."""
+    """A training run: its weights, its state and its place in the data. Read `progress` first, then
+    `optimizer_step`."""
 
     def __init__(self, config, folder, images, accelerator, resume):
         self.config, self.folder, self.accelerator = config, folder, accelerator
@@ -194,7 +196,8 @@ class Run:
             raise
 
     def batches(self) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-        """The rest of the epoch: the size of each whole batch, this process's places in it, their pictures (b, S, S, 3)."""
+        """The rest of the epoch: the size of each whole batch, this process's places in it, their pictures (b, S,
+        S, 3)."""
         order = epoch_order(self.settings.seed, self.state.epoch, len(self.training.images))[self.state.position :]
         whole = [order[i : i + self.global_batch] for i in range(0, len(order), self.global_batch)]
         places = [self.share(len(indices)) for indices in whole]
@@ -204,7 +207,10 @@ class Run:
             yield from zip(map(len, whole), places, loaded, strict=True)
 
     def share(self, count: int) -> np.ndarray:
-        """This process's places in a batch of `count`. With more processes than pictures, one without repeats the first."""
+        """This process's places in a batch of `count`.
+
+        With more processes than pictures, one without repeats the first.
+        """
         mine = np.array_split(np.arange(count), self.accelerator.num_processes)[self.accelerator.process_index]
         return mine if len(mine) else np.arange(1)
 
@@ -235,14 +241,18 @@ class Run:
 
     @torch.no_grad()
     def update_ema(self, good: Tensor) -> None:
-        """ema += (1 - decay) (weights - ema), nothing where `good` is 0. The decay rises to its full value over the run."""
+        """ema += (1 - decay) (weights - ema), nothing where `good` is 0.
+
+        The decay rises to its full value over the run.
+        """
         decay = min(self.settings.ema_decay, (1 + self.state.step) / (10 + self.state.step))
         change = torch._foreach_sub(self.parameters, self.ema_parameters)
         torch._foreach_mul_(change, good * (1 - decay))
         torch._foreach_add_(self.ema_parameters, change)
 
     def backward(self, count: int, places: np.ndarray, rgb: Tensor) -> dict[str, Tensor]:
-        """The gradient of the mean loss over a whole batch of `count`; returns this process's part of each term's mean."""
+        """The gradient of the mean loss over a whole batch of `count`; returns this process's part of each term's
+        mean."""
         share = 1 / count if self.accelerator.process_index < count else 0.0  # a repeated picture counts for nothing
         pieces = np.array_split(np.arange(len(places)), min(self.state.accumulation, len(places)))
         measures: dict[str, Tensor] = {}
@@ -257,7 +267,8 @@ class Run:
         return measures
 
     def prepare(self, rgb: Tensor, *, first: int, count: int) -> Batch:
-        """uint8 pictures (b, S, S, 3) -> what a method trains on: flipped at random, split into L and ab, on the device."""
+        """uint8 pictures (b, S, S, 3) -> what a method trains on: flipped at random, split into L and ab, on the
+        device."""
         device = self.accelerator.device
         random = BatchRandom(self.settings.seed, self.state.step, first, len(rgb), count, str(device))
         rgb = rgb.to(device, non_blocking=True).movedim(-1, 1)  # (b, 3, S, S)
@@ -349,7 +360,10 @@ class Run:
 
     @torch.no_grad()
     def compare(self) -> Comparison | None:
-        """Colours the fixed validation photos. Only the main process does; the others go on and meet it at the next step."""
+        """Colours the fixed validation photos.
+
+        Only the main process does; the others go on and meet it at the next step.
+        """
         if not self.accelerator.is_main_process:
             return None
         truth = self.truth.to(self.accelerator.device)
@@ -377,7 +391,8 @@ class Run:
     # -- measures and time -------------------------------------------------------------------------------------------
 
     def read_back(self) -> None:
-        """Moves the measures of the pending steps to the host, once for all of them, and adds them to the epoch's sums."""
+        """Moves the measures of the pending steps to the host, once for all of them, and adds them to the epoch's
+        sums."""
         rows = torch.stack(self.pending)  # (steps, measures)
         if self.accelerator.num_processes > 1:
             terms = self.accelerator.reduce(rows[:, :-2].contiguous(), "sum")  # the norm is the same everywhere
@@ -503,7 +518,8 @@ class Run:
         self.saved_at = time.monotonic()
 
     def restore(self, checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Continues from a checkpoint: exactly from last_model.pth; from the epoch's end and the EMA from best_model.pth."""
+        """Continues from a checkpoint: exactly from last_model.pth; from the epoch's end and the EMA from
+        best_model.pth."""
         ema = checkpoint["model_state_dict"]
         check_weights(model, ema, self.folder.path)
         self.ema.load_state_dict(ema)

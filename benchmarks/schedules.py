@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Which prediction type, noise schedule and scale of ab? Equal networks, images and steps; judged on held-out photos.
 
-    python benchmarks/schedules.py --data PATH [--steps 600] [--only v-zsnr ...]
+python benchmarks/schedules.py --data PATH [--steps 600] [--only v-zsnr ...]
 """
 
 import argparse

@@ -141,7 +141,12 @@ def test_output_names(tmp_path):
     found = files(tmp_path / "in", "a.jpg", "a.png", "b.png", "sub/a.png")
     out = tmp_path / "out"
     jobs = plan_outputs(found, out, variants=1)
-    assert [job.targets[0].relative_to(out).as_posix() for job in jobs] == ["a.jpg.png", "a.png.png", "b.png", "sub/a.png"]
+    assert [job.targets[0].relative_to(out).as_posix() for job in jobs] == [
+        "a.jpg.png",
+        "a.png.png",
+        "b.png",
+        "sub/a.png",
+    ]
     variants = plan_outputs(found[2:3], out, variants=2)
     assert [path.name for path in variants[0].targets] == ["b-1.png", "b-2.png"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from Project7 import errors
 from Project7.errors import ProjectError, StopSignals, UsageError, run, sentence
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,6 +111,14 @@ def test_a_reader_that_has_left_is_no_error(text):
     assert (process.returncode, err) == (0, "")
 
 
+def test_a_closed_stdout_is_no_error():
+    """`project7 models >&-`: Python then has no sys.stdout at all."""
+    closed = f"import os; os.close(1); os.execv({sys.executable!r}, ['python', '-c', {PRINTS.format(text=1)!r}])"
+    with start(closed, stderr=subprocess.PIPE) as process:
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
 # -- sentence --------------------------------------------------------------------------------------------------------
 
 
@@ -142,12 +151,21 @@ def test_the_first_signal_is_a_request(signum, code):
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_after_a_request_leaves_at_once(first):
+def test_ctrl_c_after_a_request_leaves_at_once(first, monkeypatch):
+    monkeypatch.setattr(errors, "_ECHO_SECONDS", -1.0)
     with StopSignals() as stop:
         signal.raise_signal(first)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert stop.requested == first
+
+
+def test_the_echo_of_a_launcher_is_no_second_ctrl_c(monkeypatch):
+    monkeypatch.setattr(errors, "_ECHO_SECONDS", 3600.0)
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.exit_code == 130
 
 
 def test_a_second_sigterm_is_no_hurry():

@@ -17,16 +17,17 @@ PACKAGE = ROOT / "Project7"
 # A module imports only from the lines above its own.
 ORDER = """
 __init__ errors
-atomic_file config color
+atomic_file config color processes
 flags model_folder photo metrics batch guided_filter
 dataset download palette layers losses perceptual_loss discriminator samplers
 diffusion_model classification_model regression_model
 methods
 checkpoints health
 trainer colorize resume
-evaluate report demo
+evaluate report
 prompts
 recipe
+demo
 cli web train_*
 __main__
 """

@@ -64,7 +64,9 @@ def test_train_stop_resume_add_epochs_and_copy(place, photos):
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr  # no escape codes in a pipe
     folder = place / "models" / "m"
-    assert {"best_model.pth", "last_model.pth", "config.json", "training_history.json"} <= {p.name for p in folder.iterdir()}
+    assert {"best_model.pth", "last_model.pth", "config.json", "training_history.json"} <= {
+        p.name for p in folder.iterdir()
+    }
     assert len(json.loads((folder / "training_history.json").read_text())) == 2
 
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
@@ -159,7 +161,10 @@ def test_a_schedule_with_an_end_needs_a_new_one(place, photos):
     refused = train(place, "--resume", "m", "--epochs", 1)
     assert refused.returncode == 2
     assert "--lr-schedule" in refused.stderr
-    assert train(place, "--resume", "m", "--epochs", 1, "--lr-schedule", "cosine", "--learning-rate", "5e-5").returncode == 0
+    assert (
+        train(place, "--resume", "m", "--epochs", 1, "--lr-schedule", "cosine", "--learning-rate", "5e-5").returncode
+        == 0
+    )
     assert train(place, "--resume", "m", "--epochs", 1, "--learning-rate", "1e-5").returncode == 2
 
 
@@ -209,9 +214,9 @@ def test_from_inside_the_package_folder_and_as_a_module(place, photos):
 def test_two_processes_train_the_same_model_as_one(place, photos):
     """accelerate launch with two processes of batch 2, and one process of batch 4: one global batch, one model."""
     assert small(place, photos, name="one", epochs=2).returncode == 0
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-               "--mixed_precision", "no", "--dynamo_backend", "no", str(SCRIPT), "--models-dir", str(place / "models"), "--name", "two",
-               "--data", str(photos), "--epochs", "2", "--yes", *SMALL, "--batch-size", "2"]  # fmt: skip
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", str(SCRIPT)]
+    flags = ["--name", "two", "--data", photos, "--epochs", 2, "--yes", *SMALL, "--batch-size", 2]
+    command = [*launch, "--models-dir", str(place / "models"), *map(str, flags)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = last(place, "one"), last(place, "two")
@@ -250,7 +255,9 @@ def test_the_questions_in_a_real_terminal(place, photos):
     assert config["model"]["timesteps"] == 1000
     assert config["training"]["learning_rate"] == 1e-3
 
-    terminal = pexpect.spawn(sys.executable, arguments[:3], cwd=place, encoding="utf-8", timeout=60, dimensions=(40, 120))
+    terminal = pexpect.spawn(
+        sys.executable, arguments[:3], cwd=place, encoding="utf-8", timeout=60, dimensions=(40, 120)
+    )
     terminal.expect("resume from an existing model")
     terminal.expect("my-model")
     terminal.send("1\r")

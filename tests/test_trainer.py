@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 
@@ -208,7 +209,9 @@ def test_best_model_holds_the_ema_and_last_model_the_raw_weights_too(tmp_path):
         for progress in steps:
             if progress.phase == "train" and not progress.entry:
                 decay = min(0.5, progress.step / (9 + progress.step))
-                expected = [torch.lerp(e, p.detach(), 1 - decay) for e, p in zip(expected, run_.parameters, strict=True)]
+                expected = [
+                    torch.lerp(e, p.detach(), 1 - decay) for e, p in zip(expected, run_.parameters, strict=True)
+                ]
     last = load_checkpoint(tmp_path / "last_model.pth")
     ema, raw = last["model_state_dict"], last["raw_state_dict"]
     names = [name for name, _ in run_.ema.named_parameters()]
@@ -260,7 +263,7 @@ def test_learning_rate_schedules():
     assert constant[10:] == [1.0] * 90
     assert max(cosine) == pytest.approx(1.0, abs=0.01)
     assert cosine[-1] < 0.01
-    assert all(a >= b for a, b in zip(cosine[10:], cosine[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(cosine[10:]))
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     reference = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=100, pct_start=0.1)
     theirs = []

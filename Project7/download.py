@@ -1,0 +1,116 @@
+"""Tiny ImageNet from its address: resumed where an earlier try broke off, checked, unpacked whole or not at all."""
+
+import http.client
+import shutil
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from Project7.atomic_file import write_text
+from Project7.errors import ProjectError, UsageError, sentence
+
+TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_NAME = "tiny-imagenet-200"
+_SILENCE = 30  # seconds without a byte, and the connection is given up
+_BLOCK = 1 << 18
+
+Counter = Callable[[str, int, int], None]
+
+
+def download_tiny_imagenet(to: Path, *, url: str = TINY_IMAGENET_URL, progress: Counter | None = None) -> Path:
+    """Returns the folder `to`/tiny-imagenet-200. Nothing is fetched again that is there already.
+
+    Raises ProjectError, in one sentence with the cure, where the network or the archive is at fault.
+    """
+    folder, archive = to / _NAME, to / f"{_NAME}.zip"
+    if (folder / "train").is_dir():
+        return folder
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"--url {url} is no web address; it starts with http:// or https://.")
+    to.mkdir(parents=True, exist_ok=True)
+    if not archive.exists():
+        fetch(url, archive, progress)
+    unpack(archive, folder, progress)
+    archive.unlink()
+    return folder
+
+
+def fetch(url: str, target: Path, progress: Counter | None) -> None:
+    """Downloads to `target`.part and renames it when it is whole.
+
+    A part of the same file is continued (RFC 9110, 14.2).
+    """
+    part, tag = target.with_suffix(".zip.part"), target.with_suffix(".zip.version")
+    request = urllib.request.Request(url, headers={"User-Agent": "project7"})
+    have = part.stat().st_size if part.exists() and tag.exists() else 0
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", tag.read_text())  # another version by now: the server sends all of it
+    try:
+        with urllib.request.urlopen(request, timeout=_SILENCE) as answer:
+            receive(answer, part, tag, have if answer.status == 206 else 0, progress)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing is left to send: the part is whole, or of another file
+            part.unlink()
+            return fetch(url, target, progress)
+        raise ProjectError(f"{url} answers {error.code} {error.reason}; give another address with --url.") from None
+    except (OSError, http.client.HTTPException) as error:
+        reason = sentence(getattr(error, "reason", None) or error)
+        raise ProjectError(
+            f"The download from {url} broke off ({reason}); run the command again: it goes on there."
+        ) from None
+    part.rename(target)
+    tag.unlink(missing_ok=True)
+    return None
+
+
+def receive(answer, part: Path, tag: Path, have: int, progress: Counter | None) -> None:
+    """Writes what the server sends behind the first `have` bytes.
+
+    Raises OSError where it sends less than it promised.
+    """
+    version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+    if version and not version.startswith("W/"):
+        write_text(tag, version)
+    length = answer.headers.get("Content-Length")
+    total = have + int(length) if length and length.isdecimal() else 0
+    with open(part, "ab" if have else "wb") as file:
+        while block := answer.read(_BLOCK):
+            file.write(block)
+            have += len(block)
+            if progress:
+                progress("downloading (bytes)", have, max(total, have))
+    if have < total:
+        raise OSError(f"{have:,} of {total:,} bytes came")
+
+
+def unpack(archive: Path, folder: Path, progress: Counter | None) -> None:
+    """Unpacks beside and renames.
+
+    The archive's own checksums are checked on the way; no member may leave the folder.
+    """
+    work = folder.with_name(f".{folder.name}-unpacking")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as members:
+            names = members.namelist()
+            strangers = [n for n in names if n.startswith(("/", "\\")) or ".." in Path(n).parts or ":" in n]
+            if strangers or not any(name.startswith(f"{_NAME}/train/") for name in names):
+                what = f"holds {strangers[0]!r}" if strangers else f"has no {_NAME}/train/"
+                raise zipfile.BadZipFile(what)
+            for number, name in enumerate(names, start=1):
+                members.extract(name, work)
+                if progress and (number % 500 == 0 or number == len(names)):
+                    progress("unpacking", number, len(names))
+        (work / _NAME).rename(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        archive.unlink()
+        raise ProjectError(
+            f"What was downloaded is no whole Tiny ImageNet ({sentence(error)}), and was thrown away; run the command "
+            "again."
+        ) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

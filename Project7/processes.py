@@ -1,0 +1,48 @@
+"""One process of several: which one this is, and starting those that a launcher left out. No torch here."""
+
+import os
+import sys
+from itertools import pairwise
+
+
+def is_main_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def several_processes() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def start_missing_processes() -> None:
+    """Makes `accelerate launch --num_processes N` mean N processes where there is no GPU.
+
+    Without a GPU accelerate's launcher starts one process whatever N is (it leaves the others to MPI), which would
+    train with a smaller batch than was asked for. This one then becomes torchrun, which starts all of them.
+    """
+    if "MASTER_PORT" not in os.environ or "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ:
+        return
+    wanted = _launched_with()
+    if wanted < 2 or _has_cuda():
+        return
+    os.environ.pop("MASTER_PORT")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(wanted)]
+    os.execv(sys.executable, [*launcher, *sys.argv])
+
+
+def _launched_with() -> int:
+    """The --num_processes of the `accelerate launch` that started this process; 1 where none did."""
+    import psutil  # comes with accelerate
+
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent else []
+    words = [part for word in words for part in word.split("=", 1)]
+    for flag, value in pairwise(words):
+        if flag in ("--num_processes", "--num-processes") and value.isdecimal():
+            return int(value)
+    return 1
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
