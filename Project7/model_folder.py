@@ -221,6 +221,6 @@ def find_weights(model: str, models_dir: Path) -> Path:
     folder = existing_folder(models_dir, model)
     if not folder.best.exists():
         raise UsageError(
-            f"The model {model!r} has no best_model.pth yet: its first epoch was not finished; go on with --resume {model}."
+            f"The model {model!r} has no best_model.pth yet: its first epoch is not finished; go on: --resume {model}."
         )
     return folder.best

@@ -1,7 +1,6 @@
-"""The questions of the training scripts. They fill the same settings as the flags; a question whose flag was given
-is not asked.
+"""The questions of the training scripts: they fill the same settings as the flags, and skip what a flag has said.
 
-No torch here: the first question appears at once. Ctrl-C at a question raises KeyboardInterrupt, and nothing is written.
+No torch here: the first question appears at once. Ctrl-C at a question raises KeyboardInterrupt; nothing is written.
 """
 
 import sys

@@ -90,7 +90,8 @@ class Report:
         line = f"epoch {entry['epoch']}/{progress.epochs}  step {entry['step']}  train {_number(entry['train_loss'])}"
         line += f"  val {_number(entry['val_loss'])}{' (best)' if progress.is_best else ''}"
         if shown:
-            line += f"  PSNR {shown.psnr:.2f} dB  colorfulness {shown.colorfulness:.1f} (truth {shown.colorfulness_truth:.1f})"
+            line += f"  PSNR {shown.psnr:.2f} dB"
+            line += f"  colorfulness {shown.colorfulness:.1f} (truth {shown.colorfulness_truth:.1f})"
         if entry["skipped_steps"]:
             line += f"  {entry['skipped_steps']} steps skipped"
         return f"{line}  {entry['images_per_second']:.0f} images/s"
@@ -177,7 +178,7 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
     rows = {
         "model": f"{folder.path}, features {','.join(map(str, model.features))}",
         "diffusion": f"{model.timesteps} timesteps, {model.prediction_type}, {model.beta_schedule} betas",
-        "images": f"{training:,} for training, {validation:,} for validation, {config.data.image_size} px, from {config.data.data}",
+        "images": f"{training:,} + {validation:,} for validation, {config.data.image_size} px, from {config.data.data}",
         "training": f"{settings.epochs} epochs, batch {settings.batch_size}, learning rate {settings.learning_rate:g}",
         "device": f"{device}, {'full precision' if settings.mixed_precision == 'no' else settings.mixed_precision}",
     }

@@ -91,8 +91,8 @@ def plan(checkpoint: dict[str, Any], config: RunConfig, *, new_schedule: bool) -
         progress |= {"schedule_start": progress.get("step", 0), "schedule_steps": 0}
     elif planned > stored_epochs and config.training.lr_schedule != "constant":
         raise UsageError(
-            f"The {config.training.lr_schedule} learning rate of this model ends with epoch {stored_epochs}; to go on to "
-            f"epoch {planned}, say which schedule the new epochs have: --lr-schedule constant, cosine or one-cycle."
+            f"The {config.training.lr_schedule} learning rate of this model ends with epoch {stored_epochs}; to go on "
+            f"to epoch {planned}, say which schedule the new epochs have: --lr-schedule constant, cosine or one-cycle."
         )
     return None
 

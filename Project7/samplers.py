@@ -59,8 +59,8 @@ def make_noise_scheduler(config: DiffusionConfig):
     left = noise_scheduler.alphas_cumprod[-1].item() ** 0.5
     if not left <= _LEFT_AT_THE_END:
         raise UsageError(
-            f"--beta-schedule {config.beta_schedule} with --timesteps {config.timesteps} leaves {left:.0%} of the picture at "
-            "the last step, which must be noise (at most 2 %); use --zero-terminal-snr."
+            f"--beta-schedule {config.beta_schedule} with --timesteps {config.timesteps} leaves {left:.0%} of the "
+            "picture at the last step, which must be noise (at most 2 %); use --zero-terminal-snr."
         )
     return noise_scheduler
 

@@ -133,7 +133,8 @@ def test_rare_kinds_come_through_the_one_door(tmp_path):
 
 def test_random_squares_are_a_function_of_seed_and_name(tmp_path):
     folder_of(tmp_path / "photos", 3, size=(60, 40))
-    first, again, other = (opened(tmp_path / "photos", tmp_path / c, crops=5, seed=s)[0] for c, s in (("a", 3), ("b", 3), ("c", 4)))  # fmt: skip
+    runs = (("a", 3), ("b", 3), ("c", 4))
+    first, again, other = (opened(tmp_path / "photos", tmp_path / c, crops=5, seed=s)[0] for c, s in runs)
     assert np.array_equal(first.images, again.images)
     assert len({image.tobytes() for image in first.images}) == len(first.images)
     assert first.fingerprint != other.fingerprint

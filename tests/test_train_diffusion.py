@@ -19,7 +19,8 @@ from Project7.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "Project7" / "train_diffusion.py"
-SMALL = "--features 8,16 --time-dim 16 --timesteps 50 --batch-size 4 --image-size 16 --device cpu --image-interval 0".split()
+SMALL = "--features 8,16 --time-dim 16 --timesteps 50 --batch-size 4 --image-size 16 --device cpu".split()
+SMALL += ["--image-interval", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,8 @@ def train(place, *flags, cwd=None, **settings):
     )
 
 
-def small(place, photos, *flags, name="m", epochs=2):
-    return train(place, "--name", name, "--data", photos, "--epochs", epochs, "--yes", *SMALL, *flags)
+def small(place, photos, *flags, name="m", epochs=2, **settings):
+    return train(place, "--name", name, "--data", photos, "--epochs", epochs, "--yes", *SMALL, *flags, **settings)
 
 
 def last(place, name="m"):
@@ -116,11 +117,7 @@ def test_kill_between_the_two_files_and_resume(place, photos):
     """SIGKILL while a checkpoint is being replaced: the old one stands, and the run goes on to the same end."""
     straight = small(place, photos, name="straight", epochs=3)
     assert straight.returncode == 0, straight.stderr
-    killed = subprocess.run(
-        [sys.executable, str(SCRIPT), "--models-dir", str(place / "models"), "--name", "m", "--data", str(photos),
-         "--epochs", "3", "--yes", *SMALL],
-        env=os.environ | {"PROJECT7_FAULT": "before-rename:6"}, timeout=120, capture_output=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    killed = small(place, photos, epochs=3, env=os.environ | {"PROJECT7_FAULT": "before-rename:6"})
     assert killed.returncode == -signal.SIGKILL
     resumed = train(place, "--resume", "m")
     assert resumed.returncode == 0, resumed.stderr
