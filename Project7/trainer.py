@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from Project7 import color, model_folder
 from Project7.batch import Batch, BatchRandom, Step
-from Project7.checkpoints import check_weights, save_checkpoint
+from Project7.checkpoints import CheckpointError, check_weights, save_checkpoint
 from Project7.config import RunConfig, TrainingConfig
 from Project7.dataset import ImageSet, epoch_order, load_batches
 from Project7.errors import ProjectError, UsageError
@@ -145,8 +145,7 @@ def fixed_pictures(images: ImageSet) -> Tensor:
 
 
 class Run:
-    """A training run: its weights, its state and its place in the data. Read `progress` first, then
-    `optimizer_step`."""
+    """A training run: its weights, its state, its place in the data. Read `progress` first, then `optimizer_step`."""
 
     def __init__(self, config, folder, images, accelerator, resume):
         self.config, self.folder, self.accelerator = config, folder, accelerator
@@ -196,8 +195,7 @@ class Run:
             raise
 
     def batches(self) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-        """The rest of the epoch: the size of each whole batch, this process's places in it, their pictures (b, S,
-        S, 3)."""
+        """The rest of the epoch: each whole batch's size, this process's places in it, their pictures (b, S, S, 3)."""
         order = epoch_order(self.settings.seed, self.state.epoch, len(self.training.images))[self.state.position :]
         whole = [order[i : i + self.global_batch] for i in range(0, len(order), self.global_batch)]
         places = [self.share(len(indices)) for indices in whole]
@@ -251,8 +249,7 @@ class Run:
         torch._foreach_add_(self.ema_parameters, change)
 
     def backward(self, count: int, places: np.ndarray, rgb: Tensor) -> dict[str, Tensor]:
-        """The gradient of the mean loss over a whole batch of `count`; returns this process's part of each term's
-        mean."""
+        """The gradient of the mean loss over a whole batch of `count`. Returns this process's part of each mean."""
         share = 1 / count if self.accelerator.process_index < count else 0.0  # a repeated picture counts for nothing
         pieces = np.array_split(np.arange(len(places)), min(self.state.accumulation, len(places)))
         measures: dict[str, Tensor] = {}
@@ -267,8 +264,7 @@ class Run:
         return measures
 
     def prepare(self, rgb: Tensor, *, first: int, count: int) -> Batch:
-        """uint8 pictures (b, S, S, 3) -> what a method trains on: flipped at random, split into L and ab, on the
-        device."""
+        """uint8 pictures (b, S, S, 3) -> what a method trains on, on the device: flipped at random, L and ab."""
         device = self.accelerator.device
         random = BatchRandom(self.settings.seed, self.state.step, first, len(rgb), count, str(device))
         rgb = rgb.to(device, non_blocking=True).movedim(-1, 1)  # (b, 3, S, S)
@@ -518,19 +514,21 @@ class Run:
         self.saved_at = time.monotonic()
 
     def restore(self, checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Continues from a checkpoint: exactly from last_model.pth; from the epoch's end and the EMA from
-        best_model.pth."""
+        """Continues exactly from last_model.pth; from best_model.pth with the EMA, at the end of its epoch."""
         ema = checkpoint["model_state_dict"]
         check_weights(model, ema, self.folder.path)
         self.ema.load_state_dict(ema)
         model.load_state_dict(checkpoint.get("raw_state_dict", ema))
-        if "optimizer_state_dict" in checkpoint:
-            optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
-        else:
-            self.notes.append("The checkpoint has no optimizer state: AdamW starts afresh.")
+        try:
+            if "optimizer_state_dict" in checkpoint:
+                optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+            else:
+                self.notes.append("The checkpoint has no optimizer state: AdamW starts afresh.")
+            if "progress" in checkpoint:
+                self.state = RunState(**checkpoint["progress"])
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self.folder.path} cannot be continued: its state is not of this model.") from error
         self.history = list(checkpoint.get("history", []))
-        if "progress" in checkpoint:
-            self.state = RunState(**checkpoint["progress"])
-        else:
+        if "progress" not in checkpoint:
             self.state.epoch, self.state.step = checkpoint.get("epoch", 0), checkpoint.get("step", 0)
             self.state.best_val_loss = checkpoint.get("best_val_loss") or math.inf

@@ -1,0 +1,155 @@
+"""project7 as a person calls it: whole processes, exit codes, what is printed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from Project7.checkpoints import save_checkpoint
+from Project7.config import DataConfig, DiffusionConfig, RunConfig, to_json
+from Project7.methods import build
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = RunConfig(
+    model=DiffusionConfig(features=(8, 16), time_dim=16, timesteps=50), data=DataConfig(image_size=16, data="somewhere")
+)
+
+
+def project7(*arguments, cwd, **settings):
+    command = [sys.executable, "-m", "Project7", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        **settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A models folder with one untrained model, and a folder of photos with a bad one."""
+    place = tmp_path_factory.mktemp("place")
+    folder = place / "models" / "tiny"
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    weights = build(CONFIG.model).state_dict()
+    save_checkpoint(folder / "best_model.pth", {"model_state_dict": weights, "config": CONFIG.model_dump(mode="json")})
+    (folder / "config.json").write_text(to_json(CONFIG))
+    photos = place / "photos"
+    (photos / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg", "sub/a.png"):
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(photos / name)
+    return place
+
+
+def colorize(place, *arguments):
+    return project7("colorize", *arguments, "--models-dir", place / "models", "--steps", 2, cwd=place)
+
+
+def test_a_folder_is_coloured_then_skipped_then_forced(place):
+    done = colorize(place, "photos", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    assert "3 coloured" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    files = {p.relative_to(place / "out").as_posix() for p in (place / "out").rglob("*.png")}
+    assert files == {"a.png", "b.png", "sub/a.png"}
+    with Image.open(place / "out" / "a.png") as picture:
+        assert picture.size == (30, 20)
+        assert picture.info["icc_profile"]
+    again = colorize(place, "photos", "--output", "out")
+    assert again.returncode == 0
+    assert "3 skipped" in again.stdout
+    assert "--force" in again.stderr
+    assert "3 coloured" in colorize(place, "photos", "--output", "out", "--force").stdout
+
+
+def test_a_bad_file_is_named_and_the_rest_goes_on(place):
+    (place / "mixed").mkdir()
+    Image.new("RGB", (20, 20), "teal").save(place / "mixed" / "good.png")
+    (place / "mixed" / "bad.png").write_bytes(b"no picture")
+    done = colorize(place, "mixed", "--output", "out2", "--variants", 2, "--seed", 3)
+    assert done.returncode == 1
+    assert "bad.png" in done.stderr
+    assert "1 coloured, 1 failed" in done.stdout
+    assert sorted(p.name for p in (place / "out2").iterdir()) == ["good-1.png", "good-2.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.png"], ["nowhere.png"]),
+        (["photos", "--model", "ghost"], ["ghost", "tiny"]),
+        (["photos", "--sampler", "magic"], ["--sampler", "ddim"]),
+        (["photos", "--steps", "0"], ["--steps"]),
+        (["photos", "--seed", "-1"], ["--seed"]),
+        (["photos", "--what"], ["--what"]),
+        ([], ["PHOTO"]),
+    ],
+)
+def test_bad_requests_exit_2_with_one_sentence(place, arguments, words):
+    done = project7("colorize", *arguments, "--models-dir", place / "models", cwd=place)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_models_are_listed_and_an_empty_folder_says_so(place):
+    listed = project7("models", "--models-dir", place / "models", cwd=place)
+    assert listed.returncode == 0
+    assert "tiny" in listed.stdout
+    assert "diffusion" in listed.stdout
+    empty = project7("models", "--models-dir", place / "none", cwd=place)
+    assert empty.returncode == 0
+    assert "train_diffusion" in empty.stdout
+
+
+def test_data_shows_what_training_would_see(place):
+    shown = project7("data", "--data", "photos", "--image-size", 16, "--cache-dir", place / "cache", cwd=place)
+    assert shown.returncode == 0, shown.stderr
+    assert "training: 2 images" in shown.stdout
+    assert "colorfulness" in shown.stdout
+
+
+def test_by_its_path_from_anywhere(place):
+    command = [sys.executable, ROOT / "Project7", "models", "--models-dir", place / "models"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "tiny" in done.stdout
+
+
+def test_help_of_every_command(place):
+    assert "colorize" in project7(cwd=place).stdout
+    for command in ("colorize", "models", "data", "download", "demo"):
+        done = project7(command, "--help", cwd=place)
+        assert done.returncode == 0
+        assert "usage: project7" in done.stdout
+
+
+def test_only_what_a_command_needs_is_imported(place):
+    """Why --help answers at once: no torch, no Pillow, no numpy."""
+    program = "import sys; from Project7.cli import command; command(['models', '--help'])"
+    heavy = "print(sorted({'torch', 'numpy', 'PIL', 'diffusers', 'questionary'} & set(sys.modules)), file=sys.stderr)"
+    script = f"import sys, atexit\natexit.register(lambda: {heavy})\n{program}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_models_folder_that_cannot_be_written(place):
+    (place / "file").write_text("x")
+    script = ROOT / "Project7" / "train_diffusion.py"
+    command = [sys.executable, script, "--name", "m", "--yes", "--models-dir", place / "file" / "models"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "--models-dir" in done.stderr
+    assert done.stderr.count("\n") == 1

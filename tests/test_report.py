@@ -1,0 +1,87 @@
+"""What a run shows, and that trouble with showing never stops training."""
+
+import io
+
+import numpy as np
+from rich.console import Console
+
+from Project7.config import RunConfig
+from Project7.model_folder import ModelFolder
+from Project7.report import Report, clock, counting, sheet
+from Project7.trainer import Comparison, Progress
+
+
+def comparison() -> Comparison:
+    pictures = np.zeros((2, 16, 16, 3), np.uint8)
+    return Comparison(pictures, pictures + 100, pictures + 200, 20.0, 30.0, 40.0, (1.0, 2.0), (3.0, 4.0))
+
+
+def progress(**changes) -> Progress:
+    entry = {"epoch": 1, "step": 10, "train_loss": 0.5, "val_loss": 0.4, "skipped_steps": 2, "images_per_second": 9.0}
+    values = {
+        "phase": "train", "epoch": 1, "epochs": 2, "step": 10, "total_steps": 20, "losses": {"loss": 0.5, "mse": 0.5},
+        "learning_rate": 1e-4, "grad_norm": 1.0, "skipped": 0, "images_per_second": 9.0, "seconds_left": 61.0,
+        "entry": entry, "is_best": True, "comparison": comparison(),
+    }  # fmt: skip
+    return Progress(**values | changes)
+
+
+def shown(folder, *steps, terminal=False) -> str:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=160)
+    with Report(folder, RunConfig(), console) as report:
+        for step in steps:
+            report.show(step)
+    return text.getvalue()
+
+
+def test_an_epoch_is_one_plain_line_in_a_pipe(tmp_path):
+    text = shown(ModelFolder(tmp_path), progress())
+    assert "\x1b" not in text
+    (line,) = text.splitlines()
+    for words in ("epoch 1/2", "train 0.5000", "val 0.4000 (best)", "PSNR 20.00 dB", "truth 40.0", "2 steps skipped"):
+        assert words in line
+
+
+def test_pictures_and_curves_are_written(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = ModelFolder(tmp_path)
+    shown(folder, progress(), progress(step=20))
+    assert [p.name for p in sorted(folder.pictures.iterdir())] == ["step-0000010.png", "step-0000020.png"]
+    events = EventAccumulator(str(folder.logs)).Reload()
+    scalars = events.Tags()["scalars"]
+    assert {"train/loss", "train/mse", "train/learning_rate", "validation/loss", "validation/psnr"} <= set(scalars)
+    assert [event.step for event in events.Scalars("train/loss")] == [10, 20]
+    assert events.Tags()["images"] == ["gray | colour | truth"]
+
+
+def test_a_picture_that_cannot_be_written_is_said_once(tmp_path):
+    folder = ModelFolder(tmp_path)
+    (tmp_path / "pictures").write_text("a file in the way")
+    (tmp_path / "logs").write_text("a file in the way")
+    text = shown(folder, progress(), progress(step=20), progress(step=30))
+    assert text.count("No comparison picture") == 1
+    assert text.count("No TensorBoard log") == 1
+    assert text.count("epoch 1/2") == 3  # training went on
+
+
+def test_a_terminal_gets_a_bar(tmp_path):
+    text = shown(ModelFolder(tmp_path), progress(), terminal=True)
+    assert "10/20" in text
+    assert "1:01 left" in text
+
+
+def test_a_count_is_silent_in_a_pipe(tmp_path):
+    text = io.StringIO()
+    with counting(Console(file=text)) as count:
+        count("decoding", 1, 2)
+    assert text.getvalue() == ""
+
+
+def test_sheets_and_clocks():
+    columns = [np.full((3, 16, 16, 3), value, np.uint8) for value in (0, 100, 200)]
+    picture = sheet(columns, smallest=32)
+    assert picture.shape == (3 * 32, 3 * 32 + 8, 3)
+    assert clock(59.6) == "1:00"
+    assert clock(3725) == "1:02:05"
