@@ -90,14 +90,12 @@ def seal(file: BinaryIO) -> None:
 
 def seal_holds(file: BinaryIO) -> bool | None:
     """True or False for a sealed archive that is intact or damaged; None where there is no seal. Rewinds `file`."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 2 * (_SEAL_BYTES + 22)))  # a little more: a seal out of its place is a damaged one
-    tail = file.read()
-    file.seek(0)
-    record, seal_text = tail[tail.rfind(_EOCD) :][:22], tail[-_SEAL_BYTES:]
-    announced = record[20:] == _SEAL_BYTES.to_bytes(2, "little")
-    if not announced and not seal_text.startswith(_SEAL):  # either alone is a seal with a damaged other half
+    if not is_sealed(file):
         return None
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _SEAL_BYTES))
+    seal_text = file.read()
+    file.seek(0)
     digest, left = hashlib.sha256(), max(0, size - _SEAL_BYTES)
     while left:
         block = file.read(min(1 << 20, left))
@@ -105,6 +103,17 @@ def seal_holds(file: BinaryIO) -> bool | None:
         left -= len(block)
     file.seek(0)
     return seal_text == _SEAL + digest.hexdigest().encode()
+
+
+def is_sealed(file: BinaryIO) -> bool:
+    """Whether there is a seal, intact or not. Rewinds `file`."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 2 * (_SEAL_BYTES + 22)))  # a little more: a seal out of its place is a damaged one
+    tail = file.read()
+    file.seek(0)
+    record, seal_text = tail[tail.rfind(_EOCD) :][:22], tail[-_SEAL_BYTES:]
+    announced = record[20:] == _SEAL_BYTES.to_bytes(2, "little")
+    return announced or seal_text.startswith(_SEAL)  # either alone is a seal with a damaged other half
 
 
 def fault_point(name: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
-from Project7.atomic_file import replacing, seal, seal_holds
+from Project7.atomic_file import is_sealed, replacing, seal, seal_holds
 from Project7.config import RunConfig, from_dict
 from Project7.errors import ProjectError, sentence
 from Project7.methods import build
@@ -76,6 +76,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path} is not a model of this toolkit: it has no {' and no '.join(missing)}.")
     return checkpoint
+
+
+def unsealed_note(path: Path) -> str | None:
+    """What to tell the person about a file without a checksum; None for one that has it."""
+    with open(path, "rb") as file:
+        return None if is_sealed(file) else f"{path} carries no checksum (not written by this toolkit): taken as it is."
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, RunConfig]:

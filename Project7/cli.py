@@ -73,10 +73,13 @@ def colorize(arguments: argparse.Namespace) -> int:
             f"No photos in {', '.join(map(str, arguments.photos))}; give JPEG, PNG, WebP, TIFF or BMP files."
         )
 
+    from Project7.checkpoints import unsealed_note
     from Project7.colorize import Colorizer, colorize_files, plan_outputs
 
     jobs = plan_outputs(found, arguments.output, variants=settings.variants)
     colorizer = Colorizer.load(weights, device=settings.device)
+    if note := unsealed_note(weights):
+        console.print(note, highlight=False, markup=False)
     outcomes = colorize_files(
         colorizer,
         jobs,

@@ -4,27 +4,22 @@ unseen photo.
 Where a trained model is shipped (models/base), the demo uses that one instead of training.
 """
 
-import contextlib
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from Project7 import model_folder
+from Project7 import model_folder, recipe
 from Project7.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig
-from Project7.errors import StopSignals
 from Project7.model_folder import ModelFolder
 
 HELD_OUT = "coffee"  # the photo that is coloured, and never trained on
-_SECONDS = 210  # of training at most; the epoch that is going on is then left
+_SECONDS = 200  # of training; it stops where it is then, and the weights of the best epoch are used
 _CONFIG = RunConfig(
     model=DiffusionConfig(features=(32, 64, 128), chroma_scale=2),
-    data=DataConfig(data="samples", crops=600, val_fraction=0.2, val_limit=64),
-    training=TrainingConfig(
-        epochs=12, batch_size=32, learning_rate=6e-4, lr_schedule="cosine", ema_decay=0.99, image_interval=0
-    ),
+    data=DataConfig(crops=500, val_limit=1),
+    training=TrainingConfig(epochs=100, batch_size=32, learning_rate=5e-4, ema_decay=0.99, image_interval=0),
 )
 
 
@@ -57,8 +52,6 @@ def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
         return 0
     with console.status("Starting ..."):
         from Project7.dataset import sample_photos
-        from Project7.recipe import open_images
-        from Project7.report import Report
         from Project7.trainer import make_accelerator, train
 
     kept = {name: path for name, path in sample_photos().items() if name != HELD_OUT}
@@ -67,22 +60,23 @@ def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
         f"The photo it will colour ({HELD_OUT}) is not among them.",
         highlight=False,
     )
-    shutil.rmtree(photos, ignore_errors=True)
-    photos.mkdir(parents=True)
-    for path in kept.values():
-        shutil.copy(path, photos)
+    lay_out(photos, kept)
     config = _CONFIG.model_copy(update={"data": _CONFIG.data.model_copy(update={"data": str(photos)})})
-    images = open_images(config, None, console)
+    images = recipe.open_images(config, None, console)
     model_folder.create(folder)
     accelerator = make_accelerator(config.training)
     run = train(config, folder, images, accelerator=accelerator)
-    begin = time.monotonic()
-    with StopSignals() as stop, contextlib.closing(run), Report(folder, config, console) as report:
-        for progress in run:
-            report.show(progress)
-            if stop.requested or (time.monotonic() - begin > _SECONDS and folder.best.exists()):
-                break
+    _, stop = recipe.watch(run, folder, config, accelerator, console, seconds=_SECONDS)
     return stop.exit_code
+
+
+def lay_out(photos: Path, kept: dict[str, Path]) -> None:
+    """A data set of the kept photos: all for training, and the first of them for watching the loss as well."""
+    shutil.rmtree(photos, ignore_errors=True)
+    for part, paths in {"train": list(kept.values()), "val": list(kept.values())[:1]}.items():
+        (photos / part).mkdir(parents=True)
+        for path in paths:
+            shutil.copy(path, photos / part)
 
 
 def show_photos(folder: ModelFolder, output: Path, console: Console) -> None:

@@ -5,7 +5,9 @@ A script names its settings and calls `main`. Nothing here imports torch before 
 
 import argparse
 import contextlib
+import math
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,24 +166,34 @@ def fit(
     if checkpoint:
         check_data(checkpoint, images, allowed=arguments.allow_data_change)
 
-    from Project7.report import Report
-
     run = train(config, folder, images, accelerator=accelerator, resume=checkpoint)
-    with StopSignals() as stop, contextlib.closing(run), Report(folder, config, console) as report:
-        console.print(describe(folder, config, images, accelerator))
-        for progress in run:
-            report.show(progress)
-            if stop_together(stop, accelerator):
-                break
+    console.print(describe(folder, config, images, accelerator))
+    report, stop = watch(run, folder, config, accelerator, console)
     if stop.requested:
         console.print(
-            f"\nStopped at step {progress.step} of {progress.total_steps}; all is saved. Go on with:\n"
-            f"  python {script} --resume {folder.name}",
+            f"\nStopped at step {report.step}; all is saved. Go on with:\n  python {script} --resume {folder.name}",
             highlight=False,
         )
         return stop.exit_code
     summarize(folder, report, console)
     return 0
+
+
+def watch(run, folder: ModelFolder, config: RunConfig, accelerator, console: Console, *, seconds: float = math.inf):
+    """Trains, and shows it, to the end of the run, until a person or the system stops it, or for so many seconds.
+
+    Returns the report.Report, and the errors.StopSignals that says whether it was stopped.
+    """
+    from Project7.report import Report
+
+    begin = time.monotonic()
+    with StopSignals() as stop, contextlib.closing(run), Report(folder, config, console) as report:
+        for progress in run:
+            report.show(progress)
+            enough = time.monotonic() - begin > seconds and folder.best.exists()
+            if stop_together(stop, accelerator) or enough:
+                break
+    return report, stop
 
 
 def open_images(config: RunConfig, cache_dir: Path | None, console: Console):

@@ -29,6 +29,7 @@ class Report:
         self.troubles: set[str] = set()
         self.last_picture = None
         self.psnr = math.nan
+        self.step = 0
         self.writer = self.task = None
 
     def __enter__(self):
@@ -52,6 +53,7 @@ class Report:
 
     def show(self, progress) -> None:
         """Shows a trainer.Progress."""
+        self.step = progress.step
         for note in progress.notes:
             self.console.print(f"[yellow]{note}[/yellow]", highlight=False)
         if progress.comparison:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from Project7.checkpoints import CheckpointError, load_checkpoint
+from Project7.checkpoints import CheckpointError, load_checkpoint, unsealed_note
 from Project7.config import SECTIONS, RunConfig, build, extra, from_dict, setting_fields
 from Project7.dataset import ImageSet
 from Project7.errors import UsageError
@@ -24,6 +24,7 @@ def load_for_resume(folder: ModelFolder) -> tuple[dict[str, Any], list[str]]:
         except CheckpointError as error:
             notes.append(str(error))
             continue
+        notes += [note for note in [unsealed_note(path)] if note]
         if path == folder.best:
             notes.append(f"Continuing from {path.name}: the end of epoch {checkpoint.get('epoch', 0)}.")
         return checkpoint, notes

@@ -85,6 +85,14 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(place):
     assert sorted(p.name for p in (place / "out2").iterdir()) == ["good-1.png", "good-2.png"]
 
 
+def test_weights_without_a_checksum_are_taken_and_that_is_said(place):
+    weights = torch.load(place / "models" / "tiny" / "best_model.pth", weights_only=True)
+    torch.save(weights, place / "foreign.pth")
+    done = colorize(place, "photos/a.png", "--model", "foreign.pth", "--output", "out3")
+    assert done.returncode == 0, done.stderr
+    assert "no checksum" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
