@@ -1,6 +1,7 @@
 """project7 as a person calls it: whole processes, exit codes, what is printed."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from Project7.checkpoints import save_checkpoint
 from Project7.config import DataConfig, DiffusionConfig, RunConfig, to_json
+from Project7.dataset import sample_photos
 from Project7.methods import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,6 +136,17 @@ def test_by_its_path_from_anywhere(place):
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "tiny" in done.stdout
+
+
+def test_the_demo_uses_a_shipped_model(place):
+    shutil.copytree(place / "models" / "tiny", place / "shipped" / "base")
+    done = project7("demo", "--models-dir", place / "shipped", "--output", place / "demo", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "shipped model" in done.stdout
+    with Image.open(place / "demo" / "coffee.png") as picture, Image.open(sample_photos()["coffee"]) as truth:
+        assert picture.size == truth.size
+    with Image.open(place / "demo" / "coffee-gray-colour-truth.png") as row:
+        assert row.width > 3 * picture.width
 
 
 def test_help_of_every_command(place):
