@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Which prediction type, noise schedule and scale of ab? Equal networks, images and steps; judged on held-out photos.
 
-python benchmarks/schedules.py --data PATH [--steps 600] [--only v-zsnr ...]
+python benchmarks/schedules.py --data PATH [--steps 170] [--only v-zsnr ...]
 """
 
 import argparse
@@ -24,27 +24,31 @@ from Project7.model_folder import ModelFolder
 from Project7.trainer import Run, make_accelerator
 
 CLASSIC_SCALE = {"ab_mean": (0.0, 0.0), "ab_std": (110.0, 110.0)}
+UNIT_SCALE = {"ab_std": (12.6, 17.7)}
 CHOICES = {
-    "v-zsnr": {},
-    "v-zsnr-minsnr": {"min_snr_gamma": 5.0},
+    "v-zsnr": UNIT_SCALE,
+    "v-zsnr-third": {"ab_std": (38.0, 53.0)},
+    "v-zsnr-minsnr": {**UNIT_SCALE, "min_snr_gamma": 5.0},
     "v-zsnr-ab110": CLASSIC_SCALE,
-    "v-cosine": {"zero_terminal_snr": False, "beta_schedule": "squaredcos_cap_v2"},
-    "eps-linear": {"prediction_type": "epsilon"},
-    "eps-linear-minsnr": {"prediction_type": "epsilon", "min_snr_gamma": 5.0},
+    "v-cosine": {**UNIT_SCALE, "zero_terminal_snr": False, "beta_schedule": "squaredcos_cap_v2"},
+    "eps-linear": {**UNIT_SCALE, "prediction_type": "epsilon"},
+    "eps-linear-third": {"ab_std": (38.0, 53.0), "prediction_type": "epsilon"},
+    "eps-linear-minsnr": {**UNIT_SCALE, "prediction_type": "epsilon", "min_snr_gamma": 5.0},
     "eps-linear-ab110": {"prediction_type": "epsilon", **CLASSIC_SCALE},
 }
 
 
 def train_model(choice: dict, images, *, steps: int, features: tuple[int, ...], learning_rate: float):
-    """The EMA model after `steps` steps of batch 32."""
-    epochs = -(-steps * 32 // len(images[0].images))
+    """The EMA model after `steps` steps of batch 64."""
+    epochs = -(-steps * 64 // len(images[0].images))
     config = RunConfig(
         model=DiffusionConfig(features=features, chroma_scale=2, **choice),
         training=TrainingConfig(
-            batch_size=32,
+            batch_size=64,
+            warmup_steps=30,
             epochs=epochs,
             learning_rate=learning_rate,
-            ema_decay=0.995,
+            ema_decay=0.99,
             mixed_precision="bf16",
             image_interval=0,
             lr_schedule="cosine",
@@ -59,7 +63,7 @@ def train_model(choice: dict, images, *, steps: int, features: tuple[int, ...], 
 
 
 @torch.no_grad()
-def judge(model, truth: torch.Tensor, *, sampler: str = "ddim", steps: int = 20, samples: int = 3) -> dict[str, float]:
+def judge(model, truth: torch.Tensor, *, sampler: str = "ddim", steps: int = 20, samples: int = 2) -> dict[str, float]:
     """Measures of `samples` answers to each of the photos `truth` (B, 3, H, W) uint8."""
     answers, pictures = [], []
     for seed in range(samples):
@@ -89,9 +93,9 @@ def judge(model, truth: torch.Tensor, *, sampler: str = "ddim", steps: int = 20,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--photos", type=int, default=300)
-    parser.add_argument("--features", default="32,64,96")
+    parser.add_argument("--steps", type=int, default=170)
+    parser.add_argument("--photos", type=int, default=100)
+    parser.add_argument("--features", default="24,48,96")
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES))
     arguments = parser.parse_args()
