@@ -150,7 +150,7 @@ class ColorizeConfig(BaseModel):
     seed: int = setting(0, "the same seed gives the same colours", ge=0, lt=2**63)
     variants: int = setting(1, "different answers for each photo", ge=1, le=1000)
     steps: int = setting(20, "denoising steps", ge=1, le=10_000)
-    sampler: Literal[SAMPLERS] = setting("ddim", "sampler of the diffusion")
+    sampler: Literal[SAMPLERS] = setting("dpm++", "sampler of the diffusion")
     working_size: int | None = setting(
         None,
         "short side of the picture that the network sees, in pixels (default: that of its training)",

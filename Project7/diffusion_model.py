@@ -61,7 +61,7 @@ class DiffusionColorizer(nn.Module):
         *,
         generator: torch.Generator | list[torch.Generator],
         hints: tuple[Tensor, Tensor] | None = None,
-        sampler: str = "ddim",
+        sampler: str = "dpm++",
         steps: int = 20,
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> a sample of ab (B, 2, H, W), in the network's range.

@@ -17,8 +17,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from schedules import judge
 
+from benchmarks.schedules import judge
 from Project7 import color
 from Project7.checkpoints import load_model
 from Project7.config import DataConfig
