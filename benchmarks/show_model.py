@@ -3,7 +3,7 @@
 
     python benchmarks/show_model.py MODEL_FOLDER --data PATH [--photos 100] [--samples 3] [--output benchmarks]
 
-Writes <name>-grid.png (gray | three seeds | truth) and <name>-loss.png to the output folder, and prints the table.
+Writes <name>-grid.jpg (gray | three seeds | truth) and <name>-loss.png to the output folder, and prints the table.
 """
 
 import argparse
@@ -41,7 +41,8 @@ def draw_grid(model, truth: torch.Tensor, path: Path, *, sampler: str, steps: in
         columns.append(color.show(color.join(L, ab, model.ab_mean, model.ab_std)))
     pictures = [color.channels_last(column) for column in [*columns, truth]]
     halves = [sheet([column[part] for column in pictures], smallest=96) for part in (slice(0, 8), slice(8, 16))]
-    save_png(path, np.concatenate([halves[0], np.full((halves[0].shape[0], 16, 3), 255, np.uint8), halves[1]], axis=1))
+    page = np.concatenate([halves[0], np.full((halves[0].shape[0], 16, 3), 255, np.uint8), halves[1]], axis=1)
+    Image.fromarray(page).save(path, quality=90, subsampling=0)
 
 
 def draw_curve(history: list[dict], path: Path) -> None:
@@ -78,7 +79,7 @@ def main() -> None:
     settings = DataConfig(data=arguments.data, image_size=config.data.image_size, val_limit=arguments.photos, limit=16)
     images = np.array(open_dataset(settings, seed=0)[1].images)
     truth = color.channels_first(images)
-    draw_grid(model, truth[:16], arguments.output / f"{arguments.model.name}-grid.png", sampler="dpm++", steps=20)
+    draw_grid(model, truth[:16], arguments.output / f"{arguments.model.name}-grid.jpg", sampler="dpm++", steps=20)
     history = json.loads((arguments.model / "training_history.json").read_text())
     draw_curve(history, arguments.output / f"{arguments.model.name}-loss.png")
 
