@@ -220,7 +220,7 @@ def download(arguments: argparse.Namespace) -> int:
 
 
 def add_demo(commands) -> None:
-    about = "train a small model on a few real photos, and colour one that it has not seen"
+    about = "train a small model on a few real photos, and colour two that it has not seen"
     parser = commands.add_parser("demo", help=about, description=about.capitalize() + ".")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), metavar="DIR")
     parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")

@@ -14,7 +14,11 @@ from Project7 import model_folder, recipe
 from Project7.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig
 from Project7.model_folder import ModelFolder
 
-HELD_OUT = "coffee"  # the photo that is coloured, and never trained on
+# The photos that are coloured, and never trained on, with what the model trained here can know of them.
+HELD_OUT = {
+    "motorcycle_right": "seen by the second of two cameras; the first one's photo was trained on",
+    "coffee": "nothing like it was trained on, so its colours are guesses",
+}
 _SECONDS = 200  # of training; it stops where it is then, and the weights of the best epoch are used
 _CONFIG = RunConfig(
     model=DiffusionConfig(features=(32, 64, 128), chroma_scale=2),
@@ -54,10 +58,10 @@ def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
         from Project7.dataset import sample_photos
         from Project7.trainer import make_accelerator, train
 
-    kept = {name: path for name, path in sample_photos().items() if name != HELD_OUT}
+    kept = {name: path for name, path in sample_photos().items() if name not in HELD_OUT}
     console.print(
         f"No model is shipped, so a small one is trained first, on crops of {len(kept)} photos ({', '.join(kept)}). "
-        f"The photo it will colour ({HELD_OUT}) is not among them.",
+        f"The photos it will colour ({', '.join(HELD_OUT)}) are not among them.",
         highlight=False,
     )
     lay_out(photos, kept)
@@ -80,23 +84,24 @@ def lay_out(photos: Path, kept: dict[str, Path]) -> None:
 
 
 def show_photos(folder: ModelFolder, output: Path, console: Console) -> None:
-    """Colours the held-out photo, and says where the pictures are."""
+    """Colours the held-out photos, and says where the pictures are."""
     from Project7.color import channels_first, channels_last, gray
     from Project7.colorize import Colorizer
     from Project7.dataset import sample_photos
     from Project7.photo import open_photo, save_png, side_by_side
 
+    samples = next(iter(sample_photos().values())).parent
     with console.status("Colouring ..."):
-        photo = open_photo(sample_photos()[HELD_OUT])
-        picture = np.asarray(Colorizer.load(folder.best).colorize(photo))
-        without = channels_last(gray(channels_first(photo.rgb)[None]))[0]
-        save_png(output / f"{HELD_OUT}.png", picture)
-        save_png(output / f"{HELD_OUT}-gray-colour-truth.png", side_by_side([without, picture, photo.rgb]))
-    console.print(f"\ngray | colour | truth   {output / f'{HELD_OUT}-gray-colour-truth.png'}", highlight=False)
-    console.print(f"in colour, full size    {output / f'{HELD_OUT}.png'}", highlight=False)
+        colorizer = Colorizer.load(folder.best)
+        for name in HELD_OUT:
+            photo = open_photo(samples / f"{name}.png")
+            picture = np.asarray(colorizer.colorize(photo))
+            without = channels_last(gray(channels_first(photo.rgb)[None]))[0]
+            save_png(output / f"{name}.png", picture)
+            save_png(output / f"{name}-gray-colour-truth.png", side_by_side([without, picture, photo.rgb]))
+    for name, known in HELD_OUT.items():
+        console.print(f"\n{name}{f': {known}' if folder.name == 'demo' else ''}", highlight=False)
+        console.print(f"  gray | colour | truth   {output / f'{name}-gray-colour-truth.png'}", highlight=False)
+        console.print(f"  in colour, full size    {output / f'{name}.png'}", highlight=False)
     if folder.name == "demo":
-        console.print(
-            "\nA model that has seen half a dozen photos guesses colours from those. Train one that has seen more: "
-            "python Project7/train_diffusion.py",
-            highlight=False,
-        )
+        console.print("\nA model that has seen more knows more: python Project7/train_diffusion.py", highlight=False)
