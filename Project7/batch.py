@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
 
 class BatchRandom(NamedTuple):
     """Random numbers for samples `start` ... `start + count - 1` of the `total` that make optimizer step `step`.
@@ -30,29 +32,31 @@ class BatchRandom(NamedTuple):
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         return self._own(torch.rand(self.total, *shape, generator=self._generator(name), device=self.device))
 
-    def stratified(self, name: str) -> Tensor:
-        """(count,) in [0, 1), spread evenly over the whole batch with one common random offset.
+    def spread(self, name: str) -> Tensor:
+        """(count,) float64 in [0, 1), on the CPU: spread evenly, with one common random offset.
 
-        Low-discrepancy timesteps (Kingma et al. 2021, Variational Diffusion Models, appendix I): each is uniform,
-        and together they make the loss of a batch far less noisy.
+        Low-discrepancy timesteps, after Kingma et al. 2021 (Variational Diffusion Models, appendix I): each is uniform,
+        and together they make the loss of a batch far less noisy. The golden ratio's multiples spread evenly over any
+        run of neighbours too, so that every process and micro-step gets its share of low and high noise. They are on
+        the CPU because what depends on them (which samples get the image-space terms) shapes the work.
         """
-        offset = torch.rand((), generator=self._generator(name), device=self.device)
-        place = torch.arange(self.total, device=self.device)
-        return self._own((place / self.total + offset).remainder(1))
+        offset = torch.rand((), generator=self._generator(name, "cpu"), dtype=torch.float64)
+        place = torch.arange(self.start, self.start + self.count, dtype=torch.float64)
+        return (place * _GOLDEN_RATIO + offset).remainder(1)
 
     def _own(self, values: Tensor) -> Tensor:
         return values[self.start : self.start + self.count]
 
-    def _generator(self, name: str) -> torch.Generator:
+    def _generator(self, name: str, device: str | None = None) -> torch.Generator:
         digest = hashlib.sha256(f"{self.seed}/{self.step}/{name}".encode()).digest()
-        return torch.Generator(self.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.Generator(device or self.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class Batch(NamedTuple):
     L: Tensor  # (B, 1, H, W) in [-1, 1]
     ab: Tensor  # (B, 2, H, W), about unit variance
     random: BatchRandom
-    wants_ab_hat: bool = False  # image-space terms act on this step
+    image_share: float = 0.0  # share of the samples whose ab_hat is wanted, those that are known best; 0 for none
 
 
 class Step(NamedTuple):
@@ -60,5 +64,13 @@ class Step(NamedTuple):
 
     loss: Tensor  # (B,)
     metrics: dict[str, Tensor]  # named terms, (B,), detached
-    ab_hat: Tensor | None  # (B, 2, H, W): the method's estimate of the true chroma, differentiable
-    image_weight: Tensor | None  # (B,): how much an image-space term on ab_hat should count
+    estimate: "Estimate | None" = None  # None where none was wanted
+
+
+class Estimate(NamedTuple):
+    """The method's guess of the true chroma of K of the B samples, on which image-space terms act."""
+
+    ab_hat: Tensor  # (K, 2, H, W), differentiable
+    truth: Tensor  # (K, 2, H, W): the true chroma, as finely as the method can give it
+    places: Tensor  # (K,) long: which samples of the batch
+    weight: Tensor  # (K,): how much a term counts; on average its sum over a batch is the number of samples B

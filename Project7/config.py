@@ -5,7 +5,6 @@ No torch here, so that `--help` and the first question appear at once.
 
 import json
 import math
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -53,6 +52,9 @@ class DiffusionConfig(BaseModel):
     zero_terminal_snr: bool = setting(
         True, "make the last step pure noise (Lin et al. 2023), against a colour cast over the whole picture"
     )
+    noise_shift: float = setting(
+        1.0, "divides the signal-to-noise ratio by its square: more of the timesteps are nearly noise", ge=1, le=32
+    )
     min_snr_gamma: float = setting(0.0, "min-SNR loss weight (Hang et al. 2023); 0 is none, 5 the paper's", ge=0)
     chroma_scale: Literal[1, 2] = setting(1, "2 predicts ab at half resolution from a space-to-depth L")
     hints: bool = setting(False, "train with colour hints, so that a person can say what colour a spot has")
@@ -83,6 +85,8 @@ class DiffusionConfig(BaseModel):
                 "beta_schedule scaled_linear leaves 7 % of the picture at its last step (the rule: at most 2 %); "
                 "use --zero-terminal-snr or --beta-schedule linear"
             )
+        if self.noise_shift != 1 and not self.zero_terminal_snr:
+            raise ValueError("noise_shift needs a schedule that ends in noise; use --zero-terminal-snr")
         if min(self.ab_std) <= 0:
             raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
         return self
@@ -131,6 +135,45 @@ class TrainingConfig(BaseModel):
     save_minutes: float = setting(10.0, "minutes between saves within an epoch", fixed=False, gt=0)
 
 
+class ObjectiveConfig(BaseModel):
+    """What `train_diffusion_v2.py` adds to the squared error: image-space terms on the estimate of the true colours."""
+
+    model_config = SETTINGS
+
+    mse_weight: float = setting(1.0, "weight of the method's own loss", ask="MSE weight", fixed=False, gt=0, le=1000)
+    perceptual_weight: float = setting(
+        0.1, "weight of the VGG16 perceptual term; 0 is none", ask="Perceptual weight", fixed=False, ge=0, le=1000
+    )
+    gan: bool = setting(False, "train against a PatchGAN discriminator", ask="Use GAN discriminator?", fixed=False)
+    adversarial_weight: float = setting(
+        0.01, "weight of the discriminator's opinion", ask="Adversarial weight", fixed=False, gt=0, le=1000
+    )
+    perceptual_net: Literal["vgg16", "random"] = setting(
+        "vgg16", "features to compare: vgg16 as trained on ImageNet, or a random, untrained one (weaker)", fixed=False
+    )
+    perceptual_weights: str | None = setting(
+        None, "file with the weights of VGG16, instead of torchvision's download", fixed=False, min_length=1
+    )
+    image_share: float = setting(
+        0.25, "share of the timesteps, the least noisy, at which the image-space terms act", fixed=False, gt=0, le=1
+    )
+    gan_learning_rate: float = setting(2e-4, "of the discriminator's AdamW", fixed=False, gt=0, le=1)
+    gan_start: int = setting(500, "steps that the discriminator trains before its opinion counts", fixed=False, ge=0)
+    gan_warmup: int = setting(500, "steps over which its weight then rises", fixed=False, ge=0)
+    gan_scales: int = setting(
+        1,
+        "discriminators, each on half the size of the one before; as many as the size allows",
+        fixed=False,
+        ge=1,
+        le=3,
+    )
+    gan_width: int = setting(64, "channels of the discriminator's first layer", fixed=False, ge=8, le=512)
+    feature_matching_weight: float = setting(
+        0.0, "weight of the distance between the discriminator's features", fixed=False, ge=0, le=1000
+    )
+    stage1_epochs: int = setting(0, "epochs of the squared error alone before the other terms", fixed=False, ge=0)
+
+
 class RunConfig(BaseModel):
     """One training run: what `config.json` and the `config` key of a checkpoint hold."""
 
@@ -139,6 +182,7 @@ class RunConfig(BaseModel):
     model: DiffusionConfig = DiffusionConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    objective: ObjectiveConfig | None = None  # None: the method's own loss alone
     shipped: bool = False  # a model that comes with the toolkit: it is continued in a copy
 
 
@@ -161,15 +205,15 @@ class ColorizeConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute")
 
 
-SECTIONS = {"model": DiffusionConfig, "data": DataConfig, "training": TrainingConfig}
+Sections = dict[str, type[BaseModel]]  # parts of RunConfig, by their names there: the settings of one recipe
+SECTIONS: Sections = {"model": DiffusionConfig, "data": DataConfig, "training": TrainingConfig}
 
 
-@cache
-def setting_fields() -> dict[str, tuple[str, Any]]:
-    """name -> (section of RunConfig, pydantic FieldInfo), for all settings of a training run."""
+def setting_fields(sections: Sections) -> dict[str, tuple[str, Any]]:
+    """name -> (section of RunConfig, pydantic FieldInfo), for all settings of a recipe."""
     return {
         name: (section, field)
-        for section, config in SECTIONS.items()
+        for section, config in sections.items()
         for name, field in config.model_fields.items()
         if name != "method"
     }

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from Project7.batch import Batch, BatchRandom, Step
+from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.config import DiffusionConfig
 from Project7.guided_filter import enlarge
 from Project7.samplers import make_noise_scheduler, make_sampler, sample
@@ -28,7 +28,7 @@ class DiffusionColorizer(nn.Module):
         with torch.device("cpu"):  # constants are real even where the weights are not yet: checkpoints.rebuild
             self.noise_scheduler = make_noise_scheduler(config)
             constants = {
-                "alphas_cumprod": self.noise_scheduler.alphas_cumprod.clone(),
+                "alphas_cumprod": self.noise_scheduler.alphas_cumprod.clone(),  # abar, (T,)
                 "ab_mean": torch.tensor(config.ab_mean),
                 "ab_std": torch.tensor(config.ab_std),
             }
@@ -38,7 +38,8 @@ class DiffusionColorizer(nn.Module):
     def forward(self, batch: Batch) -> Step:
         """The mean squared error of the prediction at one random timestep a sample (Ho et al. 2020, eq. 14)."""
         x_0 = self.shrink(batch.ab)  # (B, 2, h, w)
-        t = (batch.random.stratified("timestep") * self.config.timesteps).long()  # (B,)
+        t_cpu = (batch.random.spread("timestep") * self.config.timesteps).long()
+        t = t_cpu.to(x_0.device, non_blocking=True)  # (B,)
         noise = batch.random.normal("noise", tuple(x_0.shape[1:]))
         signal, sigma = self.signal_and_noise(t)
         x_t = signal * x_0 + sigma * noise
@@ -48,11 +49,28 @@ class DiffusionColorizer(nn.Module):
 
         target = noise if self.config.prediction_type == "epsilon" else signal * noise - sigma * x_0
         mse = (prediction - target).square().mean(dim=(1, 2, 3))
-        ab_hat = image_weight = None
-        if batch.wants_ab_hat:
-            ab_hat = self.expand(self.x_0_hat(prediction, x_t, t), batch.L)
-            image_weight = self.alphas_cumprod[t]  # an estimate from nearly pure noise says little about the picture
-        return Step(self.loss_weight(t) * mse, {"mse": mse.detach()}, ab_hat, image_weight)
+        estimate = None
+        if batch.image_share:
+            low = (t_cpu < self.image_timesteps(batch.image_share)).nonzero()[:, 0].to(t.device, non_blocking=True)
+            x_0_hat, L = self.x_0_hat(prediction[low], x_t[low], t[low]), batch.L[low]
+            weight = self.image_weight(t[low], batch.image_share)
+            estimate = Estimate(self.expand(x_0_hat, L), self.expand(x_0[low], L), low, weight)
+        return Step(self.loss_weight(t) * mse, {"mse": mse.detach()}, estimate)
+
+    def image_timesteps(self, share: float) -> int:
+        """Image-space terms act below this timestep: the `share` of the schedule with the least noise."""
+        return max(1, round(share * self.config.timesteps))
+
+    def image_weight(self, t: Tensor, share: float) -> Tensor:
+        """(K,) abar_t over its mean over the whole schedule, where timesteps without an image-space term count as 0.
+
+        The estimate from a noisy x_t is a blur of all plausible colours, which a comparison of pictures would punish
+        for being honest; so the noise decides how much it counts. Divided by the mean, the weight of a term means
+        the same whatever the share and the schedule are.
+        """
+        count = self.image_timesteps(share)
+        mean = self.alphas_cumprod[:count].sum() / self.config.timesteps
+        return self.alphas_cumprod[t] / mean
 
     @torch.no_grad()
     def colorize(

@@ -60,9 +60,8 @@ def given(namespace: argparse.Namespace, config: type[BaseModel]) -> dict[str, A
     return {name: value for name, value in vars(namespace).items() if name in config.model_fields}
 
 
-def default_text(field: FieldInfo) -> str:
-    """A default as a person would type it."""
-    value = field.default
+def default_text(value: Any) -> str:
+    """A value as a person would type it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if isinstance(value, float):
@@ -71,7 +70,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    return "" if field.default is None else f"({default_text(field)})"
+    return "" if field.default is None else f"({default_text(field.default)})"
 
 
 def _metavar(field: FieldInfo) -> str:

@@ -12,43 +12,69 @@ import questionary
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
-from Project7.config import SECTIONS, build, extra, setting_fields
+from Project7.config import Sections, build, extra, setting_fields
 from Project7.errors import UsageError
 from Project7.flags import default_text
 from Project7.model_folder import ModelSummary, check_name, list_models, open_folder
 
 CREATE = "Create new model"
-_HEADINGS = {"model": "Model architecture", "training": "Training", "data": "Images"}
-_ORDER = ("model", "training", "data")
+CREATE_IN_STAGES = "Create new model, in two stages (recommended: the squared error first, then all terms)"
+_HEADINGS = {
+    "model": "Model architecture",
+    "training": "Training",
+    "data": "Images",
+    "objective": "Loss weights",
+}
+_EXPLANATIONS = {
+    "objective": """How much each objective counts. Good values to start with:
+  MSE          1.0    the prediction itself; keep it at 1.0
+  perceptual   0.1    colours that look right, by the features of VGG16; 0.2 to 0.5 if they stay wrong
+  adversarial  0.01   colours that a discriminator takes for real; up to 0.05, and less stable"""
+}
+_ORDER = ("model", "training", "data", "objective")
+STAGE_EPOCHS = {  # two-stage training asks for these instead of `epochs`: question and default
+    "stage1_epochs": ("Epochs of stage 1 (squared error alone)", "30"),
+    "stage2_epochs": ("Epochs of stage 2 (all terms)", "15"),
+}
 
 
 def can_ask() -> bool:
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))  # None: closed
 
 
-def questions() -> dict[str, tuple[str, FieldInfo]]:
+def questions(sections: Sections) -> dict[str, tuple[str, FieldInfo]]:
     """The settings that are asked for, in order: name -> (section, field)."""
-    asked = {name: place for name, place in setting_fields().items() if extra(place[1], "ask")}
+    asked = {name: place for name, place in setting_fields(sections).items() if extra(place[1], "ask")}
     return dict(sorted(asked.items(), key=lambda item: _ORDER.index(item[1][0])))
 
 
-def missing_flags(given: dict[str, Any], name: str | None) -> list[str]:
+def missing_flags(given: dict[str, Any], name: str | None, sections: Sections) -> list[str]:
     """The flags whose answers a new model still needs."""
-    open_questions = [question for question in questions() if question not in given]
+    open_questions = [q for q in questions(sections) if q not in given and not _idle(q, given)]
     return ["--" + q.replace("_", "-") for q in ([] if name else ["name"]) + open_questions]
 
 
-def ask_model(models_dir: Path) -> str | None:
-    """Which model to resume; None to create a new one."""
+def _idle(question: str, answers: dict[str, Any]) -> bool:
+    """Whether a question has no meaning after these answers: the weight of a discriminator that is not there."""
+    return question == "adversarial_weight" and not _yes(answers.get("gan", False))
+
+
+def _yes(answer: Any) -> bool:
+    return answer is True or str(answer).strip().lower() in ("y", "yes", "true", "1", "on", "t")
+
+
+def ask_model(models_dir: Path, *, stages: bool = False) -> tuple[str | None, bool]:
+    """Which model to resume, None to create a new one; and whether to train it in two stages, where there are any."""
     models = list_models(models_dir)
     if not models:
         Console().print(f"There are no models in {models_dir} yet: this will be the first.", highlight=False)
-        return None
-    lines = [_model_line(number, model) for number, model in enumerate(models, start=1)]
-    lines.append(f"{len(models) + 1}. {CREATE}")
+        if not stages:
+            return None, False
+    lines = [_model_line(model) for model in models] + [CREATE] + [CREATE_IN_STAGES] * stages
+    answers = [(m.name, False) for m in models] + [(None, False)] + [(None, True)] * stages
     choices = [
-        questionary.Choice(line, value=value, shortcut_key=str(number) if number <= 9 else None)
-        for number, (line, value) in enumerate(zip(lines, [*(m.name for m in models), ""], strict=True), start=1)
+        questionary.Choice(f"{number}. {line}", value=value, shortcut_key=str(number) if number <= 9 else None)
+        for number, (line, value) in enumerate(zip(lines, answers, strict=True), start=1)
     ]
     question = questionary.select(
         "Do you want to resume from an existing model?",
@@ -57,14 +83,14 @@ def ask_model(models_dir: Path) -> str | None:
         use_shortcuts=len(choices) <= 9,
         instruction="(arrow keys or number)",
     )
-    return question.unsafe_ask() or None
+    return question.unsafe_ask()
 
 
-def _model_line(number: int, model: ModelSummary) -> str:
+def _model_line(model: ModelSummary) -> str:
     loss = "no validation yet" if model.best_val_loss is None else f"best loss {model.best_val_loss:.4f}"
     date = f"{model.changed:%Y-%m-%d %H:%M}" if model.changed else "no weights yet"
     state = "" if model.complete else ", unfinished"
-    return f"{number}. {model.name}  (epoch {model.epochs}{state}, {loss}, {date})"
+    return f"{model.name}  (epoch {model.epochs}{state}, {loss}, {date})"
 
 
 def ask_name(models_dir: Path, default: str) -> str:
@@ -84,22 +110,32 @@ def free_name(models_dir: Path) -> str:
     return next(n for i in range(1, 10_000) if not open_folder(models_dir, n := f"model-{i}").exists())
 
 
-def ask_settings(given: dict[str, Any]) -> dict[str, str]:
-    """Asks for each setting that has a question and was not given as a flag. An empty answer takes the default."""
-    answers, heading = {}, None
-    for name, (section, field) in questions().items():
-        if name in given:
+def ask_settings(given: dict[str, Any], sections: Sections, current: Any = None) -> dict[str, str]:
+    """Asks for each setting that has a question and was not given as a flag. An empty answer takes the default.
+
+    current: the settings of the model so far, which are then the defaults.
+    """
+    answers: dict[str, str] = {}
+    heading = None
+    for name, (section, field) in questions(sections).items():
+        so_far = {"gan": getattr(current, "gan", False), **given, **answers}
+        if name in given or _idle(name, so_far):
             continue
         if section != heading:
             heading = section
             Console().print(f"\n[bold]{_HEADINGS[section]}[/bold]")
-        answer = ask_setting(name, field, SECTIONS[section])
+            if section in _EXPLANATIONS:
+                Console().print(_EXPLANATIONS[section], highlight=False)
+        answer = ask_setting(name, field, sections[section], default=getattr(current, name, field.default))
         if answer:
             answers[name] = answer
     return answers
 
 
-def ask_setting(name: str, field: FieldInfo, config: type) -> str:
+def ask_setting(name: str, field: FieldInfo, config: type, default: Any) -> str:
+    yes_or_no = f"(y/n) [{'y' if default else 'n'}]"
+    shown = yes_or_no if isinstance(default, bool) else f"[{default_text(default)}]"
+
     def valid(text: str) -> bool | str:
         try:
             if text.strip():
@@ -108,15 +144,46 @@ def ask_setting(name: str, field: FieldInfo, config: type) -> str:
             return str(error).removeprefix(f"--{name.replace('_', '-')} ")
         return True
 
-    return _ask(f"{extra(field, 'ask')} [{default_text(field)}]:", valid)
+    return _ask(f"{extra(field, 'ask')} {shown}:", valid)
+
+
+def ask_stage_epochs(given: dict[str, Any]) -> dict[str, str]:
+    """The epochs of both stages, where they were not given."""
+    asked = {name: question for name, question in STAGE_EPOCHS.items() if name not in given}
+    return {
+        name: _ask(f"{question} [{default}]:", _is_number_of_epochs) or default
+        for name, (question, default) in asked.items()
+    }
+
+
+def ask_perceptual(reason: str) -> dict[str, str]:
+    """The weights of VGG16 cannot be had: what to do. Returns settings of the objective."""
+    Console().print(f"\n[yellow]{reason}[/yellow]", highlight=False)
+    choices = [
+        questionary.Choice("1. Take the weights from a file of mine", value="file", shortcut_key="1"),
+        questionary.Choice("2. Compare untrained, random features (weaker)", value="random", shortcut_key="2"),
+        questionary.Choice("3. Train without the perceptual term", value="none", shortcut_key="3"),
+    ]
+    answer = questionary.select(
+        "How shall it go on?", choices, use_shortcuts=True, instruction="(arrow keys or number)"
+    ).unsafe_ask()
+    if answer == "file":
+        return {"perceptual_weights": _ask("File with the weights of VGG16:", _is_file)}
+    return {"perceptual_net": "random"} if answer == "random" else {"perceptual_weight": "0"}
+
+
+def _is_file(text: str) -> bool | str:
+    path = Path(text.strip()).expanduser()
+    return path.is_file() or f"There is no file {text.strip()!r}; type the path of one."
+
+
+def _is_number_of_epochs(text: str) -> bool | str:
+    whole = text.strip().isdecimal() and int(text) > 0
+    return whole or not text.strip() or f"{text.strip()!r} is not a number of epochs; type a whole number above 0."
 
 
 def ask_epochs_to_add(model: str, done: int) -> str:
-    def valid(text: str) -> bool | str:
-        whole = text.strip().isdecimal() and int(text) > 0
-        return whole or not text.strip() or f"{text.strip()!r} is not a number of epochs; type a whole number above 0."
-
-    return _ask(f"{model} has finished its {done} epochs. How many more? [10]:", valid) or "10"
+    return _ask(f"{model} has finished its {done} epochs. How many more? [10]:", _is_number_of_epochs) or "10"
 
 
 def _ask(message: str, validate: Callable[[str], bool | str]) -> str:

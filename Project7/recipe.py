@@ -15,10 +15,22 @@ from typing import Any
 from rich.console import Console
 
 from Project7 import flags, model_folder, prompts
-from Project7.config import SECTIONS, RunConfig, build
+from Project7.config import RunConfig, Sections, build
 from Project7.errors import StopSignals, UsageError
 from Project7.model_folder import ModelFolder
 from Project7.processes import is_main_process, several_processes, start_missing_processes
+
+STRATEGIES = ("resume", "new", "two-stage")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training script."""
+
+    script: str  # how a person calls it
+    description: str
+    sections: Sections  # its settings
+    stages: bool = False  # whether it can train in two stages
 
 
 @dataclass(frozen=True)
@@ -30,25 +42,25 @@ class Request:
     source: ModelFolder | None  # the model to resume
 
 
-def main(script: str, description: str, argv: list[str] | None = None) -> int:
+def main(recipe: Recipe, argv: list[str] | None = None) -> int:
     """Trains a model. Returns the exit code."""
-    arguments = make_parser(description).parse_args(argv)
+    arguments = make_parser(recipe).parse_args(argv)
     start_missing_processes()
-    request = gather(arguments)
+    request = gather(recipe, arguments)
     if not is_main_process():
-        return train_request(script, request, arguments)
+        return train_request(recipe, request, arguments)
     created = not request.folder.path.exists()
     model_folder.create(request.folder)
     try:
         with model_folder.locked(request.folder):
-            return train_request(script, request, arguments)
+            return train_request(recipe, request, arguments)
     finally:
         if created and not request.folder.exists():  # nothing was trained: leave nothing behind
             shutil.rmtree(request.folder.path, ignore_errors=True)
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    parser = flags.Parser(description=description)
+def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
+    parser = flags.Parser(description=recipe.description)
     run = parser.add_argument_group("the run")
     run.add_argument("--name", metavar="NAME", help="name of the new model; with --resume, continue in a copy")
     run.add_argument("--resume", metavar="NAME", help="continue this model; settings not given are inherited")
@@ -56,7 +68,10 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     run.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
     run.add_argument("--cache-dir", type=Path, metavar="DIR", help="where decoded images are kept (~/.cache/project7)")
     run.add_argument("--allow-data-change", action="store_true", help="resume on other images than before")
-    for section, config in SECTIONS.items():
+    if recipe.stages:
+        run.add_argument("--strategy", choices=STRATEGIES, help="two-stage: the squared error alone, then all terms")
+        run.add_argument("--stage2-epochs", default=argparse.SUPPRESS, metavar="N", help="epochs with all terms")
+    for section, config in recipe.sections.items():
         flags.add_settings(parser.add_argument_group(section), config)
     return parser
 
@@ -64,20 +79,24 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 # -- what to train ---------------------------------------------------------------------------------------------------
 
 
-def gather(arguments: argparse.Namespace) -> Request:
+def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
     """Flags, and questions for what they leave open.
 
     Raises UsageError where an answer is missing and nobody can be asked.
     """
-    given = {name: value for config in SECTIONS.values() for name, value in flags.given(arguments, config).items()}
-    asking = prompts.can_ask() and not arguments.yes and is_main_process() and not several_processes()
+    given = {
+        name: value for config in recipe.sections.values() for name, value in flags.given(arguments, config).items()
+    }
+    asking = can_ask(arguments)
     resume, name = arguments.resume, arguments.name
-    if not (resume or name) and asking:
-        resume = prompts.ask_model(arguments.models_dir)
+    two_stages = recipe.stages and wants_two_stages(arguments, given)
+    if not (resume or name) and asking and not two_stages:
+        resume, two_stages = prompts.ask_model(arguments.models_dir, stages=recipe.stages)
     if resume:
-        return gather_resume(arguments, resume, given, asking)
-
-    missing = prompts.missing_flags(given, name)
+        return gather_resume(recipe, arguments, resume, given, asking)
+    if two_stages:
+        given |= {"epochs": None}  # asked for, and counted, stage by stage
+    missing = prompts.missing_flags(given, name, recipe.sections)
     if missing and not asking and not arguments.yes:
         raise UsageError(f"No terminal to ask in, and no answer for {', '.join(missing)}; give these flags, or --yes.")
     if not name:
@@ -88,12 +107,52 @@ def gather(arguments: argparse.Namespace) -> Request:
         raise UsageError(
             f"There is a model {name!r} already; continue it with --resume {name}, or choose another --name."
         )
+    if two_stages:
+        given |= stage_epochs(arguments, given, asking)
     if asking:
-        given |= prompts.ask_settings(given)
+        given |= prompts.ask_settings(given, recipe.sections)
     return Request(folder, given, None)
 
 
-def gather_resume(arguments: argparse.Namespace, resume: str, given: dict[str, Any], asking: bool) -> Request:
+def wants_two_stages(arguments: argparse.Namespace, given: dict[str, Any]) -> bool:
+    """Whether the flags ask for two-stage training. Raises UsageError where they contradict each other."""
+    staged = "stage1_epochs" in given or "stage2_epochs" in arguments
+    strategy = arguments.strategy or ("two-stage" if staged else None)
+    if staged and strategy != "two-stage":
+        raise UsageError(f"--strategy {strategy} has no stages; leave out --stage1-epochs and --stage2-epochs.")
+    if strategy == "two-stage" and arguments.resume:
+        raise UsageError(
+            "Two stages begin with a new model. A model trained with the squared error has its first stage behind it: "
+            f"--resume {arguments.resume} --epochs N, without the flags of stages, is the second."
+        )
+    if strategy == "two-stage" and "epochs" in given:
+        raise UsageError("--epochs says nothing about two stages; use --stage1-epochs and --stage2-epochs.")
+    if strategy == "resume" and not arguments.resume:
+        raise UsageError("--strategy resume needs the model to continue: --resume NAME.")
+    if strategy == "new" and arguments.resume:
+        raise UsageError("--strategy new trains a new model; leave out --resume.")
+    return strategy == "two-stage"
+
+
+def stage_epochs(arguments: argparse.Namespace, given: dict[str, Any], asking: bool) -> dict[str, str]:
+    """The epochs of the first stage and of both, as settings."""
+    flags_given = {name: value for name, value in (vars(arguments) | given).items() if name in prompts.STAGE_EPOCHS}
+    rest = prompts.ask_stage_epochs(flags_given) if asking else {}
+    epochs = {name: default for name, (_, default) in prompts.STAGE_EPOCHS.items()} | flags_given | rest
+    for name, value in epochs.items():
+        if not (value.strip().isdecimal() and int(value) > 0):
+            raise UsageError(f"--{name.replace('_', '-')} {value}: epochs are a whole number above 0.")
+    first, second = int(epochs["stage1_epochs"]), int(epochs["stage2_epochs"])
+    return {"stage1_epochs": str(first), "epochs": str(first + second)}
+
+
+def can_ask(arguments: argparse.Namespace) -> bool:
+    return prompts.can_ask() and not arguments.yes and is_main_process() and not several_processes()
+
+
+def gather_resume(
+    recipe: Recipe, arguments: argparse.Namespace, resume: str, given: dict[str, Any], asking: bool
+) -> Request:
     source = model_folder.existing_folder(arguments.models_dir, resume)
     summary = model_folder.summarize(source)
     name = arguments.name
@@ -108,31 +167,35 @@ def gather_resume(arguments: argparse.Namespace, resume: str, given: dict[str, A
         raise UsageError(f"There is a model {name!r} already; choose another --name for the copy.")
     if summary.complete and "epochs" not in given and asking:
         given["epochs"] = prompts.ask_epochs_to_add(resume, summary.epochs)
+    objective = summary.config.objective if summary.config else None
+    if asking and "objective" in recipe.sections and (objective is None or not arguments.resume):
+        section = {"objective": recipe.sections["objective"]}
+        given |= prompts.ask_settings(given, section, current=objective)
     return Request(folder, given, source)
 
 
 # -- training it -----------------------------------------------------------------------------------------------------
 
 
-def train_request(script: str, request: Request, arguments: argparse.Namespace) -> int:
+def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespace) -> int:
     console = Console(quiet=not is_main_process(), soft_wrap=True)
     if request.source is None:
-        sections = {name: build(config, _of(config, request.settings)) for name, config in SECTIONS.items()}
-        return fit(script, request.folder, RunConfig(**sections), None, arguments, console)
+        sections = {name: build(config, _of(config, request.settings)) for name, config in recipe.sections.items()}
+        return fit(recipe, request.folder, RunConfig(**sections), None, arguments, console)
 
     from Project7 import resume
 
     checkpoint, notes = resume.load_for_resume(request.source)
     for note in notes:
         console.print(f"[yellow]{note}[/yellow]", highlight=False)
-    config = resume.merge(checkpoint, request.source.config, request.settings)
+    config = resume.merge(checkpoint, request.source.config, request.settings, recipe.sections)
     complete = resume.plan(checkpoint, config, new_schedule="lr_schedule" in request.settings)
     if complete:
         console.print(f"{request.source.name} is {complete}", highlight=False)
         return 0
     if request.folder != request.source and is_main_process():
         copy_best(request.source, request.folder)
-    return fit(script, request.folder, config, checkpoint, arguments, console)
+    return fit(recipe, request.folder, config, checkpoint, arguments, console)
 
 
 def _of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +212,7 @@ def copy_best(source: ModelFolder, target: ModelFolder) -> None:
 
 
 def fit(
-    script: str,
+    recipe: Recipe,
     folder: ModelFolder,
     config: RunConfig,
     checkpoint: dict[str, Any] | None,
@@ -162,6 +225,7 @@ def fit(
         from Project7.trainer import make_accelerator, train
 
         accelerator = make_accelerator(config.training)
+    config = settle_perceptual(config, console, asking=can_ask(arguments))
     images = open_images(config, arguments.cache_dir, console)
     if checkpoint:
         check_data(checkpoint, images, allowed=arguments.allow_data_change)
@@ -170,13 +234,32 @@ def fit(
     console.print(describe(folder, config, images, accelerator))
     report, stop = watch(run, folder, config, accelerator, console)
     if stop.requested:
-        console.print(
-            f"\nStopped at step {report.step}; all is saved. Go on with:\n  python {script} --resume {folder.name}",
-            highlight=False,
-        )
+        console.print(f"\nStopped at step {report.step}; all is saved. Go on with:", highlight=False)
+        console.print(f"  python {recipe.script} --resume {folder.name}", highlight=False)
         return stop.exit_code
     summarize(folder, report, console)
     return 0
+
+
+def settle_perceptual(config: RunConfig, console: Console, *, asking: bool) -> RunConfig:
+    """Sees that the perceptual term has its features before anything else is done.
+
+    Where they cannot be had, a person is asked how to go on; where nobody can be asked, WeightsMissing ends the run.
+    """
+    from Project7.perceptual_loss import WeightsMissing, load_perceptual
+
+    while config.objective and config.objective.perceptual_weight:
+        try:
+            with console.status("Loading the features of the perceptual term ..."):
+                load_perceptual(config.objective.perceptual_net, config.objective.perceptual_weights)
+            break
+        except WeightsMissing as error:
+            if not asking:
+                raise
+            answers = prompts.ask_perceptual(str(error))
+            objective = build(type(config.objective), config.objective.model_dump() | answers)
+            config = config.model_copy(update={"objective": objective})
+    return config
 
 
 def watch(run, folder: ModelFolder, config: RunConfig, accelerator, console: Console, *, seconds: float = math.inf):

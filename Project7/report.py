@@ -14,6 +14,7 @@ from Project7.config import RunConfig
 from Project7.errors import sentence
 from Project7.model_folder import ModelFolder
 from Project7.photo import save_png, side_by_side
+from Project7.trainer import WEIGHTED
 
 _SCALAR_INTERVAL = 10  # steps between the points of a TensorBoard curve
 
@@ -90,6 +91,9 @@ class Report:
     def epoch_line(self, progress) -> str:
         entry, shown = progress.entry, progress.comparison
         line = f"epoch {entry['epoch']}/{progress.epochs}  step {entry['step']}  train {_number(entry['train_loss'])}"
+        if len(entry["weighted_terms"]) > 1:
+            weighted = {WEIGHTED + name: value for name, value in entry["weighted_terms"].items()}
+            line += f" ({terms({**entry['terms'], **weighted}).removeprefix(' = ')})"
         line += f"  val {_number(entry['val_loss'])}{' (best)' if progress.is_best else ''}"
         if shown:
             line += f"  PSNR {shown.psnr:.2f} dB"
@@ -161,10 +165,23 @@ def sheet(columns: list[np.ndarray], *, smallest: int = 128) -> np.ndarray:
 
 def numbers(progress, psnr: float) -> str:
     """The figures of a step, in one line."""
-    losses = "  ".join(f"{name} {value:.4f}" for name, value in progress.losses.items())
+    losses = terms(progress.losses)
     shown = f"  PSNR {psnr:.1f} dB" if math.isfinite(psnr) else ""
     left = f"  {clock(progress.seconds_left)} left" if math.isfinite(progress.seconds_left) else ""
     return f"{losses}{shown}  lr {progress.learning_rate:.1e}  {progress.images_per_second:.0f} images/s{left}"
+
+
+def terms(losses: dict[str, float]) -> str:
+    """loss 0.29 = mse 0.2711 + perceptual 0.0182 (0.1823) ...: each term as it counts, in brackets unweighted."""
+    weighted = {n.removeprefix(WEIGHTED): v for n, v in losses.items() if n.startswith(WEIGHTED)}
+    parts = []
+    for name, value in weighted.items():
+        plain = losses.get(name, value)
+        parts.append(f"{name} {value:.4f}" + (f" ({plain:.4f})" if abs(plain - value) > 5e-5 else ""))
+    shown = {"loss", *weighted, *(WEIGHTED + name for name in weighted)}
+    rest = [f"{name} {value:.4f}" for name, value in losses.items() if name not in shown]
+    total = f"loss {losses['loss']:.4f}" if "loss" in losses else ""
+    return "  ".join(part for part in [f"{total} = {' + '.join(parts)}" if parts else total, *rest] if part)
 
 
 def clock(seconds: float) -> str:
@@ -181,12 +198,28 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
         "model": f"{folder.path}, features {','.join(map(str, model.features))}",
         "diffusion": f"{model.timesteps} timesteps, {model.prediction_type}, {model.beta_schedule} betas",
         "images": f"{training:,} + {validation:,} for validation, {config.data.image_size} px, from {config.data.data}",
+        "objective": objective_text(config),
         "training": f"{settings.epochs} epochs, batch {settings.batch_size}, learning rate {settings.learning_rate:g}",
         "device": f"{device}, {'full precision' if settings.mixed_precision == 'no' else settings.mixed_precision}",
     }
     for name, value in rows.items():
         table.add_row(f"[bold]{name}[/bold]", value)
     return table
+
+
+def objective_text(config: RunConfig) -> str:
+    """The weights of the terms, before any network is loaded."""
+    objective = config.objective
+    if objective is None:
+        return "mean squared error"
+    parts = [f"{objective.mse_weight:g} mse"]
+    if objective.perceptual_weight:
+        net = "random VGG16, untrained" if objective.perceptual_net == "random" else "VGG16"
+        parts.append(f"{objective.perceptual_weight:g} perceptual ({net})")
+    if objective.gan:
+        parts.append(f"{objective.adversarial_weight:g} adversarial")
+    stages = f", after {objective.stage1_epochs} epochs of mse alone" if objective.stage1_epochs else ""
+    return " + ".join(parts) + stages
 
 
 def _number(value: float | None) -> str:

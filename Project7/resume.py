@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from Project7.checkpoints import CheckpointError, load_checkpoint, unsealed_note
-from Project7.config import SECTIONS, RunConfig, build, extra, from_dict, setting_fields
+from Project7.config import ObjectiveConfig, RunConfig, Sections, build, extra, from_dict, setting_fields
 from Project7.dataset import ImageSet
 from Project7.errors import UsageError
 from Project7.model_folder import ModelFolder
@@ -32,20 +32,28 @@ def load_for_resume(folder: ModelFolder) -> tuple[dict[str, Any], list[str]]:
     raise CheckpointError(f"{folder.name} cannot be resumed: {reasons}")
 
 
-def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any]) -> RunConfig:
+def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], sections: Sections) -> RunConfig:
     """The configuration of the continued run: the stored one, with the flags that were given.
 
     A flag that repeats the stored value is accepted; one that contradicts it is refused with all such flags listed,
     unless the setting is free (device, workers, ...) or part of a new learning-rate schedule. `epochs` is added to
-    the epochs that are done; without it the plan stays.
+    the epochs that are done; without it the plan stays. A model without an objective of its own gets that of the
+    recipe, where `sections` has one.
     """
     stored = from_dict(checkpoint["config"], source)
+    if "objective" in sections and stored.objective is None:
+        stored = stored.model_copy(update={"objective": ObjectiveConfig()})
+    elif "objective" not in sections and stored.objective is not None:
+        raise UsageError(
+            "This model is trained with the terms of train_diffusion_v2.py; continue it there "
+            "(for the squared error alone: --perceptual-weight 0 --no-gan)."
+        )
     done = checkpoint.get("epoch", 0)
-    changes: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    changes: dict[str, dict[str, Any]] = {section: {} for section in sections}
     refused = []
     for name, text in given.items():
-        section, field = setting_fields()[name]
-        value = getattr(build(SECTIONS[section], {**_classic(name, stored), name: text}), name)
+        section, field = setting_fields(sections)[name]
+        value = getattr(build(sections[section], {**_classic(name, stored), name: text}), name)
         before = getattr(getattr(stored, section), name)
         if name == "epochs":
             value = done + value

@@ -56,6 +56,9 @@ def make_noise_scheduler(config: DiffusionConfig):
         betas = respaced_betas(noise_scheduler.betas, config.timesteps)
         fitted |= {"num_train_timesteps": config.timesteps, "trained_betas": betas.tolist()}
     noise_scheduler = DDPMScheduler.from_config(noise_scheduler.config, **fitted)
+    if config.noise_shift != 1:
+        betas = shifted_betas(noise_scheduler.betas, config.noise_shift)
+        noise_scheduler = DDPMScheduler.from_config(noise_scheduler.config, trained_betas=betas.tolist())
     left = noise_scheduler.alphas_cumprod[-1].item() ** 0.5
     if not left <= _LEFT_AT_THE_END:
         raise UsageError(
@@ -76,6 +79,19 @@ def respaced_betas(betas: Tensor, timesteps: int) -> Tensor:
     low = place.floor().long().clamp(max=len(betas) - 1)
     respaced = torch.lerp(log_abar[low], log_abar[low + 1], place - low)
     return (1 - respaced.diff().exp()).clamp(max=0.9999).float()
+
+
+def shifted_betas(betas: Tensor, shift: float) -> Tensor:
+    """The schedule whose signal-to-noise ratio abar / (1 - abar) is divided by shift^2 at every timestep.
+
+    As Hoogeboom et al. 2023 (Simple Diffusion, section 3.1) do for large pictures, whose smooth parts survive the
+    noise. Chroma is all smooth: without a shift the noisy picture gives its colours away at nearly every timestep,
+    and what L says about them is hardly learnt (benchmarks/RESULTS.md).
+    """
+    abar = (1 - betas.double()).cumprod(0)
+    abar = abar / (abar + shift**2 * (1 - abar))
+    before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+    return (1 - abar / before).float()
 
 
 def make_sampler(name: str, noise_scheduler, *, steps: int):

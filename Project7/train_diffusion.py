@@ -13,10 +13,11 @@ if not __package__:  # run as a script: this folder holds modules, the one above
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from Project7 import errors, recipe
+from Project7.config import SECTIONS
 
 
 def main(argv: list[str] | None = None) -> int:
-    return recipe.main("Project7/train_diffusion.py", __doc__.splitlines()[0], argv)
+    return recipe.main(recipe.Recipe("Project7/train_diffusion.py", __doc__.splitlines()[0], SECTIONS), argv)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,11 @@ from Project7.errors import ProjectError, UsageError
 from Project7.methods import build
 from Project7.metrics import colorfulness, psnr
 from Project7.model_folder import ModelFolder
+from Project7.objective import Objective
 
 VALIDATION_BATCH = 32  # fixed, because the noise of validation is keyed by it
 PICTURES = 8  # the fixed validation photos of the comparison pictures
+WEIGHTED = "weighted_"  # before the name of a term: times its weight in the objective
 BAD_STEPS_IN_A_ROW = 20  # so many steps without a finite gradient, and the run has failed
 
 
@@ -81,6 +83,9 @@ class RunState:
     step: int = 0  # optimizer steps done
     accumulation: int = 1  # micro-steps a step; doubled when memory runs out
     best_val_loss: float = math.inf
+    scored_under: str = ""  # the objective that best_val_loss was measured under
+    stage: int = 0  # of a two-stage training: 1, then 2; 0 where there are none
+    critic_start: int = -1  # the step at which the discriminator began; -1: not yet
     schedule_start: int = 0  # the step at which the learning-rate schedule began
     schedule_steps: int = 0  # its length
     sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of the current epoch
@@ -165,14 +170,19 @@ class Run:
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay, fused=True
         )
+        self.objective = Objective(
+            config.objective,
+            image_size=self.training.images.shape[1],
+            device=accelerator.device,
+            seed=self.settings.seed,
+            exact_critic=self.settings.mixed_precision == "fp16",
+        )
         if resume:
             self.restore(resume, model, optimizer)
         self.ema.to(accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.parameters = list(self.model.parameters())
         self.ema_parameters = list(self.ema.parameters())
-        if not self.state.schedule_steps:
-            self.state.schedule_steps = self.steps_left()
         self.truth = fixed_pictures(self.validation)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -184,6 +194,7 @@ class Run:
         self.saved_at = self.clock = time.monotonic()
         try:
             while self.state.epoch < self.settings.epochs:
+                yield from self.begin_epoch()
                 for count, places, rgb in self.batches():
                     self.optimizer_step(count, places, rgb)
                     yield self.report(comparison=self.compare() if self.due(self.settings.image_interval) else None)
@@ -193,6 +204,32 @@ class Run:
         except GeneratorExit:  # the caller has left the loop, between two steps
             self.save_last()
             raise
+
+    def begin_epoch(self) -> Iterator[Progress]:
+        """Which objective and which learning-rate schedule hold from here on, and which validation loss is to be
+        beaten: where the objective has changed, that of the weights as they come in."""
+        state, stage = self.state, self.objective.begin(self.state.epoch)
+        if stage != state.stage or not state.schedule_steps:
+            until = self.config.objective.stage1_epochs if stage == 1 else self.settings.epochs
+            state.stage, state.schedule_start, state.schedule_steps = stage, state.step, self.steps_left(until)
+        if not self.objective.has_critic:
+            state.critic_start = -1
+        elif state.critic_start < 0:
+            state.critic_start = state.step
+        if state.scored_under == self.objective.score_name:
+            return
+        state.sums = {}  # an epoch's means are those of one objective
+        if state.step:
+            score = math.inf
+            for means in self.validate():
+                score = means["loss"]
+                yield self.report(phase="validate")
+            state.best_val_loss = score if math.isfinite(score) else math.inf
+            self.notes.append(
+                f"The weights as they come in score {score:.4f} under this objective ({self.objective.score_name}): "
+                "that is the best to beat."
+            )
+        state.scored_under = self.objective.score_name
 
     def batches(self) -> Iterator[tuple[int, np.ndarray, Tensor]]:
         """The rest of the epoch: each whole batch's size, this process's places in it, their pictures (b, S, S, 3)."""
@@ -228,10 +265,14 @@ class Run:
         self.raw_optimizer.found_inf = bad  # fused AdamW leaves weights and moments alone where this is 1
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.objective.has_critic:
+            self.objective.critic_step(self.accelerator)
 
         self.update_ema(1 - bad)
         self.state.step += 1
         self.state.position += count
+        if self.pending and len(measures) + 2 != len(self.names):  # a term has come in
+            self.read_back()
         self.names = [*measures, "grad_norm", "skipped"]
         self.pending.append(torch.stack([*measures.values(), norm.float(), bad]))
         if self.due(self.read_every) or self.state.position >= len(self.training.images):
@@ -257,11 +298,27 @@ class Run:
             batch = self.prepare(rgb[piece], first=int(places[piece[0]]), count=count)
             with contextlib.nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(self.model):
                 step: Step = self.model(batch)
+                found, loss = self.weigh(step, batch)
                 # DDP averages over the processes, and each has only its part of the sum
-                self.accelerator.backward(step.loss.sum() * (share * self.accelerator.num_processes))
-            for name, values in {"loss": step.loss.detach(), **step.metrics}.items():
-                measures[name] = measures.get(name, 0) + values.float().sum() * share
+                self.accelerator.backward(loss * (share * self.accelerator.num_processes))
+            if self.objective.has_critic:
+                with self.accelerator.autocast():
+                    found |= self.objective.teach_critic(step.estimate, batch.L[step.estimate.places], share)
+            for name, values in found.items():
+                measures[name] = measures.get(name, 0) + values.detach().float().sum() * share
         return measures
+
+    def weigh(self, step: Step, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """What the objective makes of a step: named measures, and the sum over the samples that is minimised."""
+        weights = self.objective.weights(self.state.step - self.state.critic_start)
+        with self.accelerator.autocast():
+            terms = self.objective.terms(step, batch, self.ema.ab_mean, self.ema.ab_std, weights)
+        weighted = {name: weights[name] * values.float().sum() for name, values in terms.items()}
+        loss = torch.stack(list(weighted.values())).sum()
+        measures = {"loss": loss, **terms, **step.metrics}
+        if self.config.objective:
+            measures |= {WEIGHTED + name: value for name, value in weighted.items()}
+        return measures, loss
 
     def prepare(self, rgb: Tensor, *, first: int, count: int) -> Batch:
         """uint8 pictures (b, S, S, 3) -> what a method trains on, on the device: flipped at random, L and ab."""
@@ -270,7 +327,7 @@ class Run:
         rgb = rgb.to(device, non_blocking=True).movedim(-1, 1)  # (b, 3, S, S)
         flip = (random.uniform("flip") < 0.5)[:, None, None, None]
         rgb = torch.where(flip, rgb.flip(-1), rgb)
-        return Batch(*color.split(rgb, self.ema.ab_mean, self.ema.ab_std), random)
+        return Batch(*color.split(rgb, self.ema.ab_mean, self.ema.ab_std), random, self.objective.image_share)
 
     def halve_the_micro_batch(self, pictures: int) -> None:
         if self.state.accumulation >= pictures or self.accelerator.num_processes > 1:
@@ -280,6 +337,7 @@ class Run:
                 else "Out of memory; use a smaller --batch-size with --gradient-accumulation."
             ) from None
         self.optimizer.zero_grad()
+        self.objective.forget_gradients()
         self.state.accumulation *= 2
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -289,12 +347,12 @@ class Run:
 
     def end_epoch(self) -> Iterator[Progress]:
         """Validates, writes the epoch's line of the history, keeps the best weights, saves."""
-        val_loss = 0.0
-        for running_mean in self.validate():
-            val_loss = running_mean
+        for running_means in self.validate():
+            means = running_means
             yield self.report(phase="validate")
+        val_loss = means["loss"]
         comparison = self.compare()
-        entry = self.history_entry(val_loss, comparison)
+        entry = self.history_entry(means, comparison)
         is_best = math.isfinite(val_loss) and val_loss < self.state.best_val_loss
         if is_best:
             self.state.best_val_loss = val_loss
@@ -304,42 +362,57 @@ class Run:
         report = self.report(comparison=comparison)
         yield dataclasses.replace(report, epoch=self.state.epoch, entry=entry, is_best=is_best)
 
-    def validate(self) -> Iterator[float]:
-        """Yields the running mean of the validation loss: EMA weights, and noise and timesteps that never change."""
-        total, seen = 0.0, 0
+    def validate(self) -> Iterator[dict[str, float]]:
+        """Yields the running means of the validation loss and its terms.
+
+        EMA weights, noise and timesteps that never change, and no discriminator, whose opinion does.
+        """
+        names = ["loss", *self.validation_weights(), "count"]
+        total = torch.zeros(len(names))
         count = len(self.validation.images)
         starts = list(range(0, count, VALIDATION_BATCH))
         for number in range(0, len(starts), self.accelerator.num_processes):
             mine = starts[number : number + self.accelerator.num_processes][self.accelerator.process_index :][:1]
-            part = torch.zeros(2, device=self.accelerator.device)
+            part = torch.zeros(len(names), device=self.accelerator.device)
             for start in mine:
-                part = self.validation_loss(start)
-            part = self.accelerator.reduce(part, "sum")
-            total, seen = total + part[0].item(), seen + part[1].item()
-            yield total / seen
+                part = self.validation_sums(start)
+            total += self.accelerator.reduce(part, "sum").cpu()
+            yield dict(zip(names, (total / total[-1]).tolist(), strict=True))
+
+    def validation_weights(self) -> dict[str, float]:
+        weights = self.objective.weights(0)
+        return {name: weights[name] for name in ("mse", "perceptual") if name in weights}
 
     @torch.no_grad()
-    def validation_loss(self, start: int) -> Tensor:
-        """(2,): the sum of the losses of one validation batch, and how many there are."""
+    def validation_sums(self, start: int) -> Tensor:
+        """Sums over one validation batch: of the loss, of each of its terms, and how many samples there are."""
         rgb = torch.from_numpy(np.array(self.validation.images[start : start + VALIDATION_BATCH]))
         rgb = rgb.to(self.accelerator.device).movedim(-1, 1)
         random = BatchRandom(self.settings.seed, -1 - start, 0, len(rgb), len(rgb), str(self.accelerator.device))
+        constants, weights = (self.ema.ab_mean, self.ema.ab_std), self.validation_weights()
+        batch = Batch(*color.split(rgb, *constants), random, self.objective.image_share)
         with self.accelerator.autocast():
-            step = self.ema(Batch(*color.split(rgb, self.ema.ab_mean, self.ema.ab_std), random))
-        return torch.stack([step.loss.float().sum(), torch.tensor(float(len(rgb)), device=rgb.device)])
+            terms = self.objective.terms(self.ema(batch), batch, *constants, weights)
+        sums = torch.stack([terms[name].float().sum() for name in weights])
+        loss = sum(weight * value for weight, value in zip(weights.values(), sums, strict=True))
+        return torch.cat([loss[None], sums, torch.full_like(sums[:1], len(rgb))])
 
-    def history_entry(self, val_loss: float, comparison: Comparison | None) -> dict[str, Any]:
+    def history_entry(self, validation: dict[str, float], comparison: Comparison | None) -> dict[str, Any]:
         """The epoch in numbers. Means are over the steps with a finite gradient."""
         sums, seconds = self.state.sums, self.state.seconds + self.lap()
         steps = sums.get("steps", 0)
         mean = {name: value / steps if steps else math.nan for name, value in sums.items()}
         terms = {n: mean[n] for n in sums if n not in ("steps", "skipped", "loss", "loss_squared", "grad_norm")}
+        weighted = {n.removeprefix(WEIGHTED): v for n, v in terms.items() if n.startswith(WEIGHTED)}
         entry = {
             "epoch": self.state.epoch + 1,
             "step": self.state.step,
             "train_loss": mean.get("loss", math.nan),
-            "val_loss": val_loss,
-            "terms": terms,
+            "val_loss": validation["loss"],
+            "objective": self.objective.name,
+            "terms": {n: v for n, v in terms.items() if not n.startswith(WEIGHTED)},
+            "weighted_terms": weighted,
+            "val_terms": {n: v for n, v in validation.items() if n not in ("loss", "count")},
             "train_loss_std": max(0.0, mean.get("loss_squared", 0) - mean.get("loss", 0) ** 2) ** 0.5,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "grad_norm": mean.get("grad_norm", math.nan),
@@ -347,6 +420,8 @@ class Run:
             "images_per_second": len(self.training.images) / max(seconds, 1e-9),
             "seconds": seconds,
         }
+        if self.state.stage:
+            entry["stage"] = self.state.stage
         if comparison:
             shown = dataclasses.asdict(comparison)
             entry |= {k: v for k, v in shown.items() if not isinstance(v, np.ndarray)}
@@ -446,13 +521,13 @@ class Run:
     def due(self, interval: int) -> bool:
         return interval > 0 and self.state.step % interval == 0
 
-    def steps_left(self) -> int:
-        images = len(self.training.images)
-        an_epoch = math.ceil(images / self.global_batch)
-        now = math.ceil((images - self.state.position) / self.global_batch)
-        return max(0, self.settings.epochs - self.state.epoch - 1) * an_epoch + (
-            now if self.state.epoch < self.settings.epochs else 0
-        )
+    def steps_left(self, until: int | None = None) -> int:
+        """Steps to the end of epoch `until`; of the run, if it is None."""
+        images, epochs = len(self.training.images), self.settings.epochs if until is None else until
+        if self.state.epoch >= epochs:
+            return 0
+        now, an_epoch = (math.ceil(n / self.global_batch) for n in (images - self.state.position, images))
+        return now + (epochs - self.state.epoch - 1) * an_epoch
 
     @property
     def global_batch(self) -> int:
@@ -473,12 +548,7 @@ class Run:
             "step": self.state.step,
             "model_state_dict": self.ema.state_dict(),
             "optimizer_state_dict": self.raw_optimizer.state_dict(),
-            "loss_state_dict": {
-                "mse_weight": 1.0,
-                "perceptual_weight": 0.0,
-                "adversarial_weight": 0.0,
-                "use_gan": False,
-            },
+            "loss_state_dict": self.objective.state_dict(),
             "train_loss": latest.get("train_loss"),
             "val_loss": latest.get("val_loss"),
             "best_val_loss": self.state.best_val_loss,
@@ -526,9 +596,13 @@ class Run:
                 self.notes.append("The checkpoint has no optimizer state: AdamW starts afresh.")
             if "progress" in checkpoint:
                 self.state = RunState(**checkpoint["progress"])
+            fresh_critic = self.objective.load_state_dict(checkpoint.get("loss_state_dict", {}))
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{self.folder.path} cannot be continued: its state is not of this model.") from error
         self.history = list(checkpoint.get("history", []))
         if "progress" not in checkpoint:
             self.state.epoch, self.state.step = checkpoint.get("epoch", 0), checkpoint.get("step", 0)
             self.state.best_val_loss = checkpoint.get("best_val_loss") or math.inf
+        if fresh_critic:
+            self.state.critic_start = -1
+            self.notes.append(fresh_critic)

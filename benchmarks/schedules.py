@@ -27,6 +27,9 @@ CLASSIC_SCALE = {"ab_mean": (0.0, 0.0), "ab_std": (110.0, 110.0)}
 UNIT_SCALE = {"ab_std": (12.6, 17.7)}
 CHOICES = {
     "v-zsnr": UNIT_SCALE,
+    "v-shift2": {**UNIT_SCALE, "noise_shift": 2.0},
+    "v-shift3": {**UNIT_SCALE, "noise_shift": 3.0},
+    "v-shift6": {**UNIT_SCALE, "noise_shift": 6.0},
     "v-zsnr-third": {"ab_std": (38.0, 53.0)},
     "v-zsnr-minsnr": {**UNIT_SCALE, "min_snr_gamma": 5.0},
     "v-zsnr-ab110": CLASSIC_SCALE,

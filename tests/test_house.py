@@ -19,10 +19,11 @@ ORDER = """
 __init__ errors
 atomic_file config color processes
 flags model_folder photo metrics batch guided_filter
-dataset download palette layers losses perceptual_loss discriminator samplers
+dataset download palette layers losses discriminator samplers
+perceptual_loss
 diffusion_model classification_model regression_model
 methods
-checkpoints health
+checkpoints health objective
 trainer colorize resume
 evaluate report
 prompts

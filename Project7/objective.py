@@ -1,0 +1,208 @@
+"""What a run minimises: the method's own loss, and the image-space terms on its estimate of the true colours.
+
+    mse_weight * mse + perceptual_weight * perceptual + adversarial_weight * (adversarial + feature matching)
+
+An image-space term acts on a share of the samples, those whose estimate is known best, each with its weight (see
+batch.Estimate), and is divided by the whole batch: so micro-steps and processes agree with one pass over it all.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from Project7.batch import Batch, Estimate, Step
+from Project7.config import ObjectiveConfig
+from Project7.discriminator import MultiScalePatchGAN, adversarial_loss, discriminator_loss, feature_matching_loss
+from Project7.perceptual_loss import load_perceptual
+
+
+class Objective:
+    """The terms and their weights, the frozen features and the discriminator, at one stage of a run.
+
+    config: None is the method's own loss alone. image_size: side of the training squares. seed: of the
+    discriminator's first weights. exact_critic: keep the discriminator in float32 whatever autocast says.
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig | None,
+        *,
+        image_size: int,
+        device: torch.device,
+        seed: int = 0,
+        exact_critic: bool = False,
+    ):
+        self.config, self.device, self.exact_critic = config, device, exact_critic
+        self.perceptual = self.discriminator = self.critic_optimizer = None
+        self.active = False
+        if config and config.perceptual_weight:
+            self.perceptual = load_perceptual(config.perceptual_net, config.perceptual_weights).to(device)
+        if config and config.gan:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                discriminator = MultiScalePatchGAN(image_size, scales=config.gan_scales, width=config.gan_width)
+            self.discriminator = discriminator.to(device)
+            self.critic_optimizer = torch.optim.AdamW(
+                discriminator.parameters(), lr=config.gan_learning_rate, betas=(0.5, 0.999), weight_decay=0, fused=True
+            )
+
+    # -- which terms, and how much -----------------------------------------------------------------------------------
+
+    def begin(self, epoch: int) -> int:
+        """Which stage epoch `epoch` (from 0) belongs to: 1 is the method's loss alone, 2 all terms; 0 has no stages."""
+        stages = self.config.stage1_epochs if self.config else 0
+        self.active = bool(self.config) and epoch >= stages
+        return 0 if not stages else 2 if self.active else 1
+
+    @property
+    def score_name(self) -> str:
+        """What validation measures. Losses under different names are not compared."""
+        own = f"{self.own_weight:g} mse"
+        if not (self.active and self.perceptual):
+            return own
+        weight, share = self.config.perceptual_weight, self.config.image_share
+        return f"{own} + {weight:g} perceptual ({self.perceptual.name}; least noisy {share:.0%} of timesteps)"
+
+    @property
+    def name(self) -> str:
+        """What training minimises: the score, and the discriminator's part in it."""
+        matching = self.config.feature_matching_weight if self.config else 0
+        critic = f" + {self.config.adversarial_weight:g} adversarial" if self.has_critic else ""
+        return f"{self.score_name}{critic}" + (f" + {matching:g} feature matching" if critic and matching else "")
+
+    @property
+    def own_weight(self) -> float:
+        return self.config.mse_weight if self.active else 1.0
+
+    @property
+    def has_critic(self) -> bool:
+        return self.active and self.discriminator is not None
+
+    @property
+    def image_share(self) -> float:
+        """Share of the samples whose estimate the terms want; 0 for none."""
+        return self.config.image_share if self.active and (self.perceptual or self.discriminator) else 0.0
+
+    def weights(self, critic_step: int) -> dict[str, float]:
+        """The weight of each term that counts. critic_step: optimizer steps since the discriminator began.
+
+        Its opinion counts after `gan_start` steps, and rises linearly to its full weight over `gan_warmup` more.
+        """
+        weights = {"mse": self.own_weight}
+        if self.active and self.perceptual:
+            weights["perceptual"] = self.config.perceptual_weight
+        rise = min(1.0, (critic_step - self.config.gan_start + 1) / (self.config.gan_warmup + 1)) if self.config else 0
+        if self.has_critic and rise > 0:
+            weights["adversarial"] = rise * self.config.adversarial_weight
+            if self.config.feature_matching_weight:
+                weights["feature_matching"] = rise * self.config.feature_matching_weight
+        return weights
+
+    # -- the terms ---------------------------------------------------------------------------------------------------
+
+    def terms(self, step: Step, batch: Batch, ab_mean: Tensor, ab_std: Tensor, weights: dict[str, float]):
+        """name -> (B,) or (K,) values of the terms in `weights`, each sample's times its weight; differentiable."""
+        terms = {"mse": step.loss}
+        if step.estimate is None:
+            return terms
+        ab_hat, truth, places, weight = step.estimate
+        L = batch.L[places]
+        if "perceptual" in weights:
+            terms["perceptual"] = weight * self.perceptual.of_chroma(L, ab_hat, truth, ab_mean, ab_std)
+        if "adversarial" in weights:
+            with self.frozen_critic():
+                fake = self.discriminator(L, ab_hat)
+                terms["adversarial"] = weight * adversarial_loss(fake)
+                if "feature_matching" in weights:
+                    with torch.no_grad():
+                        real = self.discriminator(L, truth)
+                    terms["feature_matching"] = weight * feature_matching_loss(real, fake)
+        return terms
+
+    @contextlib.contextmanager
+    def frozen_critic(self) -> Iterator[None]:
+        """The discriminator as a judge: gradients go through it, and none stay in it."""
+        self.discriminator.requires_grad_(False)
+        try:
+            with self.critic_precision():
+                yield
+        finally:
+            self.discriminator.requires_grad_(True)
+
+    def critic_precision(self):
+        return torch.autocast(self.device.type, enabled=False) if self.exact_critic else contextlib.nullcontext()
+
+    # -- the discriminator's own step --------------------------------------------------------------------------------
+
+    def teach_critic(self, estimate: Estimate, L: Tensor, share: float) -> dict[str, Tensor]:
+        """Adds the gradient of the discriminator's hinge loss, true colours against estimated ones, times `share`.
+
+        L: (K, 1, H, W), of the estimate's samples. Returns its loss and mean answers, (K,), detached.
+        """
+        ab_hat, truth, _, weight = estimate
+        count = len(L)
+        with self.critic_precision():  # one pass for both
+            answers = self.discriminator(torch.cat([L, L]), torch.cat([truth, ab_hat.detach()]))
+        real = [[features[:count] for features in scale] for scale in answers]
+        fake = [[features[count:] for features in scale] for scale in answers]
+        loss = weight * discriminator_loss(real, fake)
+        (loss.sum() * share).backward()
+        opinions = {"critic_of_truth": -adversarial_loss(real), "critic_of_estimate": -adversarial_loss(fake)}
+        return {"critic": loss.detach(), **{name: weight * v.detach() for name, v in opinions.items()}}
+
+    def critic_step(self, accelerator) -> None:
+        """One step of the discriminator's AdamW; none where its gradient is not finite."""
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.discriminator.parameters()]
+        if accelerator.num_processes > 1:  # each process has its part of the batch's sum
+            whole = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "sum")
+            gradients = [
+                g.view_as(p) for g, p in zip(whole.split([g.numel() for g in gradients]), gradients, strict=True)
+            ]
+        for parameter, gradient in zip(self.discriminator.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), 1.0)
+        self.critic_optimizer.found_inf = (~norm.isfinite()).float()
+        self.critic_optimizer.step()
+        self.critic_optimizer.zero_grad()
+
+    def forget_gradients(self) -> None:
+        """After a micro-step that ran out of memory."""
+        if self.critic_optimizer:
+            self.critic_optimizer.zero_grad()
+
+    # -- saving and resuming -----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The keys of the source document."""
+        config = self.config
+        state = {
+            "mse_weight": config.mse_weight if config else 1.0,
+            "perceptual_weight": config.perceptual_weight if config else 0.0,
+            "adversarial_weight": config.adversarial_weight if config and config.gan else 0.0,
+            "use_gan": bool(config and config.gan),
+        }
+        if self.discriminator is not None:
+            state["discriminator_state_dict"] = self.discriminator.state_dict()
+            state["discriminator_optimizer_state_dict"] = self.critic_optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> str | None:
+        """Takes over a stored discriminator. Returns a sentence if there is a new one instead, else None."""
+        if self.discriminator is None:
+            return None
+        weights = state.get("discriminator_state_dict")
+        if weights is None:
+            return "The checkpoint has no discriminator: a new one starts."
+        shapes = {name: tensor.shape for name, tensor in self.discriminator.state_dict().items()}
+        if not isinstance(weights, dict) or {n: getattr(t, "shape", None) for n, t in weights.items()} != shapes:
+            return "The discriminator of the checkpoint has another shape: a new one starts."
+        self.discriminator.load_state_dict(weights)
+        if "discriminator_optimizer_state_dict" not in state:
+            return "The checkpoint has no state of the discriminator's optimizer: its AdamW starts afresh."
+        self.critic_optimizer.load_state_dict(state["discriminator_optimizer_state_dict"])
+        for group in self.critic_optimizer.param_groups:
+            group["lr"] = self.config.gan_learning_rate
+        return None
