@@ -196,16 +196,18 @@ def summarize(folder: ModelFolder) -> ModelSummary:
     except UsageError:
         config = None
     history = read_history(folder) or []
-    losses = [loss for entry in history if isinstance(loss := entry.get("val_loss"), int | float) and isfinite(loss)]
+    latest = history[-1] if history else {}
+    epochs = latest.get("epoch", len(history))
+    best = latest.get("best_val_loss")  # not the lowest of the history, whose objective may have changed on the way
     weights = next((path for path in (folder.best, folder.last) if path.exists()), None)
     return ModelSummary(
         name=folder.name,
         config=config,
-        epochs=len(history),
-        best_val_loss=min(losses, default=None),
+        epochs=epochs if isinstance(epochs, int) else len(history),
+        best_val_loss=best if isinstance(best, int | float) and isfinite(best) else None,
         changed=datetime.fromtimestamp(weights.stat().st_mtime) if weights else None,
         size=weights.stat().st_size if weights else 0,
-        complete=bool(config) and len(history) >= config.training.epochs,
+        complete=bool(config) and isinstance(epochs, int) and epochs >= config.training.epochs,
     )
 
 

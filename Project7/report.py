@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from Project7.config import RunConfig
 from Project7.errors import sentence
@@ -36,9 +36,9 @@ class Report:
     def __enter__(self):
         self.bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=10)),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=9)),
             TextColumn("{task.fields[numbers]}"),
             console=self.console,
             disable=not self.console.is_terminal,
@@ -165,21 +165,25 @@ def sheet(columns: list[np.ndarray], *, smallest: int = 128) -> np.ndarray:
 
 def numbers(progress, psnr: float) -> str:
     """The figures of a step, in one line."""
-    losses = terms(progress.losses)
+    losses = terms(progress.losses, only_loss=True)
     shown = f"  PSNR {psnr:.1f} dB" if math.isfinite(psnr) else ""
     left = f"  {clock(progress.seconds_left)} left" if math.isfinite(progress.seconds_left) else ""
     return f"{losses}{shown}  lr {progress.learning_rate:.1e}  {progress.images_per_second:.0f} images/s{left}"
 
 
-def terms(losses: dict[str, float]) -> str:
-    """loss 0.29 = mse 0.2711 + perceptual 0.0182 (0.1823) ...: each term as it counts, in brackets unweighted."""
+def terms(losses: dict[str, float], *, only_loss: bool = False) -> str:
+    """loss 0.2893 = mse 0.2711 + perceptual 0.0182 (0.1823) ...: each term as it counts, in brackets unweighted.
+
+    Then what is measured besides (the discriminator's answers), unless only the loss is wanted.
+    """
     weighted = {n.removeprefix(WEIGHTED): v for n, v in losses.items() if n.startswith(WEIGHTED)}
     parts = []
     for name, value in weighted.items():
         plain = losses.get(name, value)
         parts.append(f"{name} {value:.4f}" + (f" ({plain:.4f})" if abs(plain - value) > 5e-5 else ""))
     shown = {"loss", *weighted, *(WEIGHTED + name for name in weighted)}
-    rest = [f"{name} {value:.4f}" for name, value in losses.items() if name not in shown]
+    skip_rest = only_loss and bool(weighted)
+    rest = [] if skip_rest else [f"{name} {value:.4f}" for name, value in losses.items() if name not in shown]
     total = f"loss {losses['loss']:.4f}" if "loss" in losses else ""
     return "  ".join(part for part in [f"{total} = {' + '.join(parts)}" if parts else total, *rest] if part)
 
@@ -218,7 +222,8 @@ def objective_text(config: RunConfig) -> str:
         parts.append(f"{objective.perceptual_weight:g} perceptual ({net})")
     if objective.gan:
         parts.append(f"{objective.adversarial_weight:g} adversarial")
-    stages = f", after {objective.stage1_epochs} epochs of mse alone" if objective.stage1_epochs else ""
+    epochs = "1 epoch" if objective.stage1_epochs == 1 else f"{objective.stage1_epochs} epochs"
+    stages = f", after {epochs} of mse alone" if objective.stage1_epochs else ""
     return " + ".join(parts) + stages
 
 

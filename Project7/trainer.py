@@ -350,12 +350,11 @@ class Run:
         for running_means in self.validate():
             means = running_means
             yield self.report(phase="validate")
-        val_loss = means["loss"]
+        is_best = means["loss"] < self.state.best_val_loss  # never a NaN
+        if is_best:
+            self.state.best_val_loss = means["loss"]
         comparison = self.compare()
         entry = self.history_entry(means, comparison)
-        is_best = math.isfinite(val_loss) and val_loss < self.state.best_val_loss
-        if is_best:
-            self.state.best_val_loss = val_loss
         self.history.append(entry)
         self.state = dataclasses.replace(self.state, epoch=self.state.epoch + 1, position=0, sums={}, seconds=0.0)
         self.save_epoch(is_best)
@@ -409,6 +408,7 @@ class Run:
             "step": self.state.step,
             "train_loss": mean.get("loss", math.nan),
             "val_loss": validation["loss"],
+            "best_val_loss": self.state.best_val_loss,
             "objective": self.objective.name,
             "terms": {n: v for n, v in terms.items() if not n.startswith(WEIGHTED)},
             "weighted_terms": weighted,
