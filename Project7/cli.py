@@ -12,6 +12,7 @@ from Project7.errors import UsageError
 
 _RECIPES = """training is done by the scripts, which ask what they need:
   python -m Project7.train_diffusion        diffusion, mean squared error alone
+  python -m Project7.train_diffusion_v2     diffusion, with a perceptual term and, if wanted, a discriminator
 """
 
 

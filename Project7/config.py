@@ -86,7 +86,10 @@ class DiffusionConfig(BaseModel):
                 "use --zero-terminal-snr or --beta-schedule linear"
             )
         if self.noise_shift != 1 and not self.zero_terminal_snr:
-            raise ValueError("noise_shift needs a schedule that ends in noise; use --zero-terminal-snr")
+            raise ValueError(
+                "noise_shift needs a schedule that ends in noise; use --prediction-type v_prediction with "
+                "--zero-terminal-snr"
+            )
         if min(self.ab_std) <= 0:
             raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
         return self
@@ -249,14 +252,15 @@ def build(config: type[BaseModel], values: dict[str, Any]) -> Any:
 
 def explain(error: ValidationError) -> str:
     """A pydantic error as one line: each flag, what was given, and the rule."""
-    parts = []
+    parts: dict[str, str] = {}
     for item in error.errors():
-        rule = item["msg"].removeprefix("Value error, ")
+        rule = "answer y or n" if item["type"] == "bool_parsing" else item["msg"].removeprefix("Value error, ")
         flag = next((str(p) for p in reversed(item["loc"]) if isinstance(p, str)), "")
         given = item["input"]
         shown = f" {given}" if isinstance(given, str | int | float | bool) else ""
-        parts.append(f"--{flag.replace('_', '-')}{shown}: {rule[0].lower()}{rule[1:]}" if flag else rule)
-    return "; ".join(parts)
+        line = f"--{flag.replace('_', '-')}{shown}: {rule[0].lower()}{rule[1:]}" if flag else rule
+        parts.setdefault(flag or line, line)  # what follows from the first fault of a value is left out
+    return "; ".join(parts.values())
 
 
 def to_json(config: BaseModel) -> str:

@@ -198,7 +198,9 @@ def summarize(folder: ModelFolder) -> ModelSummary:
     history = read_history(folder) or []
     latest = history[-1] if history else {}
     epochs = latest.get("epoch", len(history))
-    best = latest.get("best_val_loss")  # not the lowest of the history, whose objective may have changed on the way
+    losses = [v for e in history if isinstance(v := e.get("val_loss"), int | float) and isfinite(v)]
+    # Not the lowest of the history, where there is better: its objective may have changed on the way.
+    best = latest.get("best_val_loss", min(losses, default=None))
     weights = next((path for path in (folder.best, folder.last) if path.exists()), None)
     return ModelSummary(
         name=folder.name,

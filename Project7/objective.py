@@ -1,6 +1,7 @@
 """What a run minimises: the method's own loss, and the image-space terms on its estimate of the true colours.
 
-    mse_weight * mse + perceptual_weight * perceptual + adversarial_weight * (adversarial + feature matching)
+    mse_weight * mse + perceptual_weight * perceptual + adversarial_weight * adversarial
+        + feature_matching_weight * feature matching
 
 An image-space term acts on a share of the samples, those whose estimate is known best, each with its weight (see
 batch.Estimate), and is divided by the whole batch: so micro-steps and processes agree with one pass over it all.
@@ -12,11 +13,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from Project7.batch import Batch, Estimate, Step
 from Project7.config import ObjectiveConfig
 from Project7.discriminator import MultiScalePatchGAN, adversarial_loss, discriminator_loss, feature_matching_loss
 from Project7.perceptual_loss import load_perceptual
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes over the moments and the rate of a stored AdamW, and none of its other settings, which are ours.
+
+    Raises KeyError, TypeError or ValueError for the state of another model.
+    """
+    ours = optimizer.state_dict()["param_groups"]
+    groups = [
+        {**own, "params": theirs["params"], "lr": theirs["lr"]}
+        for own, theirs in zip(ours, state["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 class Objective:
@@ -44,7 +59,7 @@ class Objective:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 discriminator = MultiScalePatchGAN(image_size, scales=config.gan_scales, width=config.gan_width)
-            self.discriminator = discriminator.to(device)
+            self.discriminator = discriminator.to(device).eval()  # see follow_weights
             self.critic_optimizer = torch.optim.AdamW(
                 discriminator.parameters(), lr=config.gan_learning_rate, betas=(0.5, 0.999), weight_decay=0, fused=True
             )
@@ -64,7 +79,7 @@ class Objective:
         if not (self.active and self.perceptual):
             return own
         weight, share = self.config.perceptual_weight, self.config.image_share
-        return f"{own} + {weight:g} perceptual ({self.perceptual.name}; least noisy {share:.0%} of timesteps)"
+        return f"{own} + {weight:g} perceptual ({self.perceptual.name}; least noisy {100 * share:g}% of timesteps)"
 
     @property
     def name(self) -> str:
@@ -153,8 +168,8 @@ class Objective:
         opinions = {"critic_of_truth": -adversarial_loss(real), "critic_of_estimate": -adversarial_loss(fake)}
         return {"critic": loss.detach(), **{name: weight * v.detach() for name, v in opinions.items()}}
 
-    def critic_step(self, accelerator) -> None:
-        """One step of the discriminator's AdamW; none where its gradient is not finite."""
+    def critic_step(self, accelerator, bad: Tensor) -> None:
+        """One step of the discriminator's AdamW; none where `bad` is 1 or its own gradient is not finite."""
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.discriminator.parameters()]
         if accelerator.num_processes > 1:  # each process has its part of the batch's sum
             whole = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "sum")
@@ -164,9 +179,20 @@ class Objective:
         for parameter, gradient in zip(self.discriminator.parameters(), gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), 1.0)
-        self.critic_optimizer.found_inf = (~norm.isfinite()).float()
+        self.critic_optimizer.found_inf = torch.maximum(bad, (~norm.isfinite()).float())
         self.critic_optimizer.step()
         self.critic_optimizer.zero_grad()
+        self.follow_weights()
+
+    @torch.no_grad()
+    def follow_weights(self) -> None:
+        """One power iteration of each spectral norm. Not at every forward pass, as torch does in training mode: then
+        the network would depend on how many micro-steps and processes share a batch."""
+        self.discriminator.train()
+        for module in self.discriminator.modules():
+            if is_parametrized(module):
+                _ = module.weight  # computed on access
+        self.discriminator.eval()
 
     def forget_gradients(self) -> None:
         """After a micro-step that ran out of memory."""
@@ -193,16 +219,19 @@ class Objective:
         """Takes over a stored discriminator. Returns a sentence if there is a new one instead, else None."""
         if self.discriminator is None:
             return None
+        state = state if isinstance(state, dict) else {}
         weights = state.get("discriminator_state_dict")
         if weights is None:
             return "The checkpoint has no discriminator: a new one starts."
         shapes = {name: tensor.shape for name, tensor in self.discriminator.state_dict().items()}
         if not isinstance(weights, dict) or {n: getattr(t, "shape", None) for n, t in weights.items()} != shapes:
             return "The discriminator of the checkpoint has another shape: a new one starts."
+        if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+            return "The discriminator of the checkpoint holds NaN or infinity: a new one starts."
         self.discriminator.load_state_dict(weights)
         if "discriminator_optimizer_state_dict" not in state:
             return "The checkpoint has no state of the discriminator's optimizer: its AdamW starts afresh."
-        self.critic_optimizer.load_state_dict(state["discriminator_optimizer_state_dict"])
+        load_moments(self.critic_optimizer, state["discriminator_optimizer_state_dict"])
         for group in self.critic_optimizer.param_groups:
             group["lr"] = self.config.gan_learning_rate
         return None

@@ -83,7 +83,7 @@ class PerceptualLoss(nn.Module):
 
 
 def unit(features: Tensor) -> Tensor:
-    """(B, C, h, w) -> the same in float32, of length 1 over the channels; nothing stays nothing, with gradient 0."""
+    """(B, C, h, w) -> the same in float32, of length 1 over the channels; where there is nothing, nothing."""
     features = features.float()
     return features * (features.square().sum(dim=1, keepdim=True) + 1e-6).rsqrt()
 
@@ -114,12 +114,12 @@ def load_perceptual(net: str, weights: str | None = None) -> PerceptualLoss:
         loss = PerceptualLoss("random VGG16, untrained")
         initialize(loss.features, seed=0)
         return loss.eval()
+    loss = PerceptualLoss("VGG16")
     if weights is None:
-        loss, state = PerceptualLoss("VGG16"), download()
+        fill(loss, download(), str(cached()))
     else:
-        state = read(Path(weights).expanduser())
-        loss = PerceptualLoss(f"VGG16 from a file ({digest(state)})")
-    fill(loss, state, weights or _URL)
+        fill(loss, read(Path(weights).expanduser()), weights)
+        loss.name = f"VGG16 from a file ({digest(loss.features)})"
     return loss.eval()
 
 
@@ -139,9 +139,16 @@ def download() -> dict[str, Tensor]:
     try:
         return torch.hub.load_state_dict_from_url(_URL, map_location="cpu", check_hash=True, weights_only=True)
     except Exception as error:  # urllib, http, ssl, pickle and torch raise a dozen kinds
+        if cached().exists():  # torch.hub puts it there whole, or not at all
+            raise missing(f"{cached()} cannot be read ({sentence(error)[:120]}): remove it") from None
         raise missing(f"The weights of VGG16 cannot be downloaded from {_URL} ({sentence(error)})") from None
     finally:
         socket.setdefaulttimeout(before)
+
+
+def cached() -> Path:
+    """Where torchvision keeps its VGG16."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / _URL.rsplit("/", 1)[1]
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -158,7 +165,7 @@ def fill(loss: PerceptualLoss, state: object, source: str) -> None:
     expected = loss.features.state_dict()
     state = state if isinstance(state, dict) else {}
     found = {name: state.get(f"features.{name}", state.get(name)) for name in expected}
-    wrong = [n for n, t in found.items() if not isinstance(t, Tensor) or t.shape != expected[n].shape]
+    wrong = [n for n, t in found.items() if not _is_plain(t) or t.shape != expected[n].shape]
     if wrong:
         raise missing(f"{source} does not hold VGG16 (it has no features.{wrong[0]} of the right shape)")
     if not all(bool(tensor.isfinite().all()) for tensor in found.values()):
@@ -166,10 +173,17 @@ def fill(loss: PerceptualLoss, state: object, source: str) -> None:
     loss.features.load_state_dict({name: tensor.float() for name, tensor in found.items()})
 
 
-def digest(state: object) -> str:
-    """Eight hexadecimal digits of the first convolution: another file is another objective."""
-    tensors = [t for t in state.values() if isinstance(t, Tensor)] if isinstance(state, dict) else []
-    return hashlib.sha256(b"".join(t.float().numpy().tobytes() for t in tensors[:4])).hexdigest()[:8]
+def _is_plain(tensor: object) -> bool:
+    plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+    return plain and not tensor.is_meta and tensor.is_floating_point()
+
+
+def digest(features: nn.Module) -> str:
+    """Eight hexadecimal digits of all weights: another file is another objective."""
+    weights = hashlib.sha256()
+    for tensor in features.state_dict().values():
+        weights.update(tensor.numpy())
+    return weights.hexdigest()[:8]
 
 
 def missing(reason: str) -> WeightsMissing:

@@ -67,23 +67,26 @@ def ask_model(models_dir: Path, *, stages: bool = False) -> tuple[str | None, bo
     """Which model to resume, None to create a new one; and whether to train it in two stages, where there are any."""
     models = list_models(models_dir)
     if not models:
-        Console().print(f"There are no models in {models_dir} yet: this will be the first.", highlight=False)
+        message = f"There are no models in {models_dir} yet: this will be the first."
+        Console().print(message, highlight=False, markup=False)
         if not stages:
             return None, False
     lines = [_model_line(model) for model in models] + [CREATE] + [CREATE_IN_STAGES] * stages
     answers = [(m.name, False) for m in models] + [(None, False)] + [(None, True)] * stages
-    choices = [
-        questionary.Choice(f"{number}. {line}", value=value, shortcut_key=str(number) if number <= 9 else None)
-        for number, (line, value) in enumerate(zip(lines, answers, strict=True), start=1)
+    question = "Do you want to resume from an existing model?" if models else "What shall be trained?"
+    return _choose(question, dict(zip(lines, answers, strict=True)), default=lines[len(models)])
+
+
+def _choose(question: str, choices: dict[str, Any], default: str | None = None) -> Any:
+    """A numbered list: line -> value. The number keys work while there are nine or fewer."""
+    keys = len(choices) <= 9  # questionary then shows the numbers itself
+    lines = [
+        questionary.Choice(line if keys else f"{n}. {line}", value=value, shortcut_key=str(n) if keys else None)
+        for n, (line, value) in enumerate(choices.items(), start=1)
     ]
-    question = questionary.select(
-        "Do you want to resume from an existing model?",
-        choices,
-        default=choices[-1],
-        use_shortcuts=len(choices) <= 9,
-        instruction="(arrow keys or number)",
-    )
-    return question.unsafe_ask()
+    chosen = next((line for line, text in zip(lines, choices, strict=True) if text == default), None)
+    instruction = "(arrow keys or number)" if keys else "(arrow keys)"
+    return questionary.select(question, lines, default=chosen, use_shortcuts=keys, instruction=instruction).unsafe_ask()
 
 
 def _model_line(model: ModelSummary) -> str:
@@ -158,15 +161,13 @@ def ask_stage_epochs(given: dict[str, Any]) -> dict[str, str]:
 
 def ask_perceptual(reason: str) -> dict[str, str]:
     """The weights of VGG16 cannot be had: what to do. Returns settings of the objective."""
-    Console().print(f"\n[yellow]{reason}[/yellow]", highlight=False)
-    choices = [
-        questionary.Choice("1. Take the weights from a file of mine", value="file", shortcut_key="1"),
-        questionary.Choice("2. Compare untrained, random features (weaker)", value="random", shortcut_key="2"),
-        questionary.Choice("3. Train without the perceptual term", value="none", shortcut_key="3"),
-    ]
-    answer = questionary.select(
-        "How shall it go on?", choices, use_shortcuts=True, instruction="(arrow keys or number)"
-    ).unsafe_ask()
+    Console().print(f"\n{reason}", style="yellow", highlight=False, markup=False)
+    choices = {
+        "Take the weights from a file of mine": "file",
+        "Compare untrained, random features (weaker)": "random",
+        "Train without the perceptual term": "none",
+    }
+    answer = _choose("How shall it go on?", choices)
     if answer == "file":
         return {"perceptual_weights": _ask("File with the weights of VGG16:", _is_file)}
     return {"perceptual_net": "random"} if answer == "random" else {"perceptual_weight": "0"}

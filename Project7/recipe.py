@@ -55,7 +55,7 @@ def main(recipe: Recipe, argv: list[str] | None = None) -> int:
         with model_folder.locked(request.folder):
             return train_request(recipe, request, arguments)
     finally:
-        if created and not request.folder.exists():  # nothing was trained: leave nothing behind
+        if created and not request.folder.config.exists():  # nothing was trained: leave nothing behind
             shutil.rmtree(request.folder.path, ignore_errors=True)
 
 
@@ -90,13 +90,18 @@ def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
     asking = can_ask(arguments)
     resume, name = arguments.resume, arguments.name
     two_stages = recipe.stages and wants_two_stages(arguments, given)
-    if not (resume or name) and asking and not two_stages:
-        resume, two_stages = prompts.ask_model(arguments.models_dir, stages=recipe.stages)
+    decided = resume or name or two_stages or (recipe.stages and arguments.strategy)
+    if asking and not decided:
+        stages = recipe.stages and "epochs" not in given
+        resume, two_stages = prompts.ask_model(arguments.models_dir, stages=stages)
     if resume:
         return gather_resume(recipe, arguments, resume, given, asking)
     if two_stages:
         given |= {"epochs": None}  # asked for, and counted, stage by stage
     missing = prompts.missing_flags(given, name, recipe.sections)
+    if two_stages:
+        there = vars(arguments) | given
+        missing += ["--" + n.replace("_", "-") for n in prompts.STAGE_EPOCHS if n not in there]
     if missing and not asking and not arguments.yes:
         raise UsageError(f"No terminal to ask in, and no answer for {', '.join(missing)}; give these flags, or --yes.")
     if not name:
@@ -187,7 +192,7 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
 
     checkpoint, notes = resume.load_for_resume(request.source)
     for note in notes:
-        console.print(f"[yellow]{note}[/yellow]", highlight=False)
+        console.print(note, style="yellow", highlight=False, markup=False)
     config = resume.merge(checkpoint, request.source.config, request.settings, recipe.sections)
     complete = resume.plan(checkpoint, config, new_schedule="lr_schedule" in request.settings)
     if complete:

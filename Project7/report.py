@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from Project7.config import RunConfig
 from Project7.errors import sentence
@@ -56,7 +57,7 @@ class Report:
         """Shows a trainer.Progress."""
         self.step = progress.step
         for note in progress.notes:
-            self.console.print(f"[yellow]{note}[/yellow]", highlight=False)
+            self.console.print(note, style="yellow", highlight=False, markup=False)
         if progress.comparison:
             self.psnr = progress.comparison.psnr
             self.try_to("comparison picture", self.write_comparison, progress)
@@ -73,7 +74,8 @@ class Report:
             write(progress)
         except OSError as error:
             if what not in self.troubles:
-                self.console.print(f"[yellow]No {what}: {sentence(error)}. Training goes on.[/yellow]")
+                message = f"No {what}: {sentence(error)}. Training goes on."
+                self.console.print(message, style="yellow", highlight=False, markup=False)
             self.troubles.add(what)
 
     def move_bar(self, progress) -> None:
@@ -207,7 +209,7 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
         "device": f"{device}, {'full precision' if settings.mixed_precision == 'no' else settings.mixed_precision}",
     }
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
+        table.add_row(Text(name, "bold"), Text(value))
     return table
 
 
@@ -218,13 +220,21 @@ def objective_text(config: RunConfig) -> str:
         return "mean squared error"
     parts = [f"{objective.mse_weight:g} mse"]
     if objective.perceptual_weight:
-        net = "random VGG16, untrained" if objective.perceptual_net == "random" else "VGG16"
+        net = _net(objective)
         parts.append(f"{objective.perceptual_weight:g} perceptual ({net})")
     if objective.gan:
         parts.append(f"{objective.adversarial_weight:g} adversarial")
+        if objective.feature_matching_weight:
+            parts.append(f"{objective.feature_matching_weight:g} feature matching")
     epochs = "1 epoch" if objective.stage1_epochs == 1 else f"{objective.stage1_epochs} epochs"
     stages = f", after {epochs} of mse alone" if objective.stage1_epochs else ""
     return " + ".join(parts) + stages
+
+
+def _net(objective) -> str:
+    if objective.perceptual_net == "random":
+        return "random VGG16, untrained"
+    return f"VGG16 from {objective.perceptual_weights}" if objective.perceptual_weights else "VGG16"
 
 
 def _number(value: float | None) -> str:

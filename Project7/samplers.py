@@ -4,6 +4,7 @@ The U-Net and the schedulers take seconds to import, so they are imported where 
 """
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -107,12 +108,28 @@ def make_sampler(name: str, noise_scheduler, *, steps: int):
         )
     kind, settings = _SCHEDULERS[name]
     sampler = getattr(diffusers, kind).from_config(noise_scheduler.config, timestep_spacing="trailing", **settings)
+    sampler = _falling(sampler)
     sampler.set_timesteps(steps)
     if settings.get("use_lu_lambdas") and len(set(sampler.timesteps.tolist())) < steps:
         # Rounded to whole timesteps, many steps evenly spaced in log-SNR coincide, and diffusers loses its place.
-        sampler = type(sampler).from_config(sampler.config, use_lu_lambdas=False)
-        sampler.set_timesteps(steps)
+        apart = distinct(sampler.timesteps.tolist())
+        sampler = _falling(type(sampler).from_config(sampler.config, use_lu_lambdas=False))
+        sampler.set_timesteps(timesteps=apart)
     return sampler
+
+
+def _falling(sampler):
+    """diffusers puts 2^-24 for the zero at the end of abar; a shifted schedule may be below that just before it."""
+    abar = sampler.alphas_cumprod
+    if abar[-1] >= abar[-2]:
+        abar[-1] = abar[-2] / 4
+    return sampler
+
+
+def distinct(timesteps: list[int]) -> list[int]:
+    """Falling timesteps, of which some coincide -> as many different ones, moved apart as little as need be."""
+    apart = itertools.accumulate((t + k for k, t in enumerate(timesteps)), min)
+    return [max(t - k, len(timesteps) - 1 - k) for k, t in enumerate(apart)]
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from Project7.errors import ProjectError, UsageError
 from Project7.methods import build
 from Project7.metrics import colorfulness, psnr
 from Project7.model_folder import ModelFolder
-from Project7.objective import Objective
+from Project7.objective import Objective, load_moments
 
 VALIDATION_BATCH = 32  # fixed, because the noise of validation is keyed by it
 PICTURES = 8  # the fixed validation photos of the comparison pictures
@@ -88,7 +88,8 @@ class RunState:
     critic_start: int = -1  # the step at which the discriminator began; -1: not yet
     schedule_start: int = 0  # the step at which the learning-rate schedule began
     schedule_steps: int = 0  # its length
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of the current epoch
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of the current epoch's measures
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # of the steps that had each
     seconds: float = 0.0  # spent in the current epoch
     skipped_in_a_row: int = 0
 
@@ -218,8 +219,8 @@ class Run:
             state.critic_start = state.step
         if state.scored_under == self.objective.score_name:
             return
-        state.sums = {}  # an epoch's means are those of one objective
-        if state.step:
+        state.sums, state.counts = {}, {}  # an epoch's means are those of one objective
+        if state.step or state.epoch:
             score = math.inf
             for means in self.validate():
                 score = means["loss"]
@@ -266,7 +267,7 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.objective.has_critic:
-            self.objective.critic_step(self.accelerator)
+            self.objective.critic_step(self.accelerator, bad)
 
         self.update_ema(1 - bad)
         self.state.step += 1
@@ -356,7 +357,9 @@ class Run:
         comparison = self.compare()
         entry = self.history_entry(means, comparison)
         self.history.append(entry)
-        self.state = dataclasses.replace(self.state, epoch=self.state.epoch + 1, position=0, sums={}, seconds=0.0)
+        self.state = dataclasses.replace(
+            self.state, epoch=self.state.epoch + 1, position=0, sums={}, counts={}, seconds=0.0
+        )
         self.save_epoch(is_best)
         report = self.report(comparison=comparison)
         yield dataclasses.replace(report, epoch=self.state.epoch, entry=entry, is_best=is_best)
@@ -400,7 +403,9 @@ class Run:
         """The epoch in numbers. Means are over the steps with a finite gradient."""
         sums, seconds = self.state.sums, self.state.seconds + self.lap()
         steps = sums.get("steps", 0)
-        mean = {name: value / steps if steps else math.nan for name, value in sums.items()}
+        # A term that came in late has its mean over its own steps; its part of the loss, over all.
+        over = {n: steps if n.startswith(WEIGHTED) else self.state.counts.get(n, steps) for n in sums}
+        mean = {name: value / over[name] if over[name] else math.nan for name, value in sums.items()}
         terms = {n: mean[n] for n in sums if n not in ("steps", "skipped", "loss", "loss_squared", "grad_norm")}
         weighted = {n.removeprefix(WEIGHTED): v for n, v in terms.items() if n.startswith(WEIGHTED)}
         entry = {
@@ -490,6 +495,7 @@ class Run:
         values |= {"steps": 1, "loss_squared": row["loss"] ** 2}
         for name, value in values.items():
             sums[name] = sums.get(name, 0) + value
+            state.counts[name] = state.counts.get(name, 0) + 1
 
     def report(self, phase: str = "train", comparison: Comparison | None = None) -> Progress:
         seconds = self.state.seconds + time.monotonic() - self.clock
@@ -591,7 +597,7 @@ class Run:
         model.load_state_dict(checkpoint.get("raw_state_dict", ema))
         try:
             if "optimizer_state_dict" in checkpoint:
-                optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+                load_moments(optimizer, checkpoint["optimizer_state_dict"])
             else:
                 self.notes.append("The checkpoint has no optimizer state: AdamW starts afresh.")
             if "progress" in checkpoint:
@@ -600,8 +606,15 @@ class Run:
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{self.folder.path} cannot be continued: its state is not of this model.") from error
         self.history = list(checkpoint.get("history", []))
+        missing = [key for key in ("raw_state_dict", "history", "progress") if key not in checkpoint]
+        if missing:
+            without = ", no ".join(missing)
+            self.notes.append(
+                f"The checkpoint has no {without}: it goes on from the averaged weights, at an epoch's end."
+            )
         if "progress" not in checkpoint:
-            self.state.epoch, self.state.step = checkpoint.get("epoch", 0), checkpoint.get("step", 0)
+            steps = max((int(moments["step"]) for moments in optimizer.state.values()), default=0)
+            self.state.epoch, self.state.step = checkpoint.get("epoch", 0), checkpoint.get("step", steps)
             self.state.best_val_loss = checkpoint.get("best_val_loss") or math.inf
         if fresh_critic:
             self.state.critic_start = -1

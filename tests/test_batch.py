@@ -14,7 +14,7 @@ DRAWS = {
     "normal": lambda random, name="a": random.normal(name, (2, 3)),
     "uniform": lambda random, name="a": random.uniform(name, (2, 3)),
     "uniform without shape": lambda random, name="a": random.uniform(name),
-    "stratified": lambda random, name="a": random.stratified(name),
+    "spread": lambda random, name="a": random.spread(name),
 }
 every_draw = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 
@@ -57,7 +57,7 @@ def test_shapes():
     assert random.normal("x", (2, 5)).shape == (4, 2, 5)
     assert random.uniform("x").shape == (4,)
     assert random.uniform("x", (1,)).shape == (4, 1)
-    assert random.stratified("x").shape == (4,)
+    assert random.spread("x").shape == (4,)
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
@@ -79,24 +79,53 @@ def test_samples_of_a_batch_and_steps_are_independent():
     assert torch.corrcoef(torch.stack([x[1:, 0], x[:-1, 0]]))[0, 1].abs() < 0.08
 
 
-@pytest.mark.parametrize("total", [1, 2, 7, 16])
-def test_stratified_spreads_evenly_over_one_batch(total):
-    for step in range(50):
-        values = whole(step=step, total=total).stratified("t").sort().values
+@pytest.mark.parametrize("start", [0, 3, 1000])
+@pytest.mark.parametrize("count", [1, 2, 5, 7, 16, 100])
+def test_spread_is_even_over_any_run_of_neighbours(start, count):
+    """A batch, a micro-step or the share of a process: the gaps between its values, once around the circle.
+
+    By the three-distance theorem no gap of the golden ratio's multiples is below 1 / sqrt(5) of the mean gap or above
+    1 + 2 / sqrt(5); numbers drawn at random have gaps of 0 and of several times the mean.
+    """
+    for step in range(20):
+        values = BatchRandom(5, step, start, count, start + count).spread("t").sort().values
         assert values[0] >= 0
         assert values[-1] < 1
-        gaps = torch.cat([values.diff(), values[:1] + 1 - values[-1:]])  # once around the circle
-        torch.testing.assert_close(gaps, torch.full((total,), 1 / total), rtol=0, atol=1e-6)
+        gaps = torch.cat([values.diff(), values[:1] + 1 - values[-1:]]) * count
+        assert gaps.min() > 5**-0.5 - 1e-6
+        assert gaps.max() < 1 + 2 * 5**-0.5 + 1e-6
 
 
-def test_stratified_is_uniform_over_many_steps():
-    values = torch.cat([whole(step=step, total=8).stratified("t") for step in range(500)])
-    assert_uniform(values)
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.5])
+def test_every_batch_has_its_share_of_low_values(share):
+    """So that the image-space terms, which act on low noise, cost each step about the same."""
+    for step in range(100):
+        low = (whole(step=step, total=16).spread("t") < share).sum().item()
+        assert abs(low - 16 * share) <= 2
 
 
-def test_stratified_is_uniform_at_every_place_of_the_batch():
+def test_spread_does_not_depend_on_the_size_of_the_batch():
+    alone = BatchRandom(5, 7, 2, 3, 5).spread("t")
+    assert torch.equal(BatchRandom(5, 7, 2, 3, 64).spread("t"), alone)
+    assert torch.equal(BatchRandom(5, 7, 0, 64, 64).spread("t")[2:5], alone)
+
+
+def test_spread_is_on_the_cpu_and_precise_whatever_the_device():
+    """It says which samples get a term, and with it the shapes of the work: no GPU need be waited for."""
+    values = whole()._replace(device="meta").spread("t")
+    assert values.device.type == "cpu"
+    assert values.dtype == torch.float64  # in float32 the largest value may round up to 1, one timestep too many
+    assert torch.equal(values, whole().spread("t"))
+
+
+def test_spread_is_uniform_over_many_steps():
+    """Of one place in each batch: within a batch the values are far more even than independent ones."""
+    assert_uniform(torch.stack([whole(step=step, total=8).spread("t")[step % 8] for step in range(2000)]))
+
+
+def test_spread_is_uniform_at_every_place_of_the_batch():
     """Or a sample that always comes first would be trained at low timesteps only."""
-    values = torch.stack([whole(step=step, total=8).stratified("t") for step in range(2000)])  # (2000, 8)
+    values = torch.stack([whole(step=step, total=8).spread("t") for step in range(2000)])  # (2000, 8)
     for place in range(8):
         assert_uniform(values[:, place])
 

@@ -21,6 +21,7 @@ from torch import nn
 from Project7.atomic_file import seal, seal_holds
 from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint, load_model, rebuild, save_checkpoint
 from Project7.config import DiffusionConfig, RunConfig
+from Project7.discriminator import MultiScalePatchGAN
 from Project7.methods import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,6 +116,32 @@ def test_everything_in_a_checkpoint_comes_back(path, checkpoint):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     with open(path, "rb") as file:
         assert seal_holds(file) is True
+
+
+def test_a_discriminator_and_its_optimizer_come_back_and_do_not_hinder_colouring(model, path, checkpoint):
+    """The keys of the source document, all of them; the parametrizations of spectral norm hold buffers too."""
+    critic = MultiScalePatchGAN(16, width=8)
+    optimizer = torch.optim.AdamW(critic.parameters(), fused=True)
+    answers = critic(torch.zeros(1, 1, 16, 16), torch.zeros(1, 2, 16, 16))
+    answers[0][-1].mean().backward()
+    optimizer.step()
+    states = {
+        "discriminator_state_dict": critic.state_dict(),
+        "discriminator_optimizer_state_dict": optimizer.state_dict(),
+    }
+    weights = {"mse_weight": 1.0, "perceptual_weight": 0.1, "adversarial_weight": 0.01, "use_gan": True}
+    losses = {"train_loss": 0.4, "val_loss": 0.6, "best_val_loss": 0.5}
+    save_checkpoint(path, checkpoint | losses | {"optimizer_state_dict": {}, "loss_state_dict": weights | states})
+
+    loaded = load_checkpoint(path)["loss_state_dict"]
+    assert {name: loaded[name] for name in weights} == weights
+    again = MultiScalePatchGAN(16, width=8)
+    again.load_state_dict(loaded["discriminator_state_dict"])
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in critic.state_dict().items())
+    moments = loaded["discriminator_optimizer_state_dict"]["state"]
+    assert all(torch.equal(m["exp_avg"], optimizer.state_dict()["state"][k]["exp_avg"]) for k, m in moments.items())
+    assert len(moments) == 10
+    assert torch.equal(colours(load_model(path)[0]), colours(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -266,14 +293,17 @@ FORMS = [as_zip, as_sealed_zip, as_legacy, as_raw_pickle, as_newest_pickle, as_t
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("place", ["whole", "weights", "beside"])
+@pytest.mark.parametrize("place", ["whole", "weights", "beside", "discriminator"])
 def test_a_malicious_pickle_is_refused_and_never_run(tmp_path, path, form, place):
     marker = tmp_path / "marker"
     evil = Malicious(marker)
     content = {"model_state_dict": {"w": torch.zeros(2)}, "config": {}}
-    content = {"whole": evil, "weights": content | {"model_state_dict": evil}, "beside": content | {"note": evil}}[
-        place
-    ]
+    content = {
+        "whole": evil,
+        "weights": content | {"model_state_dict": evil},
+        "beside": content | {"note": evil},
+        "discriminator": content | {"loss_state_dict": {"discriminator_state_dict": {"w": evil}}},
+    }[place]
     form(content, path)
     one_line(path)
     assert not marker.exists()

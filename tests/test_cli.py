@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from Project7.checkpoints import save_checkpoint
-from Project7.config import DataConfig, DiffusionConfig, RunConfig, to_json
+from Project7.config import DataConfig, DiffusionConfig, ObjectiveConfig, RunConfig, to_json
 from Project7.dataset import sample_photos
 from Project7.methods import build
 
@@ -124,6 +124,23 @@ def test_models_are_listed_and_an_empty_folder_says_so(place):
     assert "train_diffusion" in empty.stdout
 
 
+def test_a_model_with_terms_is_used_like_any_other(place):
+    """Its checkpoint holds a discriminator besides, and its configuration an objective."""
+    config = CONFIG.model_copy(update={"objective": ObjectiveConfig(gan=True)})
+    folder = place / "with-terms" / "v2"
+    shutil.copytree(place / "models" / "tiny", folder)
+    weights = torch.load(folder / "best_model.pth", weights_only=True)
+    state = {"use_gan": True, "discriminator_state_dict": {"0.weight": torch.zeros(2)}}
+    changed = {"config": config.model_dump(mode="json"), "loss_state_dict": state}
+    save_checkpoint(folder / "best_model.pth", {"model_state_dict": weights["model_state_dict"], **changed})
+    (folder / "config.json").write_text(to_json(config))
+    assert "v2" in project7("models", "--models-dir", folder.parent, cwd=place).stdout
+    flags = ["--output", "out4", "--models-dir", folder.parent, "--steps", 2]
+    done = project7("colorize", "photos/a.png", *flags, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "1 coloured" in done.stdout
+
+
 def test_data_shows_what_training_would_see(place):
     shown = project7("data", "--data", "photos", "--image-size", 16, "--cache-dir", place / "cache", cwd=place)
     assert shown.returncode == 0, shown.stderr
@@ -150,8 +167,15 @@ def test_the_demo_uses_a_shipped_model(place):
         assert row.width > 3 * picture.width
 
 
+def test_help_names_every_command_and_every_training_script(place):
+    shown = project7(cwd=place).stdout
+    scripts = sorted(path.stem for path in (ROOT / "Project7").glob("train_*.py"))
+    assert len(scripts) > 1
+    named = [name for name in ("colorize", *scripts) if f"{name} " in shown]
+    assert named == ["colorize", *scripts]
+
+
 def test_help_of_every_command(place):
-    assert "colorize" in project7(cwd=place).stdout
     for command in ("colorize", "models", "data", "download", "demo"):
         done = project7(command, "--help", cwd=place)
         assert done.returncode == 0

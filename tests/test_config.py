@@ -12,6 +12,7 @@ from Project7.config import (
     ColorizeConfig,
     DataConfig,
     DiffusionConfig,
+    ObjectiveConfig,
     RunConfig,
     TrainingConfig,
     build,
@@ -26,7 +27,8 @@ from Project7.errors import UsageError
 from Project7.flags import default_text
 
 FILE = "models/my-model/config.json"
-CONFIGS = [*SECTIONS.values(), ColorizeConfig]
+V2_SECTIONS = SECTIONS | {"objective": ObjectiveConfig}
+CONFIGS = [*V2_SECTIONS.values(), ColorizeConfig]
 FIELDS = [
     pytest.param(config, name, id=f"{config.__name__}.{name}")
     for config in CONFIGS
@@ -36,8 +38,8 @@ FIELDS = [
 
 
 def json_of(**changes) -> str:
-    """The default configuration as JSON; `section__key=value` changes or adds a key."""
-    raw = json.loads(to_json(RunConfig()))
+    """The default configuration of the V2 recipe as JSON; `section__key=value` changes or adds a key."""
+    raw = json.loads(to_json(RunConfig(objective=ObjectiveConfig())))
     for place, value in changes.items():
         section, key = place.split("__")
         raw[section][key] = value
@@ -57,8 +59,30 @@ def refusal(text: str) -> str:
 # -- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_default_survives_json():
-    assert from_json(to_json(RunConfig()), FILE) == RunConfig()
+@pytest.mark.parametrize("objective", [None, ObjectiveConfig(), ObjectiveConfig(gan=True, perceptual_weights="a file")])
+def test_the_default_survives_json(objective):
+    config = RunConfig(objective=objective)
+    assert from_json(to_json(config), FILE) == config
+
+
+def test_a_configuration_of_before_the_objective_and_the_noise_shift_is_read():
+    raw = json.loads(to_json(RunConfig()))
+    del raw["objective"], raw["model"]["noise_shift"]
+    assert from_json(json.dumps(raw), FILE) == RunConfig()
+    assert RunConfig().objective is None
+    assert RunConfig().model.noise_shift == 1
+
+
+OBJECTIVES = st.builds(
+    ObjectiveConfig,
+    mse_weight=st.floats(0, 1000, exclude_min=True),
+    perceptual_weight=st.floats(0, 1000),
+    gan=st.booleans(),
+    perceptual_weights=st.none() | st.text(st.characters(codec="utf-8"), min_size=1),
+    image_share=st.floats(0, 1, exclude_min=True),
+    gan_scales=st.integers(1, 3),
+    stage1_epochs=st.integers(0),
+)
 
 
 @settings(max_examples=50)
@@ -69,13 +93,18 @@ def test_the_default_survives_json():
     data=st.text(st.characters(codec="utf-8"), min_size=1),
     limit=st.none() | st.integers(1),
     seed=st.integers(0, 2**63 - 1),
+    noise_shift=st.floats(1, 32),
+    objective=st.none() | OBJECTIVES,
     shipped=st.booleans(),
 )
-def test_every_value_survives_json(features, learning_rate, ab_mean, data, limit, seed, shipped):
+def test_every_value_survives_json(
+    features, learning_rate, ab_mean, data, limit, seed, noise_shift, objective, shipped
+):
     config = RunConfig(
-        model=DiffusionConfig(features=features, ab_mean=ab_mean, prediction_type="epsilon"),
+        model=DiffusionConfig(features=features, ab_mean=ab_mean, noise_shift=noise_shift),
         data=DataConfig(data=data, limit=limit),
         training=TrainingConfig(learning_rate=learning_rate, seed=seed),
+        objective=objective,
         shipped=shipped,
     )
     assert from_json(to_json(config), FILE) == config
@@ -137,6 +166,11 @@ def test_a_key_that_stands_twice_is_named():
         ({"data__limit": 0}, "data.limit"),
         ({"training__epochs": None}, "training.epochs"),
         ({"training__seed": -1}, "training.seed"),
+        ({"model__noise_shift": 0.5}, "model.noise_shift"),
+        ({"objective__gan": "perhaps"}, "objective.gan"),
+        ({"objective__mse_weight": 0}, "objective.mse_weight"),
+        ({"objective__gan_scales": 4}, "objective.gan_scales"),
+        ({"objective__weight": 1}, "objective.weight"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_file(changes, key):
@@ -171,7 +205,7 @@ def test_a_field_is_described_and_its_default_can_be_typed(config, name):
     assert not field.description.endswith(".")
     assert extra(field, "fixed") in (True, False)
     assert not field.is_required()
-    assert getattr(build(config, {name: default_text(field)}), name) == field.default
+    assert getattr(build(config, {name: default_text(field.default)}), name) == field.default
 
 
 @pytest.mark.parametrize(("config", "name"), FIELDS)
@@ -183,8 +217,38 @@ def test_a_number_has_a_lower_bound(config, name):
         assert bounds & {"Ge", "Gt"}, f"{name} has no lower bound"
 
 
-def test_no_setting_stands_in_two_sections():
-    assert len(setting_fields()) == sum(len(c.model_fields) for c in SECTIONS.values()) - 1, "all but `method`"
+@pytest.mark.parametrize("sections", [SECTIONS, V2_SECTIONS], ids=["MSE", "V2"])
+def test_no_setting_stands_in_two_sections(sections):
+    fields = setting_fields(sections)
+    assert len(fields) == sum(len(c.model_fields) for c in sections.values()) - 1, "all but `method`"
+    for name, (section, field) in fields.items():
+        assert sections[section].model_fields[name] is field
+
+
+def test_each_recipe_has_its_own_settings():
+    """Whichever is asked for first: nothing of one recipe may be left over in the other."""
+    assert "gan" not in setting_fields(SECTIONS)
+    assert setting_fields(V2_SECTIONS)["gan"][0] == "objective"
+    assert "gan" not in setting_fields(SECTIONS)
+
+
+def test_the_questions_of_the_objective_come_in_the_documents_order():
+    asked = [
+        name for name, (section, f) in setting_fields(V2_SECTIONS).items() if section == "objective" and extra(f, "ask")
+    ]
+    assert asked == ["mse_weight", "perceptual_weight", "gan", "adversarial_weight"]
+
+
+def test_a_model_keeps_its_schedule_for_life_and_may_change_its_objective():
+    assert extra(DiffusionConfig.model_fields["noise_shift"], "fixed")
+    assert not any(extra(field, "fixed") for field in ObjectiveConfig.model_fields.values())
+
+
+def test_the_objective_is_the_documents_by_default():
+    config = ObjectiveConfig()
+    assert (config.mse_weight, config.perceptual_weight, config.adversarial_weight) == (1.0, 0.1, 0.01)
+    assert (config.gan, config.perceptual_net, config.perceptual_weights) == (False, "vgg16", None)
+    assert config.stage1_epochs == 0
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -219,6 +283,8 @@ def test_a_prediction_type_brings_its_schedule(given, schedule):
         ({"zero_terminal_snr": False, "beta_schedule": "scaled_linear"}, "--zero-terminal-snr"),
         ({"ab_std": "0,17.7"}, "12.6,17.7"),
         ({"ab_std": "12.6,-1"}, "12.6,17.7"),
+        ({"noise_shift": "2", "zero_terminal_snr": False}, "--zero-terminal-snr"),
+        ({"noise_shift": "2", "prediction_type": "epsilon"}, "--prediction-type v_prediction"),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused_with_its_cure(given, cure):
@@ -277,6 +343,30 @@ def test_a_folder_may_be_called_anything(path):
         (DiffusionConfig, {"chroma_scale": "3"}, "--chroma-scale 3: "),
         (DiffusionConfig, {"timesteps": "1"}, "--timesteps 1: "),
         (DataConfig, {"val_fraction": "0.6"}, "--val-fraction 0.6: "),
+        (DiffusionConfig, {"noise_shift": "0.99"}, "--noise-shift 0.99: "),
+        (DiffusionConfig, {"noise_shift": "33"}, "--noise-shift 33: "),
+        (DiffusionConfig, {"noise_shift": "nan"}, "--noise-shift nan: "),
+        (ObjectiveConfig, {"mse_weight": "0"}, "--mse-weight 0: "),
+        (ObjectiveConfig, {"mse_weight": "-1"}, "--mse-weight -1: "),
+        (ObjectiveConfig, {"mse_weight": "1001"}, "--mse-weight 1001: "),
+        (ObjectiveConfig, {"perceptual_weight": "-1"}, "--perceptual-weight -1: "),
+        (ObjectiveConfig, {"perceptual_weight": "inf"}, "--perceptual-weight inf: "),
+        (ObjectiveConfig, {"adversarial_weight": "0"}, "--adversarial-weight 0: "),
+        (ObjectiveConfig, {"adversarial_weight": "much"}, "--adversarial-weight much: "),
+        (ObjectiveConfig, {"gan": "perhaps"}, "--gan perhaps: "),
+        (ObjectiveConfig, {"perceptual_net": "vgg19"}, "--perceptual-net vgg19: "),
+        (ObjectiveConfig, {"perceptual_weights": ""}, "--perceptual-weights"),
+        (ObjectiveConfig, {"image_share": "0"}, "--image-share 0: "),
+        (ObjectiveConfig, {"image_share": "1.01"}, "--image-share 1.01: "),
+        (ObjectiveConfig, {"gan_learning_rate": "0"}, "--gan-learning-rate 0: "),
+        (ObjectiveConfig, {"gan_start": "-1"}, "--gan-start -1: "),
+        (ObjectiveConfig, {"gan_warmup": "-1"}, "--gan-warmup -1: "),
+        (ObjectiveConfig, {"gan_scales": "0"}, "--gan-scales 0: "),
+        (ObjectiveConfig, {"gan_scales": "4"}, "--gan-scales 4: "),
+        (ObjectiveConfig, {"gan_width": "7"}, "--gan-width 7: "),
+        (ObjectiveConfig, {"gan_width": "513"}, "--gan-width 513: "),
+        (ObjectiveConfig, {"feature_matching_weight": "-0.1"}, "--feature-matching-weight -0.1: "),
+        (ObjectiveConfig, {"stage1_epochs": "-1"}, "--stage1-epochs -1: "),
         (ColorizeConfig, {"sampler": "magic"}, "--sampler magic: "),
         (ColorizeConfig, {"steps": "0"}, "--steps 0: "),
     ],
@@ -295,6 +385,23 @@ def test_all_bad_values_are_said_at_once():
         build(TrainingConfig, {"batch_size": "0", "epochs": "x"})
     assert "--batch-size 0: " in str(caught.value)
     assert "--epochs x: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [
+        (DiffusionConfig, {"noise_shift": "1"}),
+        (DiffusionConfig, {"noise_shift": "32"}),
+        (DiffusionConfig, {"noise_shift": "1", "prediction_type": "epsilon"}),
+        (ObjectiveConfig, {"mse_weight": "1000", "perceptual_weight": "0", "adversarial_weight": "1e-6"}),
+        (ObjectiveConfig, {"image_share": "1", "gan_start": "0", "gan_warmup": "0", "feature_matching_weight": "0"}),
+        (ObjectiveConfig, {"gan": "true", "gan_scales": "3", "gan_width": "512", "gan_learning_rate": "1"}),
+    ],
+)
+def test_what_lies_just_within_the_bounds_is_taken(config, given):
+    built = build(config, given)
+    for name, value in ((n, getattr(built, n)) for n in given):
+        assert value == type(value)(given[name])
 
 
 @pytest.mark.parametrize(("typed", "scale"), [("1", 1), ("2", 2), (2, 2)])

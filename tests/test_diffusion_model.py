@@ -19,6 +19,7 @@ VARIANTS = {
     "hints": {"hints": True},
     "hints at half resolution": {"hints": True, "chroma_scale": 2},
     "epsilon, min-SNR": {**EPSILON, "min_snr_gamma": 5.0},
+    "shifted noise": {"noise_shift": 3.0},
     "three levels, two layers": {"features": (8, 12, 16), "layers": 2},
 }
 every_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -34,9 +35,9 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def make_batch(count: int = 4, size: tuple[int, int] = (16, 16), step: int = 0, wants_ab_hat: bool = False) -> Batch:
+def make_batch(count: int = 4, size: tuple[int, int] = (16, 16), step: int = 0, image_share: float = 0.0) -> Batch:
     L = rand(count, 1, *size, seed=1).clamp(-1, 1)
-    return Batch(L, rand(count, 2, *size, seed=2), BatchRandom(3, step, 0, count, count), wants_ab_hat)
+    return Batch(L, rand(count, 2, *size, seed=2), BatchRandom(3, step, 0, count, count), image_share)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -68,8 +69,7 @@ def test_loss_is_finite_and_reaches_every_parameter(changes, size):
     assert (step.loss > 0).all()
     assert step.metrics["mse"].shape == (6,)
     assert not step.metrics["mse"].requires_grad
-    assert step.ab_hat is None
-    assert step.image_weight is None
+    assert step.estimate is None
     step.loss.mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -80,22 +80,95 @@ def test_loss_is_finite_and_reaches_every_parameter(changes, size):
 
 @every_variant
 @every_size
-def test_ab_hat_has_the_size_of_the_picture_and_a_gradient(changes, size):
+def test_the_estimate_has_the_size_of_the_picture_and_a_gradient(changes, size):
     model = tiny(**changes)
-    batch = make_batch(5, size, wants_ab_hat=True)
-    step = model(batch)
-    assert step.ab_hat.shape == batch.ab.shape
-    assert step.image_weight.shape == (5,)
-    assert not step.image_weight.requires_grad
-    assert ((step.image_weight >= 0) & (step.image_weight <= 1)).all()
-    step.ab_hat.square().mean().backward()
+    batch = make_batch(5, size, image_share=0.6)
+    ab_hat, truth, places, weight = model(batch).estimate
+    count = len(places)
+    assert 2 <= count <= 4
+    assert ab_hat.shape == truth.shape == (count, 2, *size)
+    assert weight.shape == (count,)
+    assert (weight > 0).all()
+    assert not weight.requires_grad
+    assert not truth.requires_grad
+    ab_hat.square().mean().backward()
     assert any(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
 @every_variant
+@every_size
+def test_the_estimate_may_be_of_no_sample(changes, size):
+    """A small batch may have no timestep with little noise; the term is then nothing, and so is its gradient."""
+    model = tiny(**changes)
+    for step in range(20):
+        estimate = model(make_batch(1, size, step=step, image_share=0.1)).estimate
+        if not len(estimate.places):
+            break
+    assert estimate.ab_hat.shape == estimate.truth.shape == (0, 2, *size)
+    assert estimate.weight.shape == estimate.places.shape == (0,)
+    (estimate.ab_hat.sum() + estimate.weight.sum()).backward()
+    assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 1.0])
+def test_the_estimate_is_of_the_samples_with_the_least_noise(share, monkeypatch):
+    model, seen, counts = tiny(), [], []
+    monkeypatch.setattr(model, "denoise", lambda x_t, t, L, hints=None: seen.append(t) or x_t)
+    for step in range(20):
+        estimate = model(make_batch(16, step=step, image_share=share)).estimate
+        assert estimate.places.tolist() == [i for i, t in enumerate(seen[-1].tolist()) if t < 1000 * share]
+        counts.append(len(estimate.places))
+    assert sum(counts) / 20 == pytest.approx(16 * share, rel=0.1, abs=0.1)
+    assert max(counts) - min(counts) <= 3  # each step costs about the same
+
+
+@every_variant
+def test_the_truth_is_the_true_chroma_as_finely_as_the_model_can_give_it(changes):
+    model, batch = tiny(**changes), make_batch(6, (13, 9), image_share=1.0)
+    truth = model(batch).estimate.truth
+    if model.config.chroma_scale == 1:
+        assert torch.equal(truth, batch.ab)
+    else:
+        torch.testing.assert_close(truth, model.expand(model.shrink(batch.ab), batch.L))
+
+
+@every_variant
+def test_the_estimate_is_none_of_the_losss_business(changes):
+    model = tiny(**changes)
+    assert torch.equal(model(make_batch(image_share=0.5)).loss, model(make_batch()).loss)
+
+
+SCHEDULES = {"v": V, "epsilon": EPSILON, "shifted": {"noise_shift": 3.0}, "very shifted": {"noise_shift": 32.0}}
+
+
+@pytest.mark.parametrize("timesteps", [2, 50, 1000])
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.25, 1.0])
+@pytest.mark.parametrize("changes", SCHEDULES.values(), ids=SCHEDULES)
+def test_image_weights_have_a_mean_of_1_over_the_whole_schedule(changes, share, timesteps):
+    """So that the weight of a term means the same whatever the share and the schedule are."""
+    model = tiny(**changes, features=(8,), timesteps=timesteps)
+    t = torch.arange(model.image_timesteps(share))
+    weight = model.image_weight(t, share)
+    assert len(t) == max(1, round(share * timesteps))
+    assert weight.sum().item() / timesteps == pytest.approx(1, rel=1e-4)
+    expected = model.noise_scheduler.alphas_cumprod[: len(t)]
+    torch.testing.assert_close(weight / weight[0], expected / expected[0])  # the noisier, the less
+
+
+@pytest.mark.parametrize("changes", [V, EPSILON, {"noise_shift": 3.0}])
+def test_image_weights_of_many_batches_add_up_to_their_samples(changes, monkeypatch):
+    model = tiny(**changes, features=(8,))
+    monkeypatch.setattr(model, "denoise", lambda x_t, t, L, hints=None: x_t)
+    batches = (make_batch(16, (4, 4), step=step, image_share=0.25) for step in range(1000))
+    sums = [model(batch).estimate.weight.sum() for batch in batches]
+    assert torch.stack(sums).mean().item() == pytest.approx(16, rel=0.03)
+
+
+@every_variant
 def test_the_batch_is_not_changed(changes):
-    batch, untouched = make_batch(wants_ab_hat=True), make_batch(wants_ab_hat=True)
-    tiny(**changes)(batch)
+    batch, untouched = make_batch(image_share=1.0), make_batch(image_share=1.0)
+    step = tiny(**changes)(batch)
+    (step.loss.sum() + step.estimate.ab_hat.sum()).backward()
     assert torch.equal(batch.L, untouched.L)
     assert torch.equal(batch.ab, untouched.ab)
 
@@ -112,20 +185,22 @@ def test_a_step_is_a_function_of_seed_and_step(changes):
 @every_variant
 def test_a_batch_in_two_parts_has_the_loss_of_the_whole(changes):
     model = tiny(**changes)
-    batch = make_batch(5, wants_ab_hat=True)
-    whole = model(batch)
+    batch = make_batch(5, image_share=0.6)
+    whole, estimates = model(batch), []
     for start, count in ((0, 2), (2, 3)):
         own = slice(start, start + count)
-        part = model(Batch(batch.L[own], batch.ab[own], BatchRandom(3, 0, start, count, 5), True))
+        part = model(Batch(batch.L[own], batch.ab[own], BatchRandom(3, 0, start, count, 5), 0.6))
         torch.testing.assert_close(part.loss, whole.loss[own], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(part.ab_hat, whole.ab_hat[own], rtol=1e-3, atol=1e-4)
-        assert torch.equal(part.image_weight, whole.image_weight[own])
+        estimates.append(part.estimate._replace(places=part.estimate.places + start))
+    together = [torch.cat(parts) for parts in zip(*estimates, strict=True)]
+    for ours, expected in zip(together, whole.estimate, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [V, EPSILON, {**EPSILON, "beta_schedule": "squaredcos_cap_v2"}])
 def test_the_true_answer_has_no_loss_and_gives_the_true_chroma(changes, monkeypatch):
     """A network that knew the noise: its target is Ho et al.'s eps or Salimans and Ho's v, and x_0 comes back."""
-    model, batch = tiny(**changes), make_batch(16, wants_ab_hat=True)
+    model, batch = tiny(**changes), make_batch(16, image_share=1.0)
     noise, seen = batch.random.normal("noise", (2, 16, 16)), []
 
     def know_it_all(x_t, t, L, hints=None):
@@ -138,8 +213,10 @@ def test_the_true_answer_has_no_loss_and_gives_the_true_chroma(changes, monkeypa
     monkeypatch.setattr(model, "denoise", know_it_all)
     step = model(batch)
     assert step.loss.max() < 1e-10
-    torch.testing.assert_close(step.ab_hat, batch.ab, rtol=0, atol=2e-3)  # eps_hat is divided by as little as 0.006
-    assert torch.equal(step.image_weight, model.noise_scheduler.alphas_cumprod[seen[0]])
+    assert step.estimate.places.tolist() == list(range(16))
+    torch.testing.assert_close(step.estimate.ab_hat, batch.ab, rtol=0, atol=2e-3)  # eps_hat / as little as 0.006
+    abar = model.noise_scheduler.alphas_cumprod
+    torch.testing.assert_close(step.estimate.weight, abar[seen[0]] / abar.mean())
 
 
 @pytest.mark.parametrize("timesteps", [2, 16, 1000])
@@ -152,8 +229,9 @@ def test_a_batch_covers_all_timesteps_evenly(timesteps, monkeypatch):
         assert t.dtype == torch.long
         assert t[0] >= 0
         assert t[-1] < timesteps
-        assert timesteps // 16 <= t.diff().min()
-        assert t.diff().max() <= -(-timesteps // 16)
+        # Low-discrepancy timesteps: gaps are between 1 / sqrt(5) and 1 + 2 / sqrt(5) of the mean, before rounding down.
+        assert t.diff().min() > 5**-0.5 * timesteps / 16 - 1
+        assert t.diff().max() < (1 + 2 * 5**-0.5) * timesteps / 16 + 1
     every_step = torch.cat(seen).float()
     assert every_step.mean().item() == pytest.approx((timesteps - 1) / 2, rel=0.05)
 
@@ -162,8 +240,8 @@ def test_a_batch_covers_all_timesteps_evenly(timesteps, monkeypatch):
 def test_autocast_to_bf16_keeps_the_loss_in_float32(changes):
     model = tiny(**changes)
     with torch.autocast("cpu", torch.bfloat16):
-        step = model(make_batch(wants_ab_hat=True))
-    assert step.loss.dtype == step.ab_hat.dtype == torch.float32
+        step = model(make_batch(image_share=1.0))
+    assert step.loss.dtype == step.estimate.ab_hat.dtype == step.estimate.truth.dtype == torch.float32
     torch.testing.assert_close(step.loss, model(make_batch()).loss, rtol=0.1, atol=0.05)
 
 
@@ -246,10 +324,10 @@ def test_groups_divide_every_width(features, groups):
 @pytest.mark.parametrize("chroma_scale", [1, 2])
 def test_any_widths_and_any_number_of_levels(features, chroma_scale):
     model = tiny(features=features, chroma_scale=chroma_scale, layers=1)
-    batch = make_batch(2, (13, 9), wants_ab_hat=True)
+    batch = make_batch(2, (13, 9), image_share=1.0)
     step = model(batch)
     assert step.loss.isfinite().all()
-    assert step.ab_hat.shape == (2, 2, 13, 9)
+    assert step.estimate.ab_hat.shape == (2, 2, 13, 9)
     assert colours(model, batch.L, steps=1).shape == (2, 2, 13, 9)
 
 

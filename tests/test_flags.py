@@ -7,9 +7,24 @@ import pytest
 from pydantic import BaseModel
 
 from Project7 import cli, errors, recipe
-from Project7.config import SECTIONS, ColorizeConfig, DataConfig, TrainingConfig, build, setting, setting_fields
+from Project7.config import (
+    SECTIONS,
+    ColorizeConfig,
+    DataConfig,
+    ObjectiveConfig,
+    TrainingConfig,
+    build,
+    setting,
+    setting_fields,
+)
 from Project7.errors import UsageError
 from Project7.flags import Parser, add_settings, default_text, given, hyphenated
+
+V2 = SECTIONS | {"objective": ObjectiveConfig}
+RECIPES = {
+    "mse": recipe.Recipe("x.py", "About.", SECTIONS),
+    "v2": recipe.Recipe("x.py", "About.", V2, stages=True),
+}
 
 
 class Sample(BaseModel):
@@ -110,7 +125,7 @@ def test_a_wrong_flag_is_one_sentence_that_names_it(arguments, said, capsys):
 
 def test_a_wrong_flag_of_a_program_exits_2(capsys, monkeypatch):
     monkeypatch.setattr(errors.signal, "signal", lambda *_: None)  # `run` would take SIGTERM from pytest
-    for main in (lambda: recipe.main("x.py", "About.", ["--colour"]), lambda: cli.command(["models", "--colour"])):
+    for main in (lambda: recipe.main(RECIPES["v2"], ["--colour"]), lambda: cli.command(["models", "--colour"])):
         assert errors.run(main) == 2
         assert "Unrecognized arguments: --colour" in capsys.readouterr().err
 
@@ -124,21 +139,47 @@ def shown_help(parser: argparse.ArgumentParser) -> dict[str, str]:
     return {"--" + part[0].rstrip(","): "--" + " ".join(part) for part in parts}
 
 
-def test_every_setting_has_a_flag_with_its_description_and_default(wide):
-    shown = shown_help(recipe.make_parser("About."))
-    for name, (_, field) in setting_fields().items():
+@pytest.mark.parametrize("which", RECIPES)
+def test_every_setting_has_a_flag_with_its_description_and_default(wide, which):
+    shown = shown_help(recipe.make_parser(RECIPES[which]))
+    for name, (_, field) in setting_fields(RECIPES[which].sections).items():
         flag = "--" + name.replace("_", "-")
         assert flag in shown, f"{name} has no flag"
         assert field.description in shown[flag]
         if field.default is not None:
-            assert shown[flag].endswith(f"({default_text(field)})"), shown[flag]
+            assert shown[flag].endswith(f"({default_text(field.default)})"), shown[flag]
 
 
-def test_every_flag_of_a_recipe_reaches_its_setting():
-    flags = [f"--{n.replace('_', '-')}" for n, (_, f) in setting_fields().items() if f.annotation is not bool]
-    arguments = recipe.make_parser("About.").parse_args([part for flag in flags for part in (flag, "x")])
-    found = {name: value for config in SECTIONS.values() for name, value in given(arguments, config).items()}
+@pytest.mark.parametrize("which", RECIPES)
+def test_every_flag_of_a_recipe_reaches_its_setting(which):
+    sections = RECIPES[which].sections
+    flags = [f"--{n.replace('_', '-')}" for n, (_, f) in setting_fields(sections).items() if f.annotation is not bool]
+    arguments = recipe.make_parser(RECIPES[which]).parse_args([part for flag in flags for part in (flag, "x")])
+    found = {name: value for config in sections.values() for name, value in given(arguments, config).items()}
     assert found == {flag[2:].replace("-", "_"): "x" for flag in flags}
+
+
+def test_no_setting_of_a_recipe_has_the_flag_of_another():
+    """They share one namespace: a name in two sections would set both."""
+    assert len(setting_fields(V2)) == sum(len(set(config.model_fields) - {"method"}) for config in V2.values())
+
+
+def test_the_flags_of_the_objective():
+    parser = recipe.make_parser(RECIPES["v2"])
+    typed = "--mse-weight 2 --perceptual-weight=0.2 --gan --adversarial_weight 0.05 --perceptual-net random"
+    objective = build(ObjectiveConfig, given(parser.parse_args(typed.split()), ObjectiveConfig))
+    assert (objective.mse_weight, objective.perceptual_weight, objective.perceptual_net) == (2, 0.2, "random")
+    assert (objective.gan, objective.adversarial_weight) == (True, 0.05)
+    assert given(parser.parse_args(["--no-gan"]), ObjectiveConfig) == {"gan": False}
+    with pytest.raises(UsageError, match="--perceptual-weight"):
+        recipe.make_parser(RECIPES["mse"]).parse_args(["--perceptual-weight", "0.1"])
+
+
+def test_only_a_recipe_with_stages_has_their_flags(wide):
+    assert "--stage2-epochs" in shown_help(recipe.make_parser(RECIPES["v2"]))
+    assert "--strategy" not in shown_help(recipe.make_parser(RECIPES["mse"]))
+    with pytest.raises(UsageError, match="--strategy"):
+        recipe.make_parser(RECIPES["v2"]).parse_args(["--strategy", "three-stage"])
 
 
 def test_colorize_has_a_flag_for_each_of_its_settings(wide, capsys):
@@ -168,7 +209,7 @@ def test_the_kinds_of_values_are_shown(wide):
 @pytest.mark.parametrize("columns", ["20", "40", "80"])
 def test_help_fits_a_narrow_terminal(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
-    assert "--learning-rate" in recipe.make_parser("About.").format_help()
+    assert "--learning-rate" in recipe.make_parser(RECIPES["v2"]).format_help()
 
 
 @pytest.mark.parametrize(
@@ -176,4 +217,4 @@ def test_help_fits_a_narrow_terminal(monkeypatch, columns):
     [((64, 128), "64,128"), (1e-4, "0.0001"), (10.0, "10"), (None, "none"), (True, "True"), ("samples", "samples")],
 )
 def test_a_default_as_a_person_would_type_it(default, text):
-    assert default_text(setting(default, "about")) == text
+    assert default_text(default) == text

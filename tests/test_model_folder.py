@@ -42,7 +42,8 @@ def make_model(models_dir: Path, name: str, *, epochs: int = 3, losses: tuple = 
     folder = ModelFolder(models_dir / name)
     create(folder)
     write_config(folder, RunConfig(training=TrainingConfig(epochs=epochs)))
-    write_history(folder, [{"epoch": number, "val_loss": loss} for number, loss in enumerate(losses, start=1)])
+    history = enumerate(losses, start=1)
+    write_history(folder, [{"epoch": n, "val_loss": loss, "best_val_loss": min(losses[:n])} for n, loss in history])
     if weights:
         folder.best.write_bytes(weights)
     return folder
@@ -168,9 +169,42 @@ def test_a_damaged_history_does_not_hide_a_model(tmp_path, kind):
     assert model.config is not None
 
 
-def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):
-    folder = make_model(tmp_path, "a", losses=(float("nan"), 0.25, None, "n/a", 0.5))
+@pytest.mark.parametrize("best", [float("nan"), float("inf"), None, "n/a", [0.5]])
+def test_a_best_loss_that_is_no_number_is_none(tmp_path, best):
+    folder = make_model(tmp_path, "a")
+    write_history(folder, [{"epoch": 1, "val_loss": 0.5, "best_val_loss": best}])
+    assert summarize(folder).best_val_loss is None
+
+
+def test_the_best_loss_is_that_of_the_objective_that_holds_now(tmp_path):
+    """Terms have come in: the losses of the squared error alone are lower, and are not compared with those since."""
+    folder = make_model(tmp_path, "a")
+    before, after = {"epoch": 1, "val_loss": 0.2, "best_val_loss": 0.2}, {"epoch": 2, "val_loss": 0.5}
+    write_history(folder, [before, after | {"best_val_loss": 0.4}])
+    assert summarize(folder).best_val_loss == 0.4, "the weights as they came in scored better than the epoch since"
+
+
+def test_a_history_from_before_best_losses_were_noted_has_its_lowest(tmp_path):
+    folder = make_model(tmp_path, "a")
+    losses = (float("nan"), 0.25, None, "n/a", 0.5)
+    write_history(folder, [{"epoch": number, "val_loss": loss} for number, loss in enumerate(losses, start=1)])
     assert summarize(folder).best_val_loss == 0.25
+
+
+def test_epochs_are_those_of_the_model_and_not_only_of_its_history(tmp_path):
+    """A foreign checkpoint of epoch 71 was resumed, and has no history of its own."""
+    folder = make_model(tmp_path, "a", epochs=72)
+    write_history(folder, [{"epoch": 72, "val_loss": 0.5, "best_val_loss": 0.5}])
+    summary = summarize(folder)
+    assert (summary.epochs, summary.complete) == (72, True)
+
+
+@pytest.mark.parametrize("epoch", ["x", None, 1.5])
+def test_an_epoch_that_is_no_number_does_not_hide_a_model(tmp_path, epoch):
+    folder = make_model(tmp_path, "a", epochs=1)
+    write_history(folder, [{"epoch": epoch, "val_loss": 0.5, "best_val_loss": 0.5}])
+    (model,) = list_models(tmp_path)
+    assert (model.name, model.epochs) == ("a", 1)
 
 
 def test_a_model_that_has_no_weights_yet(tmp_path):

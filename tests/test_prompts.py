@@ -10,7 +10,7 @@ import pexpect
 import pytest
 
 from Project7 import prompts, recipe
-from Project7.config import RunConfig, to_json
+from Project7.config import SECTIONS, ObjectiveConfig, RunConfig, to_json
 from Project7.model_folder import list_models
 from Project7.prompts import missing_flags, questions
 
@@ -29,11 +29,22 @@ QUESTIONS = {
     "data": "Training images (folder, zip, or 'samples') [samples]:",
 }
 HEADINGS = {"features": "Model architecture", "batch_size": "Training", "data": "Images"}
+LOSS_QUESTIONS = {
+    "mse_weight": "MSE weight [1]:",
+    "perceptual_weight": "Perceptual weight [0.1]:",
+    "gan": "Use GAN discriminator? (y/n) [n]:",
+    "adversarial_weight": "Adversarial weight [0.01]:",
+}
+OBJECTIVE = {"objective": ObjectiveConfig}
+V2 = SECTIONS | OBJECTIVE
 
 DRIVER = """
 import json, sys
 from pathlib import Path
 from Project7 import errors, prompts
+from Project7.config import SECTIONS, ObjectiveConfig
+
+OBJECTIVE = {{"objective": ObjectiveConfig}}
 
 def main():
     answer = prompts.{call}
@@ -117,25 +128,44 @@ def make_models(models_dir: Path, *names: str) -> None:
 def test_a_model_is_chosen_by_number_or_arrows(ask, tmp_path, keys, chosen):
     make_models(tmp_path / "models", "beta", "alpha")
     terminal = ask("ask_model(here)").sees("Do you want to resume from an existing model?")
-    terminal.sees("1. alpha").sees("2. beta").sees("3. Create new model").types(keys)
-    assert terminal.answer() == chosen
+    terminal.sees("1) alpha").sees("2) beta").sees("3) Create new model").types(keys)
+    assert terminal.answer() == [chosen, False]
+
+
+@pytest.mark.parametrize(
+    ("names", "keys", "chosen"),
+    [
+        (["beta", "alpha"], "1" + ENTER, ["alpha", False]),
+        (["alpha"], "2" + ENTER, [None, False]),
+        (["alpha"], "3" + ENTER, [None, True]),
+        ([], ENTER, [None, True]),  # the recommended way is the default
+        ([], UP + ENTER, [None, False]),
+    ],
+)
+def test_where_there_are_stages_they_are_the_last_choice(ask, tmp_path, names, keys, chosen):
+    make_models(tmp_path / "models", *names)
+    terminal = ask("ask_model(here, stages=True)")
+    if not names:
+        terminal.sees("this will be the first")
+    terminal.sees(f"{len(names) + 1}. Create new model").sees(f"{len(names) + 2}. Create new model, in two stages")
+    assert terminal.types(keys).answer() == chosen
 
 
 def test_more_models_than_digits_are_chosen_with_arrows(ask, tmp_path):
     make_models(tmp_path / "models", *(f"m{number:02}" for number in range(1, 13)))
     terminal = ask("ask_model(here)").sees("12. m12").sees("13. Create new model").types(UP + ENTER)
-    assert terminal.answer() == "m12"
+    assert terminal.answer() == ["m12", False]
 
 
 def test_a_model_line_says_what_it_reached(tmp_path):
     make_models(tmp_path, "alpha")
-    (tmp_path / "alpha" / "training_history.json").write_text('[{"val_loss": 0.5}, {"val_loss": 0.25}]')
+    (tmp_path / "alpha" / "training_history.json").write_text('[{"best_val_loss": 0.5}, {"best_val_loss": 0.25}]')
     (model,) = list_models(tmp_path)
-    assert prompts._model_line(1, model) == "1. alpha  (epoch 2, unfinished, best loss 0.2500, no weights yet)"
+    assert prompts._model_line(model) == "alpha  (epoch 2, unfinished, best loss 0.2500, no weights yet)"
 
 
 def test_without_models_there_is_nothing_to_choose(tmp_path, capsys):
-    assert prompts.ask_model(tmp_path) is None
+    assert prompts.ask_model(tmp_path) == (None, False)
     assert "this will be the first" in " ".join(capsys.readouterr().out.split())
 
 
@@ -172,7 +202,7 @@ def test_the_suggested_name_is_free(tmp_path):
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
 def test_enter_takes_every_default_in_the_order_of_the_document(ask, term):
-    terminal = ask("ask_settings({})", TERM=term)
+    terminal = ask("ask_settings({}, SECTIONS)", TERM=term)
     for name, question in QUESTIONS.items():
         if name in HEADINGS:
             terminal.sees(HEADINGS[name])
@@ -190,7 +220,7 @@ def test_typed_values_are_the_answers(ask):
         "epochs": "3",
         "data": "samples",
     }
-    terminal = ask("ask_settings({})")
+    terminal = ask("ask_settings({}, SECTIONS)")
     for name, question in QUESTIONS.items():
         terminal.sees(question).types(typed[name] + ENTER)
     assert terminal.answer() == typed
@@ -199,7 +229,7 @@ def test_typed_values_are_the_answers(ask):
 def test_bad_values_are_explained_and_asked_again(ask):
     """And what was given as a flag is not asked."""
     given = {name: "1" for name in QUESTIONS if name not in ("features", "epochs", "learning_rate")}
-    terminal = ask(f"ask_settings({given})")
+    terminal = ask(f"ask_settings({given}, SECTIONS)")
     for name, bad, said, good in [
         ("features", "64,x", "x: input should be a valid integer", "64,128"),
         ("learning_rate", "-1", "-1: input should be greater than 0", "1e-3"),
@@ -207,6 +237,109 @@ def test_bad_values_are_explained_and_asked_again(ask):
     ]:
         terminal.sees(QUESTIONS[name]).types(bad + ENTER).sees(said).types(CLEAR_LINE + good + ENTER)
     assert terminal.answer() == {"features": "64,128", "learning_rate": "1e-3", "epochs": "2"}
+
+
+@pytest.mark.parametrize(("answer", "asked"), [("", False), ("n", False), ("No", False), ("y", True), (" YES ", True)])
+def test_the_adversarial_weight_is_asked_for_only_with_a_discriminator(ask, answer, asked):
+    terminal = ask("ask_settings({}, OBJECTIVE)").sees("Loss weights")
+    for name in ("mse_weight", "perceptual_weight"):
+        terminal.sees(LOSS_QUESTIONS[name]).types(ENTER)
+    terminal.sees(LOSS_QUESTIONS["gan"]).types(answer + ENTER)
+    if asked:
+        terminal.sees(LOSS_QUESTIONS["adversarial_weight"]).types("0.05" + ENTER)
+    expected = {"gan": answer.strip()} if answer else {}
+    assert terminal.answer() == expected | ({"adversarial_weight": "0.05"} if asked else {})
+
+
+def test_a_flag_for_the_discriminator_brings_its_weight_into_question(ask):
+    terminal = ask("ask_settings({'gan': True, 'mse_weight': '1', 'perceptual_weight': '0'}, OBJECTIVE)")
+    terminal.sees(LOSS_QUESTIONS["adversarial_weight"]).types(ENTER)
+    assert terminal.answer() == {}
+
+
+def test_the_weights_of_the_model_so_far_are_the_defaults(ask):
+    current = "ObjectiveConfig(mse_weight=2, perceptual_weight=0.25, gan=True, adversarial_weight=0.03)"
+    terminal = ask(f"ask_settings({{}}, OBJECTIVE, current={current})")
+    for question in ("MSE weight [2]:", "Perceptual weight [0.25]:", "(y/n) [y]:", "Adversarial weight [0.03]:"):
+        terminal.sees(question).types(ENTER)
+    assert terminal.answer() == {}
+
+
+def test_a_discriminator_that_is_given_up_has_no_weight(ask):
+    terminal = ask("ask_settings({}, OBJECTIVE, current=ObjectiveConfig(gan=True))")
+    for name in ("mse_weight", "perceptual_weight"):
+        terminal.sees(LOSS_QUESTIONS[name]).types(ENTER)
+    terminal.sees("(y/n) [y]:").types("n" + ENTER)
+    assert terminal.answer() == {"gan": "n"}
+
+
+def test_the_explanation_stands_above_the_loss_weights(ask):
+    terminal = ask("ask_settings({}, OBJECTIVE)").sees("Loss weights").sees("How much each objective counts")
+    for line in ("MSE          1.0", "perceptual   0.1", "adversarial  0.01"):
+        terminal.sees(line)
+    terminal.sees(LOSS_QUESTIONS["mse_weight"]).types(CTRL_C)
+    assert terminal.ends() == 130
+
+
+def test_bad_loss_weights_are_explained_and_asked_again(ask):
+    terminal = ask("ask_settings({}, OBJECTIVE)")
+    for name, bad, said, good in [
+        ("mse_weight", "-1", "-1: input should be greater than 0", "1"),
+        ("perceptual_weight", "much", "much: input should be a valid number", "0"),
+        ("gan", "maybe", "maybe: answer y or n", "y"),
+        ("adversarial_weight", "0", "0: input should be greater than 0", "0.02"),
+    ]:
+        terminal.sees(LOSS_QUESTIONS[name]).types(bad + ENTER).sees(said).types(CLEAR_LINE + good + ENTER)
+    assert terminal.answer() == {"mse_weight": "1", "perceptual_weight": "0", "gan": "y", "adversarial_weight": "0.02"}
+
+
+def test_the_epochs_of_both_stages(ask):
+    terminal = ask("ask_stage_epochs({})").sees("Epochs of stage 1 (squared error alone) [30]:")
+    for bad in ("0", "x", "-3", "1.5"):
+        terminal.types(bad + ENTER).sees(f"'{bad}' is not a number of epochs").types(CLEAR_LINE)
+    terminal.types("4" + ENTER).sees("Epochs of stage 2 (all terms) [15]:").types(ENTER)
+    assert terminal.answer() == {"stage1_epochs": "4", "stage2_epochs": "15"}
+
+
+def test_a_stage_whose_epochs_were_given_is_not_asked_for(ask):
+    terminal = ask("ask_stage_epochs({'stage1_epochs': '4'})").sees("Epochs of stage 2").types("2" + ENTER)
+    assert terminal.answer() == {"stage2_epochs": "2"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "settings"),
+    [
+        ("2" + ENTER, {"perceptual_net": "random"}),
+        ("3" + ENTER, {"perceptual_weight": "0"}),
+        (DOWN + DOWN + ENTER, {"perceptual_weight": "0"}),
+    ],
+)
+def test_without_the_weights_of_vgg16_there_are_other_ways(ask, keys, settings):
+    terminal = ask("ask_perceptual('They cannot be had.')").sees("They cannot be had.").sees("How shall it go on?")
+    terminal.sees("1) Take the weights from a file of mine").sees("2) Compare untrained").sees("3) Train without")
+    assert terminal.types(keys).answer() == settings
+
+
+def test_brackets_in_a_reason_are_no_markup(ask):
+    terminal = ask("ask_perceptual('There is no /photos [raw]/[/old]/vgg16.pth.')")
+    terminal.sees("There is no /photos [raw]/[/old]/vgg16.pth.").sees("How shall it go on?").types(CTRL_C)
+    assert terminal.ends() == 130
+
+
+@pytest.mark.parametrize("bad", ["nowhere.pth", "."])
+def test_the_file_with_the_weights_of_vgg16_has_to_be_there(ask, tmp_path, bad):
+    weights = tmp_path / "vgg16.pth"
+    weights.touch()
+    terminal = ask("ask_perceptual('They cannot be had.')").sees("How shall it go on?").types("1" + ENTER)
+    terminal.sees("File with the weights of VGG16:")
+    terminal.types(bad + ENTER).sees(f"There is no file '{bad}'").types(CLEAR_LINE + f"{weights}{ENTER}")
+    assert terminal.answer() == {"perceptual_weights": str(weights)}
+
+
+def test_enter_alone_names_no_file(ask):
+    terminal = ask("ask_perceptual('They cannot be had.')").sees("How shall it go on?").types("1" + ENTER)
+    terminal.sees("File with the weights of VGG16:").types(ENTER).sees("There is no file ''").types(CTRL_C)
+    assert terminal.ends() == 130
 
 
 def test_epochs_to_add(ask):
@@ -222,7 +355,11 @@ def test_epochs_to_add(ask):
 
 @pytest.mark.parametrize(
     ("call", "question"),
-    [("ask_model(here)", "Do you want to resume"), ("ask_name(here, 'model-1')", "Model name")],
+    [
+        ("ask_model(here)", "Do you want to resume"),
+        ("ask_name(here, 'model-1')", "Model name"),
+        ("ask_perceptual('They cannot be had.')", "How shall it go on?"),
+    ],
 )
 def test_ctrl_c_at_a_question_exits_130(ask, tmp_path, call, question):
     make_models(tmp_path / "models", "alpha")
@@ -273,17 +410,38 @@ def test_an_existing_model_is_not_trained_over(tmp_path):
 
 
 def test_the_questions_are_those_of_the_document_in_its_order():
-    assert list(questions()) == list(QUESTIONS)
+    assert list(questions(SECTIONS)) == list(QUESTIONS)
+    assert list(questions(V2)) == [*QUESTIONS, *LOSS_QUESTIONS]
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def test_every_question_has_a_flag():
-    text = recipe.make_parser("About.").format_help()
-    assert all(f"\n  {flag} " in text for flag in missing_flags({}, None))
-    assert missing_flags({}, None) == ["--name", *(f"--{name.replace('_', '-')}" for name in QUESTIONS)]
+    for script, sections, asked in (
+        ("train_diffusion.py", SECTIONS, [*QUESTIONS]),
+        ("train_diffusion_v2.py", V2, [*QUESTIONS, *LOSS_QUESTIONS, *prompts.STAGE_EPOCHS]),
+    ):
+        parser = recipe.make_parser(recipe.Recipe(script, "About.", sections, stages=sections is V2))
+        options = parser.format_help().replace(", --no-gan", "")
+        missing = [flag(name) for name in ("name", "resume", *asked) if f"\n  {flag(name)} " not in options]
+        assert missing == [], script
+
+
+def test_what_was_not_given_is_missing():
+    assert missing_flags({}, None, SECTIONS) == ["--name", *map(flag, QUESTIONS)]
+    assert missing_flags({"features": "8", "data": "samples"}, None, SECTIONS) == [
+        "--name", "--time-dim", "--timesteps", "--batch-size", "--learning-rate", "--epochs",
+    ]  # fmt: skip
 
 
 def test_what_was_given_is_not_missing():
-    assert missing_flags(dict.fromkeys(QUESTIONS, "1"), "mine") == []
-    assert missing_flags({"features": "8", "data": "samples"}, None) == [
-        "--name", "--time-dim", "--timesteps", "--batch-size", "--learning-rate", "--epochs",
-    ]  # fmt: skip
+    assert missing_flags(dict.fromkeys(QUESTIONS, "1"), "mine", SECTIONS) == []
+    assert missing_flags(dict.fromkeys(QUESTIONS | LOSS_QUESTIONS, "1"), "mine", V2) == []
+
+
+@pytest.mark.parametrize(("gan", "needed"), [(None, False), (False, False), ("n", False), (True, True), ("y", True)])
+def test_the_adversarial_weight_is_missing_only_with_a_discriminator(gan, needed):
+    given = dict.fromkeys(QUESTIONS, "1") | ({} if gan is None else {"gan": gan})
+    assert ("--adversarial-weight" in missing_flags(given, "mine", V2)) == needed

@@ -1,14 +1,25 @@
 """What a training request becomes, before anything is trained."""
 
 import pytest
+from rich.console import Console
 
-from Project7 import recipe
-from Project7.config import RunConfig, TrainingConfig, to_json
+from Project7 import prompts, recipe
+from Project7.config import SECTIONS, ObjectiveConfig, RunConfig, TrainingConfig, build, to_json
 from Project7.errors import UsageError
+from Project7.perceptual_loss import WeightsMissing
+
+MSE = recipe.Recipe("train.py", "About.", SECTIONS)
+V2 = recipe.Recipe("train_v2.py", "About.", SECTIONS | {"objective": ObjectiveConfig}, stages=True)
+QUESTIONS = "features time_dim timesteps batch_size learning_rate data mse_weight perceptual_weight gan".split()
+ANSWERED = [f"--{name.replace('_', '-')}=x" for name in QUESTIONS[:-1]] + ["--no-gan"]  # all but the epochs
 
 
-def gather(tmp_path, *flags):
-    return recipe.gather(recipe.make_parser("test").parse_args(["--models-dir", str(tmp_path), *flags]))
+def parse(tmp_path, *flags, of=MSE):
+    return recipe.make_parser(of).parse_args(["--models-dir", str(tmp_path), *flags])
+
+
+def gather(tmp_path, *flags, of=MSE):
+    return recipe.gather(of, parse(tmp_path, *flags, of=of))
 
 
 def model(tmp_path, name="old", **settings):
@@ -64,3 +75,207 @@ def test_a_process_that_is_not_the_main_one_asks_and_refuses_nothing(tmp_path, m
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert gather(tmp_path, "--name", "old", "--yes").folder.name == "old"
+
+
+# -- two stages ------------------------------------------------------------------------------------------------------
+
+
+def wants_two_stages(tmp_path, *flags):
+    arguments = parse(tmp_path, *flags, of=V2)
+    names = [*V2.sections["training"].model_fields, *V2.sections["objective"].model_fields]
+    return recipe.wants_two_stages(arguments, {n: v for n, v in vars(arguments).items() if n in names})
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ([], False),
+        (["--epochs", "3"], False),
+        (["--strategy", "new"], False),
+        (["--resume", "old"], False),
+        (["--strategy", "resume", "--resume", "old", "--epochs", "3"], False),
+        (["--strategy", "two-stage"], True),
+        (["--stage1-epochs", "3"], True),
+        (["--stage2-epochs", "3"], True),
+        (["--strategy", "two-stage", "--stage1-epochs", "3", "--stage2-epochs", "3"], True),
+    ],
+)
+def test_which_flags_ask_for_two_stages(tmp_path, flags, wanted):
+    assert wants_two_stages(tmp_path, *flags) == wanted
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--strategy", "new", "--stage1-epochs", "3"], "--strategy new has no stages"),
+        (["--strategy", "resume", "--resume", "old", "--stage2-epochs", "3"], "--strategy resume has no stages"),
+        (["--strategy", "two-stage", "--resume", "old"], "--resume old --epochs N, without the flags of stages"),
+        (["--stage1-epochs", "3", "--resume", "old"], "--resume old --epochs N, without the flags of stages"),
+        (["--strategy", "two-stage", "--epochs", "3"], "use --stage1-epochs and --stage2-epochs"),
+        (["--stage2-epochs", "3", "--epochs", "3"], "use --stage1-epochs and --stage2-epochs"),
+        (["--strategy", "resume"], "--resume NAME"),
+        (["--strategy", "new", "--resume", "old"], "leave out --resume"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused_with_the_cure(tmp_path, flags, said):
+    with pytest.raises(UsageError, match=said):
+        wants_two_stages(tmp_path, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "first", "all_of_them"),
+    [
+        (["--strategy", "two-stage"], "30", "45"),  # the document's preset
+        (["--stage1-epochs", "3"], "3", "18"),
+        (["--stage2-epochs=4"], "30", "34"),
+        (["--stage1-epochs", " 3 ", "--stage2-epochs", "4"], "3", "7"),
+    ],
+)
+def test_the_epochs_of_two_stages_are_those_of_the_first_and_of_both(tmp_path, flags, first, all_of_them):
+    request = gather(tmp_path, "--name", "new", "--yes", *flags, of=V2)
+    assert (request.settings["stage1_epochs"], request.settings["epochs"]) == (first, all_of_them)
+    assert "stage2_epochs" not in request.settings, "no setting of a model"
+
+
+@pytest.mark.parametrize("flag", ["--stage1-epochs", "--stage2-epochs"])
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", ""])
+def test_a_stage_has_one_epoch_or_more(tmp_path, flag, value):
+    with pytest.raises(UsageError, match=f"{flag} {value}: epochs are a whole number above 0"):
+        gather(tmp_path, "--name", "new", "--yes", f"{flag}={value}", of=V2)
+
+
+def test_without_a_terminal_the_epochs_of_the_stages_are_missing_like_any_answer(tmp_path):
+    """Two-stage training does not fall back on 30 and 15 epochs where nobody has said so, nor --yes."""
+    everything = ["--name", "new", "--strategy", "two-stage", *ANSWERED]
+    with pytest.raises(UsageError, match=r"--stage1-epochs.*--stage2-epochs"):
+        gather(tmp_path, *everything, of=V2)
+    request = gather(tmp_path, *everything, "--stage1-epochs", "1", "--stage2-epochs", "2", of=V2)
+    assert request.settings["epochs"] == "3"
+
+
+def test_without_a_terminal_the_adversarial_weight_is_missing_only_with_a_discriminator(tmp_path):
+    settled = ["--name", "new", "--epochs", "3", *ANSWERED]
+    assert gather(tmp_path, *settled, of=V2).settings["gan"] is False
+    with pytest.raises(UsageError, match="no answer for --adversarial-weight;"):
+        gather(tmp_path, *settled, "--gan", of=V2)
+
+
+# -- a person is asked -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def person(monkeypatch):
+    """A terminal; each question that is asked is noted, and answered with nothing."""
+    asked = []
+
+    def ask_settings(given, sections, current=None):
+        asked.append(tuple(sections))
+        return {}
+
+    monkeypatch.setattr(prompts, "can_ask", lambda: True)
+    monkeypatch.setattr(prompts, "ask_model", lambda *_, **settings: asked.append("model") or (None, False))
+    monkeypatch.setattr(prompts, "ask_name", lambda *_: asked.append("name") or "new")
+    monkeypatch.setattr(prompts, "ask_settings", ask_settings)
+    monkeypatch.setattr(prompts, "ask_stage_epochs", lambda given: asked.append("stages") or {})
+    monkeypatch.setattr(prompts, "ask_epochs_to_add", lambda *_: asked.append("epochs") or "3")
+    return asked
+
+
+def test_the_questions_come_in_the_order_of_the_document(tmp_path, person):
+    gather(tmp_path, of=V2)
+    assert person == ["model", "name", ("model", "data", "training", "objective")]
+
+
+def test_two_stages_by_flag_are_not_asked_for_again(tmp_path, person):
+    gather(tmp_path, "--strategy", "two-stage", of=V2)
+    assert person == ["name", "stages", ("model", "data", "training", "objective")]
+
+
+def test_a_new_model_by_flag_is_not_asked_for_again(tmp_path, person):
+    """--strategy new has answered whether to resume."""
+    gather(tmp_path, "--strategy", "new", of=V2)
+    assert person == ["name", ("model", "data", "training", "objective")]
+
+
+def test_epochs_by_flag_are_not_overruled_by_the_choice_of_two_stages(tmp_path, person, monkeypatch):
+    """--epochs says nothing about stages, so the list does not offer them."""
+    offered = []
+    monkeypatch.setattr(prompts, "ask_model", lambda *_, stages: offered.append(stages) or (None, stages))
+    assert gather(tmp_path, "--epochs", "3", of=V2).settings["epochs"] == "3"
+    assert offered == [False]
+
+
+def test_two_stages_chosen_from_the_list(tmp_path, person, monkeypatch):
+    monkeypatch.setattr(prompts, "ask_model", lambda *_, **settings: (None, True))
+    settings = gather(tmp_path, of=V2).settings
+    assert person == ["name", "stages", ("model", "data", "training", "objective")]
+    assert (settings["stage1_epochs"], settings["epochs"]) == ("30", "45")
+
+
+def test_a_model_without_terms_is_asked_for_their_weights_and_nothing_else(tmp_path, person):
+    model(tmp_path)
+    gather(tmp_path, "--resume", "old", "--epochs", "3", of=V2)
+    assert person == [("objective",)]
+
+
+def test_a_model_with_terms_is_asked_for_them_only_when_it_comes_from_the_list(tmp_path, person, monkeypatch):
+    model(tmp_path, objective=ObjectiveConfig())
+    gather(tmp_path, "--resume", "old", "--epochs", "3", of=V2)
+    assert person == [], "--resume alone goes on as before"
+    monkeypatch.setattr(prompts, "ask_model", lambda *_, **settings: ("old", False))
+    gather(tmp_path, "--epochs", "3", of=V2)
+    assert person == [("objective",)]
+
+
+def test_the_recipe_without_terms_asks_for_none(tmp_path, person):
+    model(tmp_path)
+    gather(tmp_path, "--resume", "old", "--epochs", "3")
+    assert person == []
+
+
+# -- the features of the perceptual term -----------------------------------------------------------------------------
+
+
+def settle(monkeypatch, objective, *, answers=(), asking=True):
+    """settle_perceptual where VGG16's own weights cannot be had, and what a person was asked."""
+    asked, answers = [], iter(answers)
+
+    def load(net, weights):
+        if net == "vgg16" and weights != "good.pth":
+            raise WeightsMissing("They cannot be had.")
+
+    monkeypatch.setattr("Project7.perceptual_loss.load_perceptual", load)
+    monkeypatch.setattr(prompts, "ask_perceptual", lambda reason: asked.append(reason) or next(answers))
+    config = recipe.settle_perceptual(RunConfig(objective=objective), Console(quiet=True), asking=asking)
+    return config.objective, asked
+
+
+def test_where_the_features_are_there_nothing_is_asked(monkeypatch):
+    for objective in (
+        None,
+        ObjectiveConfig(perceptual_weight=0),
+        ObjectiveConfig(perceptual_net="random"),
+        ObjectiveConfig(perceptual_weights="good.pth"),
+    ):
+        assert settle(monkeypatch, objective) == (objective, [])
+
+
+@pytest.mark.parametrize(
+    "answer", [{"perceptual_weights": "good.pth"}, {"perceptual_net": "random"}, {"perceptual_weight": "0"}]
+)
+def test_a_person_says_how_to_go_on_without_the_features(monkeypatch, answer):
+    objective, asked = settle(monkeypatch, ObjectiveConfig(gan=True, mse_weight=2), answers=[answer])
+    assert objective == build(ObjectiveConfig, {"gan": True, "mse_weight": 2} | answer)
+    assert asked == ["They cannot be had."]
+
+
+def test_a_file_that_is_not_vgg16_is_asked_for_again(monkeypatch):
+    answers = [{"perceptual_weights": "bad.pth"}, {"perceptual_weights": "good.pth"}]
+    objective, asked = settle(monkeypatch, ObjectiveConfig(), answers=answers)
+    assert objective.perceptual_weights == "good.pth"
+    assert len(asked) == 2
+
+
+def test_nobody_to_ask_ends_the_run(monkeypatch):
+    with pytest.raises(WeightsMissing):
+        settle(monkeypatch, ObjectiveConfig(), asking=False)

@@ -3,11 +3,12 @@
 import io
 
 import numpy as np
+import pytest
 from rich.console import Console
 
-from Project7.config import RunConfig
+from Project7.config import DataConfig, ObjectiveConfig, RunConfig
 from Project7.model_folder import ModelFolder
-from Project7.report import Report, clock, counting, sheet
+from Project7.report import Report, clock, counting, numbers, objective_text, run_table, sheet, terms
 from Project7.trainer import Comparison, Progress
 
 
@@ -17,7 +18,10 @@ def comparison() -> Comparison:
 
 
 def progress(**changes) -> Progress:
-    entry = {"epoch": 1, "step": 10, "train_loss": 0.5, "val_loss": 0.4, "skipped_steps": 2, "images_per_second": 9.0}
+    entry = {
+        "epoch": 1, "step": 10, "train_loss": 0.5, "val_loss": 0.4, "skipped_steps": 2, "images_per_second": 9.0,
+        "terms": {"mse": 0.5}, "weighted_terms": {},
+    }  # fmt: skip
     values = {
         "phase": "train", "epoch": 1, "epochs": 2, "step": 10, "total_steps": 20, "losses": {"loss": 0.5, "mse": 0.5},
         "learning_rate": 1e-4, "grad_norm": 1.0, "skipped": 0, "images_per_second": 9.0, "seconds_left": 61.0,
@@ -28,7 +32,7 @@ def progress(**changes) -> Progress:
 
 def shown(folder, *steps, terminal=False) -> str:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=160)
+    console = Console(file=text, force_terminal=terminal, width=160, soft_wrap=True)  # as the recipes do
     with Report(folder, RunConfig(), console) as report:
         for step in steps:
             report.show(step)
@@ -41,6 +45,94 @@ def test_an_epoch_is_one_plain_line_in_a_pipe(tmp_path):
     (line,) = text.splitlines()
     for words in ("epoch 1/2", "train 0.5000", "val 0.4000 (best)", "PSNR 20.00 dB", "truth 40.0", "2 steps skipped"):
         assert words in line
+
+
+TERMS = {"mse": 0.4, "perceptual": 0.82, "adversarial": -0.7}
+WEIGHTED = {"mse": 0.4, "perceptual": 0.082, "adversarial": -0.007}
+LOSSES = {"loss": 0.475, **TERMS, "critic": 1.9, **{f"weighted_{name}": value for name, value in WEIGHTED.items()}}
+SUM = "mse 0.4000 + perceptual 0.0820 (0.8200) + adversarial -0.0070 (-0.7000)"
+
+
+def test_the_terms_are_shown_as_they_count_and_in_brackets_unweighted():
+    assert terms(LOSSES) == f"loss 0.4750 = {SUM}  critic 1.9000"
+    assert terms({"loss": 0.8, "mse": 0.4, "weighted_mse": 0.8}) == "loss 0.8000 = mse 0.8000 (0.4000)"
+
+
+def test_without_weights_the_measures_stand_side_by_side():
+    assert terms({"loss": 0.5, "mse": 0.5}) == "loss 0.5000  mse 0.5000"
+    assert terms({"loss": 0.5}) == "loss 0.5000"
+    assert terms({}) == "", "before the first step"
+
+
+def test_the_figures_of_a_step_have_the_terms():
+    line = numbers(progress(losses=LOSSES), psnr=20.0)
+    assert line.startswith(f"loss 0.4750 = {SUM}  PSNR 20.0 dB"), "no room for the discriminator's answers"
+    assert numbers(progress(losses={"loss": 0.5, "mse": 0.5}), psnr=20.0).startswith("loss 0.5000  mse 0.5000  PSNR")
+
+
+def test_the_line_of_an_epoch_has_the_terms_and_what_they_add_up_to(tmp_path):
+    entry = progress().entry | {"train_loss": 0.475, "terms": TERMS | {"critic": 1.9}, "weighted_terms": WEIGHTED}
+    (line,) = shown(ModelFolder(tmp_path), progress(entry=entry)).splitlines()
+    assert f"train 0.4750 ({SUM}  critic 1.9000)  val 0.4000 (best)" in line
+
+
+def test_one_term_alone_is_not_said_twice(tmp_path):
+    entry = progress().entry | {"weighted_terms": {"mse": 0.5}}  # stage 1
+    (line,) = shown(ModelFolder(tmp_path), progress(entry=entry)).splitlines()
+    assert "train 0.5000  val 0.4000" in line
+
+
+def test_a_loss_that_is_no_number_is_shown(tmp_path):
+    entry = progress().entry | {"train_loss": None, "val_loss": None, "terms": {}}
+    (line,) = shown(ModelFolder(tmp_path), progress(entry=entry, comparison=None)).splitlines()
+    assert "train n/a  val n/a" in line
+
+
+@pytest.mark.parametrize(
+    ("objective", "text"),
+    [
+        (None, "mean squared error"),
+        (ObjectiveConfig(), "1 mse + 0.1 perceptual (VGG16)"),
+        (ObjectiveConfig(perceptual_net="random"), "1 mse + 0.1 perceptual (random VGG16, untrained)"),
+        (ObjectiveConfig(perceptual_weight=0, mse_weight=2), "2 mse"),
+        (ObjectiveConfig(gan=True, perceptual_weight=0), "1 mse + 0.01 adversarial"),
+        (ObjectiveConfig(stage1_epochs=1), "1 mse + 0.1 perceptual (VGG16), after 1 epoch of mse alone"),
+        (ObjectiveConfig(stage1_epochs=3), "1 mse + 0.1 perceptual (VGG16), after 3 epochs of mse alone"),
+    ],
+)
+def test_the_objective_is_said_before_the_run(tmp_path, objective, text):
+    assert objective_text(RunConfig(objective=objective)) == text
+    console = Console(file=io.StringIO(), width=160)
+    folder = ModelFolder(tmp_path)
+    console.print(run_table(folder, RunConfig(objective=objective), training=9, validation=1, device="cpu"))
+    assert any(line.split() == ["objective", *text.split()] for line in console.file.getvalue().splitlines())
+
+
+def test_brackets_in_a_path_are_no_markup(tmp_path):
+    console = Console(file=io.StringIO(), width=160)
+    config = RunConfig(data=DataConfig(data="/photos [raw]/[/old]"))
+    console.print(run_table(ModelFolder(tmp_path), config, training=9, validation=1, device="cpu"))
+    assert "from /photos [raw]/[/old]" in console.file.getvalue()
+
+
+def test_a_file_of_features_is_named_before_the_run():
+    """VGG16 from a file is not torchvision's: who compares two runs has to see it."""
+    assert "vgg.pth" in objective_text(RunConfig(objective=ObjectiveConfig(perceptual_weights="vgg.pth")))
+
+
+def test_feature_matching_is_said_before_the_run():
+    text = objective_text(RunConfig(objective=ObjectiveConfig(gan=True, feature_matching_weight=0.5)))
+    assert text.endswith("0.01 adversarial + 0.5 feature matching")
+
+
+def test_each_term_has_a_curve_weighted_and_unweighted(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = ModelFolder(tmp_path)
+    shown(folder, progress(losses=LOSSES))
+    events = EventAccumulator(str(folder.logs)).Reload()
+    assert {f"train/{name}" for name in LOSSES} <= set(events.Tags()["scalars"])
+    assert events.Scalars("train/weighted_perceptual")[0].value == pytest.approx(0.082)
 
 
 def test_pictures_and_curves_are_written(tmp_path):

@@ -1,21 +1,32 @@
-"""The training loop: exact resuming, whole batches over micro-steps, bad gradients, and learning."""
+"""The training loop: exact resuming, whole batches over micro-steps, bad gradients, and learning.
+
+With the squared error alone first, then with the terms of the V2 recipe.
+"""
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from Project7 import model_folder, trainer
 from Project7.batch import Step
 from Project7.checkpoints import load_checkpoint, load_model
-from Project7.config import DiffusionConfig, RunConfig, TrainingConfig
+from Project7.config import DiffusionConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from Project7.dataset import ImageSet
 from Project7.model_folder import ModelFolder
+from Project7.objective import Objective
 from Project7.trainer import TrainingFailed, learning_rate, make_accelerator, train
 
 WALL_CLOCK = ("seconds", "images_per_second")
@@ -29,17 +40,27 @@ def image_set(count: int, seed: int, size: int = 16) -> ImageSet:
 IMAGES = (image_set(21, 1), image_set(9, 2))
 
 
-def config(epochs: int = 2, model: dict | None = None, **training) -> RunConfig:
+def config(
+    epochs: int = 2, model: dict | None = None, objective: ObjectiveConfig | None = None, **training
+) -> RunConfig:
     settings = {"batch_size": 4, "warmup_steps": 3, "image_interval": 0, "device": "cpu"} | training
     return RunConfig(
         model=DiffusionConfig(**{"features": (8, 16), "time_dim": 16} | (model or {})),
         training=TrainingConfig(epochs=epochs, **settings),
+        objective=objective,
     )
+
+
+def terms(**settings) -> ObjectiveConfig:
+    """The V2 recipe's objective, small: untrained features, a narrow discriminator that soon has its say."""
+    small = {"perceptual_net": "random", "image_share": 0.5, "gan_width": 8, "gan_start": 2, "gan_warmup": 3}
+    return ObjectiveConfig(**small | settings)
 
 
 def run(folder, settings: RunConfig, *, leave=None, resume=None, images=IMAGES) -> list[trainer.Progress]:
     """All the Progress of a run; with `leave`, until it is true of one."""
     seen = []
+    resume = copy.deepcopy(resume)  # the run goes on in the optimizer's own tensors
     steps = train(settings, ModelFolder(folder), images, accelerator=make_accelerator(settings.training), resume=resume)
     with contextlib.closing(steps):
         for progress in steps:
@@ -49,18 +70,35 @@ def run(folder, settings: RunConfig, *, leave=None, resume=None, images=IMAGES) 
     return seen
 
 
+def steps_of(seen: list[trainer.Progress]) -> list[trainer.Progress]:
+    return [p for p in seen if p.phase == "train" and not p.entry]
+
+
+def notes(seen: list[trainer.Progress]) -> str:
+    return " ".join(note for p in seen for note in p.notes)
+
+
 def timeless(history: list[dict]) -> list[dict]:
     return [{k: v for k, v in entry.items() if k not in WALL_CLOCK} for entry in history]
 
 
+def assert_equal(a, b, name: str) -> None:
+    """Nested dicts and lists of tensors and numbers, bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), name
+        for key, value in a.items():
+            assert_equal(value, b[key], f"{name}.{key}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), name
+    else:
+        assert a == b, name
+
+
 def assert_same_run(a: dict, b: dict) -> None:
     """Two last_model.pth hold the same run, bit for bit."""
-    for part in ("model_state_dict", "raw_state_dict"):
-        for name, tensor in a[part].items():
-            assert torch.equal(tensor, b[part][name]), (part, name)
-    for key, state in a["optimizer_state_dict"]["state"].items():
-        for name, tensor in state.items():
-            assert torch.equal(tensor, b["optimizer_state_dict"]["state"][key][name]), (key, name)
+    for part in ("model_state_dict", "raw_state_dict", "loss_state_dict"):  # the last holds the discriminator
+        assert_equal(a[part], b[part], part)
+    assert_equal(a["optimizer_state_dict"]["state"], b["optimizer_state_dict"]["state"], "AdamW")
     assert timeless(a["history"]) == timeless(b["history"])
     ignored = {"seconds", "schedule_steps"}
     assert {k: v for k, v in a["progress"].items() if k not in ignored} == {
@@ -300,3 +338,506 @@ def test_a_step_answers_per_sample():
     step = model(batch)
     assert isinstance(step, Step)
     assert step.loss.shape == (3,)
+
+
+# -- the V2 recipe: exact resuming -----------------------------------------------------------------------------------
+
+V2 = {"gan": terms(gan=True, feature_matching_weight=1.0), "two stages": terms(gan=True, stage1_epochs=1)}
+
+
+def v2(name: str) -> RunConfig:
+    return config(objective=V2[name], lr_schedule="cosine")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """name in V2 -> the last checkpoint of a run in one go."""
+    found = {}
+    for name in V2:
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        run(folder, v2(name))
+        found[name] = load_checkpoint(folder / "last_model.pth")
+    return found
+
+
+@pytest.mark.parametrize("name", V2)
+def test_a_run_with_terms_left_after_every_step_goes_on_bit_for_bit(tmp_path, uninterrupted, name):
+    """Left and resumed a dozen times: after each step, and where one epoch, or stage, has ended."""
+    left = None
+    while left is None or left["epoch"] < 2:
+        seen = run(tmp_path, v2(name), resume=left, leave=lambda p: p.phase == "train")
+        assert len([p for p in seen if p.phase == "train"]) == 1
+        left = load_checkpoint(tmp_path / "last_model.pth")
+    assert_same_run(uninterrupted[name], left)
+
+
+@pytest.mark.parametrize(("name", "epoch"), [("gan", 1), ("two stages", 2)])
+def test_a_run_with_terms_left_in_validation_goes_on_bit_for_bit(tmp_path, uninterrupted, name, epoch):
+    """With two stages, the first validation of epoch 2 is the one that scores what stage 1 has left."""
+    seen = run(tmp_path, v2(name), leave=lambda p: p.phase == "validate" and p.epoch == epoch)
+    scoring = name == "two stages" and epoch == 2
+    assert seen[-1].step == (6 if scoring else 6 * epoch)
+    left = load_checkpoint(tmp_path / "last_model.pth")
+    assert left["progress"]["position"] == (0 if scoring else 21)
+    run(tmp_path, v2(name), resume=left)
+    assert_same_run(uninterrupted[name], load_checkpoint(tmp_path / "last_model.pth"))
+
+
+def test_the_second_stage_starts_a_new_schedule_a_new_score_and_the_discriminator(tmp_path):
+    settings = v2("two stages")
+    seen = run(tmp_path, settings)
+    steps = steps_of(seen)
+    one_stage = [learning_rate(settings.training, step, 6) for step in range(6)]
+    assert [p.learning_rate for p in steps] == pytest.approx(one_stage + one_stage)
+    assert [("perceptual" in p.losses, "critic" in p.losses) for p in steps] == [(False, False)] * 6 + [
+        (True, True)
+    ] * 6
+    assert [("adversarial" in p.losses) for p in steps] == [False] * 8 + [True] * 4  # two steps after its beginning
+    last = load_checkpoint(tmp_path / "last_model.pth")
+    assert (last["progress"]["critic_start"], last["progress"]["stage"]) == (6, 2)
+    first, second = last["history"]
+    assert (first["stage"], first["objective"], list(first["terms"])) == (1, "1 mse", ["mse"])
+    assert second["stage"] == 2
+    assert "0.1 perceptual" in second["objective"]
+    assert "0.01 adversarial" in second["objective"]
+    assert "best to beat" in notes(steps[6:7])
+
+
+def test_a_stage_1_is_a_run_of_the_squared_error(tmp_path, uninterrupted):
+    """Bit for bit: the terms of stage 2 leave no trace in it."""
+    run(tmp_path, config(epochs=1, lr_schedule="cosine"))
+    alone = load_checkpoint(tmp_path / "last_model.pth")["history"]
+    (stage_1, _) = uninterrupted["two stages"]["history"]
+    names = ("train_loss", "val_loss", "grad_norm", "psnr", "mean_ab")
+    assert {n: alone[0][n] for n in names} == {n: stage_1[n] for n in names}
+
+
+# -- the V2 recipe: resuming what was trained otherwise --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The folder of one epoch of the squared error alone."""
+    folder = tmp_path_factory.mktemp("plain")
+    run(folder, config(epochs=1))
+    return folder
+
+
+def begin_again(tmp_path, source, objective: ObjectiveConfig | None, **training):
+    """Resumes a checkpoint under another objective, and leaves at once. The Progress, and what is saved then."""
+    settings = config(epochs=source["epoch"] + 1, objective=objective, **training)
+    seen = run(tmp_path, settings, resume=source, leave=lambda p: p.phase == "train")
+    return seen, load_checkpoint(tmp_path / "last_model.pth")
+
+
+def test_weights_of_another_objective_are_scored_first_without_the_adversarial_term(tmp_path, plain):
+    """The score is the squared error's validation loss, and 0.1 (or 0.2) times the perceptual term."""
+    source = load_checkpoint(plain / "last_model.pth")
+    scores = {}
+    objectives = {"a": terms(), "b": terms(gan=True, gan_start=0, gan_warmup=0), "c": terms(perceptual_weight=0.2)}
+    for name, objective in objectives.items():
+        seen, last = begin_again(tmp_path / name, source, objective)
+        assert (seen[0].phase, seen[0].step) == ("validate", 6)  # before any training
+        scores[name] = last["progress"]["best_val_loss"]
+        assert f"{scores[name]:.4f}" in notes(seen)
+        assert "best to beat" in notes(seen)
+        assert f"{objective.perceptual_weight:g} perceptual" in notes(seen)
+    assert scores["a"] == scores["b"]
+    perceptual = scores["a"] - source["val_loss"]
+    assert perceptual > 1e-3
+    assert scores["c"] == pytest.approx(source["val_loss"] + 2 * perceptual, rel=1e-4)
+
+
+def test_a_model_of_the_squared_error_brings_its_weights_its_ema_and_its_optimizer(tmp_path, plain):
+    source = load_checkpoint(plain / "last_model.pth")
+    settings = config(epochs=2, objective=terms(gan=True))
+    run(tmp_path, settings, resume=source, leave=lambda p: p.phase == "validate")  # before any training
+    left = load_checkpoint(tmp_path / "last_model.pth")
+    for part in ("model_state_dict", "raw_state_dict"):
+        assert_equal(source[part], left[part], part)
+    assert_equal(source["optimizer_state_dict"]["state"], left["optimizer_state_dict"]["state"], "AdamW")
+    run(tmp_path, settings, resume=left)
+    last = load_checkpoint(tmp_path / "last_model.pth")
+    assert (last["epoch"], last["step"]) == (2, 12)
+    assert last["optimizer_state_dict"]["state"][0]["step"] == 12
+    assert timeless(last["history"][:1]) == timeless(source["history"])
+    assert last["progress"]["critic_start"] == 6
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1.0])
+def test_the_old_best_model_stays_until_the_score_of_the_incoming_weights_is_beaten(tmp_path, rate):
+    run(tmp_path, config(epochs=1))
+    before = (tmp_path / "best_model.pth").read_bytes()
+    source = load_checkpoint(tmp_path / "last_model.pth")
+    score = begin_again(tmp_path, source, terms())[1]["progress"]["best_val_loss"]
+    assert (tmp_path / "best_model.pth").read_bytes() == before
+    seen = run(tmp_path, config(epochs=2, objective=terms(), learning_rate=rate), resume=source)
+    beaten = seen[-1].entry["val_loss"] < score
+    assert beaten == (rate < 1)  # a rate of 1 spoils the weights
+    assert seen[-1].is_best == beaten
+    assert ((tmp_path / "best_model.pth").read_bytes() != before) == beaten
+    if beaten:
+        best = load_checkpoint(tmp_path / "best_model.pth")
+        assert best["best_val_loss"] == best["val_loss"] == seen[-1].entry["val_loss"]
+
+
+def test_a_changed_weight_is_scored_anew_where_validation_measures_it(tmp_path, uninterrupted):
+    source = uninterrupted["gan"]
+    before = V2["gan"].model_dump()
+    best = source["progress"]["best_val_loss"]
+    for name, scored in {"mse_weight": True, "perceptual_weight": True, "adversarial_weight": False}.items():
+        objective = ObjectiveConfig(**before | {name: 3 * before[name]})
+        seen, last = begin_again(tmp_path / name, source, objective)
+        assert ("best to beat" in notes(seen)) == scored == (seen[0].phase == "validate"), name
+        assert (last["progress"]["best_val_loss"] != best) == scored
+        assert last["progress"]["critic_start"] == 0  # the discriminator has gone on
+        found = seen[-1].losses
+        key = name.removesuffix("_weight")
+        key = "mse" if key == "mse" else key
+        assert found[f"weighted_{key}"] == pytest.approx(3 * before[name] * found[key], rel=1e-4)
+
+
+def test_the_discriminator_may_be_taken_out_and_put_in_again(tmp_path, uninterrupted):
+    source = uninterrupted["gan"]
+    seen, without = begin_again(tmp_path, source, terms())
+    assert seen[0].phase == "train"  # validation does not measure the discriminator: nothing to score anew
+    assert "critic" not in seen[0].losses
+    assert without["progress"]["critic_start"] == -1
+    assert without["progress"]["best_val_loss"] == source["progress"]["best_val_loss"]
+    assert not without["loss_state_dict"]["use_gan"]
+    assert "discriminator_state_dict" not in without["loss_state_dict"]
+
+    seen = run(tmp_path, config(epochs=3, objective=V2["gan"]), resume=without)
+    steps = steps_of(seen)
+    assert "new one starts" in notes(seen[:1])
+    assert all("critic" in p.losses for p in steps)
+    assert [p.step for p in steps if "adversarial" in p.losses] == [16, 17, 18]  # after two steps, again
+    last = load_checkpoint(tmp_path / "last_model.pth")
+    assert last["progress"]["critic_start"] == without["step"] == 13
+    assert last["loss_state_dict"]["discriminator_optimizer_state_dict"]["state"][0]["step"] == 5
+
+
+def test_a_discriminator_that_does_not_fit_is_replaced_and_that_is_said(tmp_path, uninterrupted):
+    wider = terms(gan=True, gan_width=16)
+    seen, last = begin_again(tmp_path, uninterrupted["gan"], wider)
+    assert "another shape" in notes(seen[:1])
+    assert last["progress"]["critic_start"] == 12
+
+
+def test_the_loss_state_has_the_keys_of_the_source_document(tmp_path, plain, uninterrupted):
+    always = {"mse_weight", "perceptual_weight", "adversarial_weight", "use_gan"}
+    critic = {"discriminator_state_dict", "discriminator_optimizer_state_dict"}
+    gan = uninterrupted["gan"]["loss_state_dict"]
+    assert set(gan) == always | critic
+    assert {n: gan[n] for n in sorted(always)} == {
+        "adversarial_weight": 0.01,
+        "mse_weight": 1.0,
+        "perceptual_weight": 0.1,
+        "use_gan": True,
+    }
+    without = begin_again(tmp_path, load_checkpoint(plain / "last_model.pth"), terms())[1]["loss_state_dict"]
+    assert set(without) == always
+    assert (without["perceptual_weight"], without["use_gan"]) == (0.1, False)
+    for name in ("best_model.pth", "last_model.pth"):
+        state = load_checkpoint(plain / name)["loss_state_dict"]
+        assert state == {"mse_weight": 1.0, "perceptual_weight": 0.0, "adversarial_weight": 0.0, "use_gan": False}
+
+
+DOCUMENTED = ("epoch", "model_state_dict", "optimizer_state_dict", "loss_state_dict", "train_loss", "val_loss")
+DOCUMENTED += ("best_val_loss", "config")
+
+
+def documented(checkpoint: dict) -> dict:
+    """What an older, or a foreign, program that follows the source document would have written."""
+    return copy.deepcopy({key: checkpoint[key] for key in DOCUMENTED})
+
+
+def test_a_checkpoint_with_only_the_keys_of_the_source_document_says_what_is_missing(tmp_path, uninterrupted):
+    seen, _ = begin_again(tmp_path, documented(uninterrupted["gan"]), V2["gan"])
+    said = " ".join(seen[0].notes)
+    for missing in ("raw_state_dict", "history", "progress"):
+        assert missing in said
+
+
+def test_a_checkpoint_with_only_the_keys_of_the_source_document_is_scored_and_continued(tmp_path, uninterrupted):
+    source = documented(uninterrupted["gan"])
+    seen, left = begin_again(tmp_path, source, V2["gan"])
+    assert seen[0].phase == "validate"  # nobody knows what its best was measured under
+    assert left["progress"]["best_val_loss"] == pytest.approx(source["val_loss"], rel=1e-6)
+    assert left["epoch"] == 2
+    assert left["optimizer_state_dict"]["state"][0]["step"] == 13
+    assert left["loss_state_dict"]["discriminator_optimizer_state_dict"]["state"][0]["step"] == 13
+    run(tmp_path, config(epochs=3, objective=V2["gan"]), resume=left)
+    assert [entry["epoch"] for entry in load_checkpoint(tmp_path / "last_model.pth")["history"]] == [3]
+
+
+def test_the_optimizers_of_another_program_go_on_in_ours(tmp_path, uninterrupted):
+    """torch's AdamW without `fused`, which cannot leave out a bad step, and with other settings of its own."""
+    source = documented(uninterrupted["gan"])
+    optimizers = (source["optimizer_state_dict"], source["loss_state_dict"]["discriminator_optimizer_state_dict"])
+    for state in optimizers:
+        state["param_groups"][0] |= {"fused": None, "foreach": True, "weight_decay": 0.3, "lr": 0.5}
+    _, left = begin_again(tmp_path, source, V2["gan"])
+    group = left["optimizer_state_dict"]["param_groups"][0]
+    assert (group["fused"], group["weight_decay"]) == (True, 0.01)
+    group = left["loss_state_dict"]["discriminator_optimizer_state_dict"]["param_groups"][0]
+    assert (group["fused"], group["weight_decay"], group["lr"]) == (True, 0, 2e-4)
+
+
+@pytest.mark.parametrize("state", [None, {}, {"use_gan": False}, {"discriminator_state_dict": None}])
+def test_a_checkpoint_without_a_discriminator_gets_a_new_one(tmp_path, plain, state):
+    source = load_checkpoint(plain / "last_model.pth") | {"loss_state_dict": state}
+    seen, last = begin_again(tmp_path, source, terms(gan=True))
+    assert "new one starts" in notes(seen)
+    assert last["progress"]["critic_start"] == 6
+
+
+def test_a_discriminator_without_its_optimizer_is_taken_over_and_that_is_said(tmp_path, uninterrupted):
+    source = copy.deepcopy(uninterrupted["gan"])
+    del source["loss_state_dict"]["discriminator_optimizer_state_dict"]
+    settings = config(epochs=3, objective=V2["gan"])
+    run_ = trainer.Run(settings, ModelFolder(tmp_path), IMAGES, make_accelerator(settings.training), source)
+    stored = source["loss_state_dict"]["discriminator_state_dict"]
+    assert_equal(stored, dict(run_.objective.discriminator.state_dict()), "discriminator")
+    assert "AdamW starts afresh" in " ".join(run_.notes)
+
+
+# -- the V2 recipe: one batch, whole or in parts ---------------------------------------------------------------------
+
+AT_ONCE = {"gan_start": 0, "gan_warmup": 0}
+
+
+def gradients(folder, accumulation: int = 1) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Of the model, and of its discriminator, after one batch of seven in so many micro-steps; and the measures."""
+    objective = terms(gan=True, feature_matching_weight=1.0, perceptual_weight=10.0, adversarial_weight=10.0, **AT_ONCE)
+    settings = config(objective=objective)
+    run_ = trainer.Run(settings, ModelFolder(folder), IMAGES, make_accelerator(settings.training), None)
+    assert not list(run_.begin_epoch())
+    run_.state.accumulation = accumulation
+    measures = run_.backward(7, np.arange(7), torch.from_numpy(np.array(IMAGES[0].images[:7])))
+    parts = (run_.parameters, list(run_.objective.discriminator.parameters()))
+    return *(torch.cat([p.grad.flatten() for p in part]) for part in parts), measures
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 7])
+def test_micro_steps_have_the_gradients_of_one_pass_with_every_term(tmp_path, accumulation):
+    """Some micro-steps of one picture have no sample with an image-space term: the whole batch is what divides."""
+    whole, parts = gradients(tmp_path), gradients(tmp_path, accumulation)
+    for name, one, many in zip(("model", "discriminator"), whole, parts, strict=False):
+        assert one.norm() > 1e-4
+        assert (one - many).norm() < 1e-4 * one.norm(), name
+    for name, value in whole[2].items():
+        assert parts[2][name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-5), name
+
+
+def test_two_processes_train_as_one_with_every_term(tmp_path):
+    """Two processes (gloo) with batches of two, and this one with batches of four: one model, one discriminator."""
+    objective = terms(gan=True, feature_matching_weight=1.0, gan_start=1, gan_warmup=1)
+    code = (
+        "import sys, test_trainer as t; from Project7.config import ObjectiveConfig as O;"
+        "t.run(t.Path(sys.argv[1]), t.config(epochs=1, batch_size=2, objective=O.model_validate_json(sys.argv[2])))"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = Path(__file__).resolve().parent
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
+    command = [sys.executable, "-c", code, str(tmp_path / "two"), objective.model_dump_json()]
+    with contextlib.ExitStack() as stack:
+        both = []
+        for rank in ("0", "1"):
+            environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
+            process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+            both.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        run(tmp_path / "one", config(epochs=1, objective=objective))
+        for process in both:
+            _, said = process.communicate(timeout=120)
+            assert process.returncode == 0, said[-3000:]
+
+    one, two = (load_checkpoint(tmp_path / name / "last_model.pth") for name in ("one", "two"))
+    assert one["step"] == two["step"] == 6
+    assert max((t - two["raw_state_dict"][n]).abs().max().item() for n, t in one["raw_state_dict"].items()) < 1e-4
+    for part in ("terms", "weighted_terms", "val_terms"):
+        for name, value in one["history"][0][part].items():
+            # the hinge loss leaves its last bias no gradient but rounding, and AdamW makes whole steps of that
+            assert two["history"][0][part][name] == pytest.approx(value, rel=1e-3, abs=1e-3), (part, name)
+    states = [c["loss_state_dict"]["discriminator_optimizer_state_dict"]["state"] for c in (one, two)]
+    mean = [torch.cat([moments["exp_avg"].flatten() for moments in state.values()]) for state in states]
+    assert (mean[0] - mean[1]).norm() < 1e-2 * mean[0].norm()
+
+
+def test_running_out_of_memory_leaves_no_gradient_in_the_discriminator(tmp_path, monkeypatch):
+    """The memory ends when the discriminator has its gradient: the step is repeated, and that one not counted twice."""
+    settings = config(epochs=1, objective=terms(gan=True))
+    kept, teach, step = [], Objective.teach_critic, Objective.critic_step
+
+    def keep(self, *arguments):
+        kept.append(torch.cat([p.grad.flatten() for p in self.discriminator.parameters()]))
+        step(self, *arguments)
+
+    def tight(self, *arguments):
+        measures = teach(self, *arguments)
+        if not tight_once:
+            tight_once.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measures
+
+    tight_once = [True]
+    monkeypatch.setattr(Objective, "critic_step", keep)
+    monkeypatch.setattr(Objective, "teach_critic", tight)
+    run(tmp_path / "calm", settings, leave=lambda p: True)
+    tight_once.clear()
+    seen = run(tmp_path / "tight", settings, leave=lambda p: True)
+    assert "Out of memory" in notes(seen)
+    calm, repeated = kept
+    assert (calm - repeated).norm() < 0.05 * calm.norm()
+    assert load_checkpoint(tmp_path / "tight" / "last_model.pth")["progress"]["accumulation"] == 2
+
+
+# -- the V2 recipe: the terms ----------------------------------------------------------------------------------------
+
+
+def weights_of_each_step(folder, settings: RunConfig) -> list[torch.Tensor]:
+    run_ = trainer.Run(settings, ModelFolder(folder), IMAGES, make_accelerator(settings.training), None)
+    found = []
+    with contextlib.closing(run_.progress()) as steps:
+        for progress in steps:
+            if progress.phase == "train" and not progress.entry:
+                found.append(torch.cat([p.detach().flatten().clone() for p in run_.parameters]))
+    return found
+
+
+def test_each_term_changes_the_weights_from_the_step_at_which_it_counts(tmp_path):
+    objectives = {
+        "none": None,
+        "perceptual": terms(),
+        "gan": terms(gan=True),
+        "matching": terms(gan=True, feature_matching_weight=1.0),
+    }
+    found = {n: weights_of_each_step(tmp_path / n, config(epochs=1, objective=o)) for n, o in objectives.items()}
+
+    def same(a: str, b: str) -> list[bool]:
+        return [torch.equal(x, y) for x, y in zip(found[a], found[b], strict=True)]
+
+    assert same("none", "perceptual") == [False] * 6
+    assert same("perceptual", "gan") == [True] * 2 + [False] * 4  # two steps in which only the discriminator learns
+    assert same("gan", "matching") == [True] * 2 + [False] * 4
+
+
+def test_an_objective_without_terms_trains_like_none_bit_for_bit(tmp_path, whole):
+    run(tmp_path, config(objective=ObjectiveConfig(perceptual_weight=0)))
+    last = load_checkpoint(tmp_path / "last_model.pth")
+    for part in ("model_state_dict", "raw_state_dict", "loss_state_dict"):
+        assert_equal(whole[part], last[part], part)
+    for a, b in zip(whole["history"], last["history"], strict=True):
+        assert [a[n] for n in ("train_loss", "val_loss", "objective")] == [
+            b[n] for n in ("train_loss", "val_loss", "objective")
+        ]
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms_in_every_step(tmp_path):
+    objective = terms(
+        gan=True, mse_weight=2.0, perceptual_weight=0.3, adversarial_weight=0.5, feature_matching_weight=4.0
+    )
+    seen = run(tmp_path, config(epochs=1, objective=objective))
+    for progress in seen[:6]:
+        losses, rise = progress.losses, min(1, (progress.step - 2) / 4)  # none in two steps, full after three more
+        expected = {"mse": 2.0, "perceptual": 0.3}
+        if rise > 0:
+            expected |= {"adversarial": rise * 0.5, "feature_matching": rise * 4.0}
+        found = {n.removeprefix("weighted_"): v for n, v in losses.items() if n.startswith("weighted_")}
+        assert found == pytest.approx({n: w * losses[n] for n, w in expected.items()}, rel=1e-4, abs=1e-7)
+        assert losses["loss"] == pytest.approx(sum(found.values()), rel=1e-5)
+
+
+def test_the_history_has_each_term_weighted_and_as_it_is(tmp_path):
+    objective = terms(gan=True, feature_matching_weight=0.5, perceptual_weight=0.3, **AT_ONCE)
+    entry = run(tmp_path, config(epochs=1, objective=objective))[-1].entry
+    weights = {"mse": 1.0, "perceptual": 0.3, "adversarial": 0.01, "feature_matching": 0.5}
+    assert set(entry["terms"]) == {*weights, "critic", "critic_of_truth", "critic_of_estimate"}
+    expected = {name: weight * entry["terms"][name] for name, weight in weights.items()}
+    assert entry["weighted_terms"] == pytest.approx(expected, rel=1e-4)
+    assert entry["train_loss"] == pytest.approx(sum(expected.values()), rel=1e-5)
+    assert set(entry["val_terms"]) == {"mse", "perceptual"}
+    assert entry["val_loss"] == pytest.approx(entry["val_terms"]["mse"] + 0.3 * entry["val_terms"]["perceptual"])
+    assert all(part in entry["objective"] for part in ("1 mse", "0.3 perceptual", "random VGG16", "0.01 adversarial"))
+
+
+def test_the_means_of_an_epoch_are_those_of_one_objective(tmp_path):
+    """The terms come in the middle of an epoch; the squared error of its beginning is no part of their means."""
+    run(tmp_path, config(epochs=1), leave=lambda p: p.step == 3)
+    source = load_checkpoint(tmp_path / "last_model.pth")
+    seen = run(tmp_path, config(epochs=1, objective=terms(mse_weight=3.0)), resume=source)
+    losses = [p.losses["loss"] for p in steps_of(seen)]
+    assert len(losses) == 3
+    assert seen[-1].entry["train_loss"] == pytest.approx(np.mean(losses))
+
+
+def test_a_term_that_comes_in_late_has_the_mean_of_the_steps_in_which_it_counts(tmp_path):
+    """Weighted, it is its part of the epoch's mean loss; as it is, its mean where it was measured."""
+    seen = run(tmp_path, config(epochs=1, objective=terms(gan=True)))
+    values = [p.losses["adversarial"] for p in steps_of(seen) if "adversarial" in p.losses]
+    assert len(values) == 4
+    entry = seen[-1].entry
+    assert entry["train_loss"] == pytest.approx(sum(entry["weighted_terms"].values()), rel=1e-5)
+    assert entry["terms"]["adversarial"] == pytest.approx(np.mean(values), rel=1e-4)
+
+
+@pytest.mark.parametrize("cause", ["picture", "gradient"])
+def test_a_bad_step_changes_neither_the_model_nor_its_discriminator(tmp_path, monkeypatch, cause):
+    """A NaN in the pictures reaches both; one in the model's gradient alone leaves a discriminator that could step."""
+    original = trainer.Run.prepare
+
+    def prepare(self, *arguments, **places):
+        batch = original(self, *arguments, **places)
+        return batch._replace(ab=batch.ab * math.nan) if self.state.step in (3, 4) else batch
+
+    if cause == "picture":
+        monkeypatch.setattr(trainer.Run, "prepare", prepare)
+    else:
+        poison(monkeypatch, range(3, 5), loss_too=False)
+    settings = config(epochs=1, objective=terms(gan=True, **AT_ONCE))
+    run_ = trainer.Run(settings, ModelFolder(tmp_path), IMAGES, make_accelerator(settings.training), None)
+    found = []
+    with contextlib.closing(run_.progress()) as steps:
+        for progress in steps:
+            parts = (run_.parameters, run_.ema_parameters, list(run_.objective.discriminator.parameters()))
+            found.append([torch.cat([p.detach().flatten().clone() for p in part]) for part in parts])
+    assert progress.entry["skipped_steps"] == 2
+    for number, part in enumerate(("model", "EMA", "discriminator")):
+        after = [step[number] for step in found]
+        assert torch.equal(after[2], after[3]), part
+        assert torch.equal(after[3], after[4]), part
+        assert not torch.equal(after[4], after[5]), part
+
+
+def test_the_gradient_of_the_model_stays_out_of_the_discriminator_and_the_other_way_round(tmp_path, monkeypatch):
+    """The hinge loss moves only the discriminator, the adversarial term only the model."""
+    settings = config(objective=terms(gan=True, **AT_ONCE))
+    run_ = trainer.Run(settings, ModelFolder(tmp_path), IMAGES, make_accelerator(settings.training), None)
+    assert not list(run_.begin_epoch())
+    batch = run_.prepare(torch.from_numpy(np.array(IMAGES[0].images[:4])), first=0, count=4)
+    step = run_.model(batch)
+    run_.weigh(step, batch)[1].backward()
+    critic = list(run_.objective.discriminator.parameters())
+    assert all(p.grad is None for p in critic)
+    assert all(p.requires_grad for p in critic)
+    before = [p.grad.clone() for p in run_.parameters]
+    run_.objective.teach_critic(step.estimate, batch.L[step.estimate.places], 0.25)
+    assert all(torch.equal(p.grad, b) for p, b in zip(run_.parameters, before, strict=True))
+    assert all(p.grad.abs().sum() > 0 for p in critic)
+
+
+def test_bf16_trains_with_every_term(tmp_path, monkeypatch):
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # accelerate has one precision a process
+    settings = config(epochs=1, objective=terms(gan=True, feature_matching_weight=1.0), mixed_precision="bf16")
+    seen = run(tmp_path, settings)
+    entry = seen[-1].entry
+    assert entry["skipped_steps"] == 0
+    assert all(math.isfinite(value) for value in [*entry["terms"].values(), entry["val_loss"]])
+    state = load_checkpoint(tmp_path / "last_model.pth")["loss_state_dict"]
+    assert {t.dtype for t in state["discriminator_state_dict"].values()} == {torch.float32}
+    moments = state["discriminator_optimizer_state_dict"]["state"].values()
+    assert all(m["exp_avg"].abs().sum() > 0 for m in moments if m["exp_avg"].numel() > 1)  # see above for the last bias

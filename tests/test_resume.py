@@ -1,0 +1,142 @@
+"""resume.py: what a continued run inherits, what may change on the way, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from Project7 import resume
+from Project7.checkpoints import CheckpointError
+from Project7.config import SECTIONS, DiffusionConfig, ObjectiveConfig, RunConfig, TrainingConfig
+from Project7.errors import UsageError
+from Project7.model_folder import ModelFolder
+
+HERE = Path("config.json")
+V2 = SECTIONS | {"objective": ObjectiveConfig}
+STORED = RunConfig(model=DiffusionConfig(features=(8, 16)), training=TrainingConfig(epochs=3, batch_size=4))
+WITH_TERMS = STORED.model_copy(update={"objective": ObjectiveConfig(perceptual_weight=0.25, gan=True)})
+
+
+def merge(config, sections=V2, *, epoch=3, **given):
+    return resume.merge({"config": config.model_dump(mode="json"), "epoch": epoch}, HERE, given, sections)
+
+
+# -- merge -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("config", "sections"), [(STORED, SECTIONS), (WITH_TERMS, V2)])
+def test_without_flags_everything_stays(config, sections):
+    assert merge(config, sections) == config
+
+
+def test_a_model_without_terms_gets_those_of_the_recipe():
+    assert merge(STORED).objective == ObjectiveConfig()
+    merged = merge(STORED, perceptual_weight="0.2", gan=True, perceptual_net="random")
+    assert merged.objective == ObjectiveConfig(perceptual_weight=0.2, gan=True, perceptual_net="random")
+    assert (merged.model, merged.data, merged.training) == (STORED.model, STORED.data, STORED.training)
+
+
+def test_the_terms_of_a_model_stay_but_for_what_is_given():
+    merged = merge(WITH_TERMS, adversarial_weight="0.05")
+    assert merged.objective == ObjectiveConfig(perceptual_weight=0.25, gan=True, adversarial_weight=0.05)
+    assert merge(WITH_TERMS, gan=False).objective == ObjectiveConfig(perceptual_weight=0.25)
+
+
+def test_every_part_of_the_objective_may_change():
+    other = {
+        "mse_weight": "2", "perceptual_weight": "0", "gan": False, "adversarial_weight": "0.5",
+        "perceptual_net": "random", "perceptual_weights": "vgg.pth", "image_share": "1", "gan_learning_rate": "1e-3",
+        "gan_start": "0", "gan_warmup": "0", "gan_scales": "2", "gan_width": "8", "feature_matching_weight": "1",
+    }  # fmt: skip
+    changed = merge(WITH_TERMS, **other).objective.model_dump()
+    kept = {name for name, value in changed.items() if value == getattr(WITH_TERMS.objective, name)}
+    assert kept == {"stage1_epochs"}, "the stages are those of the model's beginning"
+
+
+def test_a_bad_weight_is_refused():
+    with pytest.raises(UsageError, match="--mse-weight -1"):
+        merge(STORED, mse_weight="-1")
+
+
+def test_a_model_with_terms_is_not_for_the_recipe_without():
+    with pytest.raises(UsageError, match=r"train_diffusion_v2\.py.*--perceptual-weight 0 --no-gan"):
+        merge(WITH_TERMS, SECTIONS)
+
+
+def test_that_cure_works():
+    """What is left is the squared error alone."""
+    objective = merge(WITH_TERMS, perceptual_weight="0", gan=False).objective
+    assert (objective.mse_weight, objective.perceptual_weight, objective.gan) == (1, 0, False)
+
+
+def test_epochs_are_added_to_those_that_are_done():
+    assert merge(STORED, epochs="2").training.epochs == 5
+    assert merge(STORED, epoch=1, epochs="2").training.epochs == 3
+    assert merge(STORED, epoch=1).training.epochs == 3, "the plan stays"
+
+
+def test_what_a_model_keeps_for_life_is_refused_all_at_once():
+    with pytest.raises(UsageError) as caught:
+        merge(STORED, features="8,32", batch_size="8", seed="0", device="cpu")
+    assert "--features is 8,16 in this model, not 8,32" in str(caught.value)
+    assert "--batch-size is 4 in this model, not 8" in str(caught.value)
+    assert "--seed" not in str(caught.value), "it repeats the stored value"
+    assert "--device" not in str(caught.value), "it is free"
+
+
+def test_a_learning_rate_comes_with_its_schedule():
+    with pytest.raises(UsageError, match="start a new schedule with --lr-schedule"):
+        merge(STORED, learning_rate="1e-3")
+    training = merge(STORED, learning_rate="1e-3", lr_schedule="cosine").training
+    assert (training.learning_rate, training.lr_schedule) == (1e-3, "cosine")
+
+
+def test_a_continued_shipped_model_is_a_persons_own():
+    assert merge(STORED.model_copy(update={"shipped": True})).shipped is False
+
+
+def test_a_configuration_from_before_the_objective_is_read():
+    stored = STORED.model_dump(mode="json")
+    del stored["objective"]
+    assert resume.merge({"config": stored, "epoch": 3}, HERE, {}, V2).objective == ObjectiveConfig()
+    assert resume.merge({"config": stored, "epoch": 3}, HERE, {}, SECTIONS).objective is None
+
+
+def test_a_configuration_that_is_none_is_said_with_its_file():
+    with pytest.raises(UsageError, match=r"config\.json is not a configuration"):
+        resume.merge({"config": {"model": 3}}, HERE, {}, V2)
+
+
+# -- plan ------------------------------------------------------------------------------------------------------------
+
+
+def plan(config, *, done, epochs, **settings):
+    planned = config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})
+    checkpoint = {"config": config.model_dump(mode="json"), "epoch": done, "progress": {"step": 7, "schedule_steps": 9}}
+    return resume.plan(checkpoint, planned, **{"new_schedule": False} | settings), checkpoint["progress"]
+
+
+def test_a_complete_run_says_how_to_go_on():
+    text, _ = plan(STORED, done=3, epochs=3)
+    assert text == "complete: all 3 epochs are done. Add some with --epochs N."
+    assert plan(STORED, done=3, epochs=4)[0] is None
+
+
+def test_a_new_schedule_begins_where_the_run_stands():
+    assert plan(STORED, done=3, epochs=4, new_schedule=True) == (
+        None,
+        {"step": 7, "schedule_start": 7, "schedule_steps": 0},
+    )
+
+
+def test_a_schedule_with_an_end_is_not_gone_past():
+    training = STORED.training.model_copy(update={"lr_schedule": "cosine"})
+    with pytest.raises(UsageError, match="say which schedule"):
+        plan(STORED.model_copy(update={"training": training}), done=3, epochs=4)
+
+
+# -- which file ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_weights_cannot_be_resumed(tmp_path):
+    with pytest.raises(CheckpointError, match=r"m cannot be resumed: it has neither last_model\.pth"):
+        resume.load_for_resume(ModelFolder(tmp_path / "m"))
