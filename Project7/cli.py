@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from Project7 import errors, flags, model_folder
-from Project7.config import ColorizeConfig, DataConfig, build
+from Project7.config import ClassificationConfig, ColorizeConfig, DataConfig, build
 from Project7.errors import UsageError
 
 _RECIPES = """training is done by the scripts, which ask what they need:
   python -m Project7.train_diffusion        diffusion, mean squared error alone
   python -m Project7.train_diffusion_v2     diffusion, with a perceptual term and, if wanted, a discriminator
+  python -m Project7.train_classification   every pixel's colour as one of 313 classes
 """
 
 
@@ -29,7 +30,7 @@ def command(argv: list[str] | None = None) -> int:
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (add_colorize, add_models, add_data, add_download, add_demo):
+    for add in (add_colorize, add_models, add_data, add_palette, add_download, add_demo):
         add(commands)
     arguments = parser.parse_args(argv)
     if not arguments.command:
@@ -75,21 +76,23 @@ def colorize(arguments: argparse.Namespace) -> int:
         )
 
     from Project7.checkpoints import unsealed_note
-    from Project7.colorize import Colorizer, colorize_files, plan_outputs
+    from Project7.colorize import Colorizer, colorize_files, method_options, plan_outputs
 
     jobs = plan_outputs(found, arguments.output, variants=settings.variants)
     colorizer = Colorizer.load(weights, device=settings.device)
     if note := unsealed_note(weights):
         console.print(note, highlight=False, markup=False)
+    if settings.confidence:
+        colorizer.check_confidence()
     outcomes = colorize_files(
         colorizer,
         jobs,
         seed=settings.seed,
         batch_size=settings.batch_size,
         force=arguments.force,
+        confidence=settings.confidence,
         working_size=settings.working_size,
-        sampler=settings.sampler,
-        steps=settings.steps,
+        **method_options(colorizer, settings, flags.given(arguments, ColorizeConfig)),
     )
     return show_outcomes(outcomes, len(jobs), arguments.output, console)
 
@@ -194,6 +197,42 @@ def data(arguments: argparse.Namespace) -> int:
         print(
             f"  colorfulness of the first {len(some)}: mean {some.mean():.1f}; {(some < 10).mean():.0%} are nearly gray"
         )
+    return 0
+
+
+def add_palette(commands) -> None:
+    about = "find the colours that a set of photos is made of, for classification models"
+    parser = commands.add_parser("palette", help=about, description=about.capitalize() + ".")
+    flags.add_settings(parser, DataConfig)
+    parser.add_argument("--bins", default="313", metavar="N", help="colours (313)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--output", type=Path, default=Path("palette.npz"), metavar="FILE", help="(palette.npz)")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR")
+    parser.set_defaults(run=palette)
+
+
+def palette(arguments: argparse.Namespace) -> int:
+    """Writes the palette, and a picture of it beside."""
+    from rich.console import Console
+
+    settings = build(ClassificationConfig, {"bins": arguments.bins})
+    config: DataConfig = build(DataConfig, flags.given(arguments, DataConfig))
+
+    from Project7.dataset import open_dataset
+    from Project7.palette import draw_palette, fit_palette, save_palette
+    from Project7.photo import save_png
+    from Project7.report import counting
+
+    with counting(Console(stderr=True)) as progress:
+        training, _ = open_dataset(config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress)
+        found = fit_palette(training.images, settings.bins, seed=arguments.seed, progress=progress)
+    picture = arguments.output.with_suffix(".png")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    save_palette(arguments.output, found)
+    save_png(picture, draw_palette(found))
+    pixels, rarest = found.counts.sum(), found.counts.min() / found.counts.sum()
+    print(f"{settings.bins} colours of {pixels:,.0f} pixels (the rarest has {rarest:.1e} of them): {arguments.output}")
+    print(f"Picture: {picture}")
     return 0
 
 

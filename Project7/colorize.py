@@ -6,7 +6,7 @@ lightness (guided_filter.py), which is kept as it is. So the cost of the network
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from Project7 import color
 from Project7.checkpoints import load_model
-from Project7.config import RunConfig
+from Project7.config import ColorizeConfig, RunConfig
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.guided_filter import bicubic_matrix, enlarge_rows, line_coefficients
+from Project7.methods import METHODS
 from Project7.model_folder import default_models_dir, find_weights
 from Project7.photo import Photo, from_array, open_photo, save_png, to_image
 
@@ -59,8 +60,9 @@ class Colorizer:
     ) -> "PIL.Image.Image | list[PIL.Image.Image]":
         """The photo in colour, at its own size; a list of `variants` different answers where that is given.
 
-        Variant k is what `seed` + k gives alone. `options` are the method's own: `sampler` and `steps` for diffusion.
-        hints: spots whose colour is known, for a model trained with --hints.
+        Variant k is what `seed` + k gives alone. `options` are the method's own: `sampler` and `steps` for diffusion,
+        `temperature` and `variety` for classification. hints: spots whose colour is known, for a model trained with
+        --hints.
         """
         photo = as_photo(image)
         answers = self.colorize_photos(
@@ -96,6 +98,23 @@ class Colorizer:
             for number, L in enumerate(lightness)
         ]
 
+    def confidence(
+        self, image: "str | Path | bytes | PIL.Image.Image | np.ndarray | Photo", *, working_size: int | None = None
+    ) -> np.ndarray:
+        """(H, W) float32 in [0, 1]: how likely a classification model's colour of each pixel is right.
+
+        Right is within 10 Lab units of the truth. Raises UsageError for a model of another method.
+        """
+        self.check_confidence()
+        L = full_lightness(as_photo(image).rgb)
+        small = shrink(L, self.working_shape(L.shape[-2:], working_size)).to(self.device)
+        found = self.model.confidence(small).float().cpu()
+        return F.interpolate(found, L.shape[-2:], mode="bilinear")[0, 0].numpy()
+
+    def check_confidence(self) -> None:
+        if not hasattr(self.model, "confidence"):
+            raise UsageError(f"A {self.config.model.method} model has no confidence map; use a classification model.")
+
     def working_shape(self, size: tuple[int, int], working_size: int | None) -> tuple[int, int]:
         """The shape of the picture that the network sees: its short side is `working_size` (default: as trained)."""
         short = working_size or self.config.data.image_size
@@ -105,7 +124,7 @@ class Colorizer:
 
     def hint_maps(self, hints: Sequence[Hint], photo: tuple[int, int], small: tuple[int, int], count: int):
         """Spots of a photo as the network takes them: ab (B, 2, h, w) and a mask (B, 1, h, w)."""
-        if not self.config.model.hints:
+        if not getattr(self.config.model, "hints", False):
             raise UsageError("This model was trained without colour hints; use one that was trained with --hints.")
         ab, mask = torch.zeros(1, 2, *small), torch.zeros(1, 1, *small)
         for x, y, name in hints:
@@ -121,6 +140,24 @@ class Colorizer:
             _, chroma = color.split(rgb, self.model.ab_mean.cpu(), self.model.ab_std.cpu())
             ab[0, :, row, column], mask[0, 0, row, column] = chroma[0, :, 0, 0], 1
         return ab.expand(count, -1, -1, -1).to(self.device), mask.expand(count, -1, -1, -1).to(self.device)
+
+
+def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collection[str]) -> dict[str, Any]:
+    """The settings that are the model's own. Raises UsageError where one was given that is another method's.
+
+    A classification model's answers differ only with some variety: several variants bring it with them.
+    """
+    options = colorizer.model.OPTIONS
+    for name in given:
+        owners = [method for method, kind in METHODS.items() if name in kind.OPTIONS]
+        if owners and name not in options:
+            raise UsageError(
+                f"--{name} is for {owners[0]} models; this one is a {colorizer.config.model.method} model."
+            )
+    found = {name: value for name in options if (value := getattr(settings, name)) is not None}
+    if "variety" in options:
+        found.setdefault("variety", 1.0 if settings.variants > 1 else 0.0)
+    return found
 
 
 def pick_device(name: str) -> torch.device:
@@ -234,7 +271,7 @@ def targets(folder: Path, name: str, variants: int) -> tuple[Path, ...]:
 def colorize_files(
     colorizer: Colorizer, jobs: Sequence[Job], *, seed: int, batch_size: int, force: bool, **options: Any
 ) -> Iterator[Outcome]:
-    """Colours files one batch after the other.
+    """Colours files one batch after the other. options: those of Colorizer.colorize_photos, and `confidence`.
 
     A file that cannot be read or written is an Outcome; the rest goes on.
     """
@@ -267,7 +304,7 @@ def fits(
 
 
 def colorize_batch(
-    colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, **options: Any
+    colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, confidence: bool = False, **options: Any
 ) -> Iterator[Outcome]:
     seeds = range(seed, seed + len(batch[0][0].targets))
     answers = colorizer.colorize_photos([photo for _, photo in batch], seeds=seeds, **options)
@@ -276,6 +313,10 @@ def colorize_batch(
             for path, rgb in zip(job.targets, pictures, strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_png(path, rgb, alpha=photo.alpha, exif=photo.exif)
+            if confidence:
+                sure = colorizer.confidence(photo, working_size=options.get("working_size"))
+                path = job.targets[0].with_name(f"{job.targets[0].stem}-confidence.png")
+                save_png(path, np.repeat((sure * 255).round().astype(np.uint8)[..., None], 3, axis=2))
         except (ProjectError, OSError) as error:
             yield Outcome(job, "failed", sentence(error))
         else:

@@ -5,10 +5,20 @@ No torch here, so that `--help` and the first question appear at once.
 
 import json
 import math
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from Project7.errors import UsageError
 
@@ -93,6 +103,57 @@ class DiffusionConfig(BaseModel):
         if min(self.ab_std) <= 0:
             raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
         return self
+
+
+class ClassificationConfig(BaseModel):
+    """The generator with the triple head, and its objective. The palette itself is kept with the weights."""
+
+    model_config = SETTINGS
+
+    method: Literal["classification"] = "classification"
+    width: int = setting(
+        64, "channels of the encoder's first level and of the heads; 64 is ResNet34's", ask="Width", ge=4, le=512
+    )
+    bins: int = setting(313, "colours of the palette", ask="Colours of the palette", ge=2, le=4096)
+    blocks: tuple[Annotated[int, Field(ge=1, le=64)], ...] = setting(
+        (3, 4, 6, 3), "residual blocks of the encoder's four levels; 3,4,6,3 is ResNet34", min_length=4, max_length=4
+    )
+    stem_stride: Literal[1, 2, 4] = setting(
+        1, "how much the stem shrinks the picture: 1 for 64 px, 4 is ResNet34's, for 256 px"
+    )
+    palette: str | None = setting(None, "file of `project7 palette`; without one it is fitted first", min_length=1)
+    encoder_weights: str | None = setting(
+        None, "start from ResNet34's convolutions: 'imagenet' (torchvision's) or a file", min_length=1
+    )
+    temperature: float = setting(0.38, "of the annealed mean: 1 is the mean, 0 the mode", ge=0, le=10)
+    rebalance: float = setting(
+        0.5,
+        "how much rare colours count more: 0 not at all, 1 by their rarity alone (Zhang et al. 2016: 0.5)",
+        ask="Rebalancing of rare colours",
+        ge=0,
+        le=1,
+    )
+    focal_gamma: float = setting(0.0, "focal loss (Lin et al. 2017); 0 is none, 2 the paper's", ge=0, le=10)
+    ab_mean: Pair = setting((2.1, 8.9), "a and b that image-space terms see as 0 (the mean of natural photos)")
+    ab_std: Pair = setting((12.6, 17.7), "a and b that image-space terms see as 1 (their standard deviation)")
+
+    @model_validator(mode="after")
+    def _combinations(self):
+        if self.encoder_weights and (self.width, self.blocks) != (64, (3, 4, 6, 3)):
+            raise ValueError(
+                f"encoder_weights are those of ResNet34, and need --width 64 --blocks 3,4,6,3 (not {self.width} and "
+                f"{','.join(map(str, self.blocks))})"
+            )
+        if min(self.ab_std) <= 0:
+            raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
+        return self
+
+
+METHOD_CONFIGS = {"diffusion": DiffusionConfig, "classification": ClassificationConfig}
+MethodConfig = Annotated[
+    Annotated[DiffusionConfig, Tag("diffusion")] | Annotated[ClassificationConfig, Tag("classification")],
+    Discriminator(lambda v: v.get("method", "diffusion") if isinstance(v, dict) else getattr(v, "method", None)),
+]
 
 
 class DataConfig(BaseModel):
@@ -182,7 +243,7 @@ class RunConfig(BaseModel):
 
     model_config = SETTINGS
 
-    model: DiffusionConfig = DiffusionConfig()
+    model: MethodConfig = DiffusionConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     objective: ObjectiveConfig | None = None  # None: the method's own loss alone
@@ -196,8 +257,15 @@ class ColorizeConfig(BaseModel):
 
     seed: int = setting(0, "the same seed gives the same colours", ge=0, lt=2**63)
     variants: int = setting(1, "different answers for each photo", ge=1, le=1000)
-    steps: int = setting(20, "denoising steps", ge=1, le=10_000)
-    sampler: Literal[SAMPLERS] = setting("dpm++", "sampler of the diffusion")
+    steps: int = setting(20, "denoising steps of a diffusion model", ge=1, le=10_000)
+    sampler: Literal[SAMPLERS] = setting("dpm++", "sampler of a diffusion model")
+    temperature: float | None = setting(
+        None, "of a classification model's annealed mean: 1 is the mean, 0 the mode (default: as trained)", ge=0, le=10
+    )
+    variety: float | None = setting(
+        None, "how far a classification model leaves the likeliest answer (0; with --variants 1)", ge=0, le=10
+    )
+    confidence: bool = setting(False, "also write a classification model's map of where it is sure (white)")
     working_size: int | None = setting(
         None,
         "short side of the picture that the network sees, in pixels (default: that of its training)",
@@ -210,6 +278,17 @@ class ColorizeConfig(BaseModel):
 
 Sections = dict[str, type[BaseModel]]  # parts of RunConfig, by their names there: the settings of one recipe
 SECTIONS: Sections = {"model": DiffusionConfig, "data": DataConfig, "training": TrainingConfig}
+
+
+def with_defaults(config: type[BaseModel], *, hide: tuple[str, ...] = (), **defaults: Any) -> type[BaseModel]:
+    """`config` with other defaults, for a recipe of its own; what is in `hide` is a flag, but not asked for."""
+    changed = {}
+    for name in {*hide, *defaults}:
+        field = copy(config.model_fields[name])
+        field.default = defaults.get(name, field.default)
+        field.json_schema_extra = {**field.json_schema_extra, **({"ask": None} if name in hide else {})}
+        changed[name] = (field.annotation, field)
+    return create_model(config.__name__, __base__=config, **changed)
 
 
 def setting_fields(sections: Sections) -> dict[str, tuple[str, Any]]:
@@ -281,8 +360,13 @@ def from_dict(raw: Any, source: Path | str) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in error.errors()[:4]]
+        wrong = [f"{_place(e['loc'])}: {e['msg']}" for e in error.errors()[:4]]
         raise UsageError(f"{source} is not a configuration of this toolkit: {'; '.join(wrong)}.") from None
+
+
+def _place(loc: tuple[str | int, ...]) -> str:
+    """A key of a file as a person would write it, without the tag that tells the methods apart."""
+    return ".".join(str(p) for n, p in enumerate(loc) if n != 1 or p not in METHOD_CONFIGS) or "the whole"
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.config import DiffusionConfig
-from Project7.guided_filter import enlarge
+from Project7.guided_filter import enlarge, pad_to_multiple
 from Project7.samplers import make_noise_scheduler, make_sampler, sample
 
 _WEIGHT_FLOOR = 0.05  # of the min-SNR weight: at zero SNR it would be 0 and the last steps go untrained
@@ -20,6 +20,9 @@ _WEIGHT_FLOOR = 0.05  # of the min-SNR weight: at zero SNR it would be 0 and the
 
 class DiffusionColorizer(nn.Module):
     """`forward` is a training step, `colorize` colours. Any picture size: padding and cropping happen inside."""
+
+    OPTIONS = ("sampler", "steps")  # of colorize
+    LOSS = "mse"
 
     def __init__(self, config: DiffusionConfig):
         super().__init__()
@@ -197,9 +200,3 @@ def make_unet(config: DiffusionConfig):
         norm_num_groups=groups,
         attention_head_dim=heads,
     )
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Repeats the last row and column until both sides are multiples."""
-    down, right = (-side % multiple for side in x.shape[-2:])
-    return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x

@@ -51,3 +51,9 @@ def bicubic_matrix(large: int, small: int) -> Tensor:
 def _box(x: Tensor, radius: int) -> Tensor:
     """Mean over a (2 radius + 1) square, counting only what lies inside the picture."""
     return F.avg_pool2d(x, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Repeats the last row and column until both sides are multiples."""
+    down, right = (-side % multiple for side in x.shape[-2:])
+    return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x

@@ -2,12 +2,13 @@
 
 from torch import nn
 
-from Project7.config import DiffusionConfig
+from Project7.classification_model import ClassificationColorizer
+from Project7.config import MethodConfig
 from Project7.diffusion_model import DiffusionColorizer
 
-METHODS = {"diffusion": DiffusionColorizer}
+METHODS = {"diffusion": DiffusionColorizer, "classification": ClassificationColorizer}
 
 
-def build(config: DiffusionConfig) -> nn.Module:
+def build(config: MethodConfig) -> nn.Module:
     """A fresh, untrained model of `config.method`."""
     return METHODS[config.method](config)

@@ -38,7 +38,8 @@ class Objective:
     """The terms and their weights, the frozen features and the discriminator, at one stage of a run.
 
     config: None is the method's own loss alone. image_size: side of the training squares. seed: of the
-    discriminator's first weights. exact_critic: keep the discriminator in float32 whatever autocast says.
+    discriminator's first weights. exact_critic: keep the discriminator in float32 whatever autocast says. own: what
+    the method calls its own loss.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class Objective:
         device: torch.device,
         seed: int = 0,
         exact_critic: bool = False,
+        own: str = "mse",
     ):
-        self.config, self.device, self.exact_critic = config, device, exact_critic
+        self.config, self.device, self.exact_critic, self.own = config, device, exact_critic, own
         self.perceptual = self.discriminator = self.critic_optimizer = None
         self.active = False
         if config and config.perceptual_weight:
@@ -75,7 +77,7 @@ class Objective:
     @property
     def score_name(self) -> str:
         """What validation measures. Losses under different names are not compared."""
-        own = f"{self.own_weight:g} mse"
+        own = f"{self.own_weight:g} {self.own}"
         if not (self.active and self.perceptual):
             return own
         weight, share = self.config.perceptual_weight, self.config.image_share
@@ -106,7 +108,7 @@ class Objective:
 
         Its opinion counts after `gan_start` steps, and rises linearly to its full weight over `gan_warmup` more.
         """
-        weights = {"mse": self.own_weight}
+        weights = {self.own: self.own_weight}
         if self.active and self.perceptual:
             weights["perceptual"] = self.config.perceptual_weight
         rise = min(1.0, (critic_step - self.config.gan_start + 1) / (self.config.gan_warmup + 1)) if self.config else 0
@@ -120,7 +122,7 @@ class Objective:
 
     def terms(self, step: Step, batch: Batch, ab_mean: Tensor, ab_std: Tensor, weights: dict[str, float]):
         """name -> (B,) or (K,) values of the terms in `weights`, each sample's times its weight; differentiable."""
-        terms = {"mse": step.loss}
+        terms = {self.own: step.loss}
         if step.estimate is None:
             return terms
         ab_hat, truth, places, weight = step.estimate

@@ -127,7 +127,7 @@ def ask_settings(given: dict[str, Any], sections: Sections, current: Any = None)
         if section != heading:
             heading = section
             Console().print(f"\n[bold]{_HEADINGS[section]}[/bold]")
-            if section in _EXPLANATIONS:
+            if section in _EXPLANATIONS and extra(sections[section].model_fields["mse_weight"], "ask"):
                 Console().print(_EXPLANATIONS[section], highlight=False)
         answer = ask_setting(name, field, sections[section], default=getattr(current, name, field.default))
         if answer:

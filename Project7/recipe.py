@@ -235,7 +235,8 @@ def fit(
     if checkpoint:
         check_data(checkpoint, images, allowed=arguments.allow_data_change)
 
-    run = train(config, folder, images, accelerator=accelerator, resume=checkpoint)
+    start = None if checkpoint else starting_weights(config, images, console)
+    run = train(config, folder, images, accelerator=accelerator, resume=checkpoint, start=start)
     console.print(describe(folder, config, images, accelerator))
     report, stop = watch(run, folder, config, accelerator, console)
     if stop.requested:
@@ -265,6 +266,25 @@ def settle_perceptual(config: RunConfig, console: Console, *, asking: bool) -> R
             objective = build(type(config.objective), config.objective.model_dump() | answers)
             config = config.model_copy(update={"objective": objective})
     return config
+
+
+def starting_weights(config: RunConfig, images, console: Console) -> dict[str, Any] | None:
+    """What a new classification model begins with: its palette, and the encoder's convolutions if they are wanted."""
+    if config.model.method != "classification":
+        return None
+    from Project7.classification_model import encoder_start, load_resnet34
+    from Project7.palette import fit_palette, load_palette
+    from Project7.report import counting
+
+    if config.model.palette:
+        palette = load_palette(Path(config.model.palette).expanduser(), bins=config.model.bins)
+    else:
+        with counting(console) as progress:
+            palette = fit_palette(images[0].images, config.model.bins, seed=config.training.seed, progress=progress)
+        pixels = f"{palette.counts.sum():,.0f}"
+        console.print(f"palette: {config.model.bins} colours, from {pixels} pixels of the training images")
+    start = {"centres": palette.centres, "counts": palette.counts.float()}
+    return start | (encoder_start(load_resnet34(config.model.encoder_weights)) if config.model.encoder_weights else {})
 
 
 def watch(run, folder: ModelFolder, config: RunConfig, accelerator, console: Console, *, seconds: float = math.inf):

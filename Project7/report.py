@@ -201,8 +201,8 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     model, settings = config.model, config.training
     rows = {
-        "model": f"{folder.path}, features {','.join(map(str, model.features))}",
-        "diffusion": f"{model.timesteps} timesteps, {model.prediction_type}, {model.beta_schedule} betas",
+        "model": f"{folder.path}, {architecture_text(config.model)}",
+        model.method: method_text(config.model),
         "images": f"{training:,} + {validation:,} for validation, {config.data.image_size} px, from {config.data.data}",
         "objective": objective_text(config),
         "training": f"{settings.epochs} epochs, batch {settings.batch_size}, learning rate {settings.learning_rate:g}",
@@ -213,12 +213,26 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
     return table
 
 
+def architecture_text(model) -> str:
+    if model.method == "diffusion":
+        return f"features {','.join(map(str, model.features))}"
+    return f"width {model.width}, blocks {','.join(map(str, model.blocks))}"
+
+
+def method_text(model) -> str:
+    if model.method == "diffusion":
+        return f"{model.timesteps} timesteps, {model.prediction_type}, {model.beta_schedule} betas"
+    start = f"encoder from {model.encoder_weights}" if model.encoder_weights else "trained from scratch"
+    return f"{model.bins} colours, rebalanced by {model.rebalance:g}, {start}"
+
+
 def objective_text(config: RunConfig) -> str:
     """The weights of the terms, before any network is loaded."""
     objective = config.objective
     if objective is None:
-        return "mean squared error"
-    parts = [f"{objective.mse_weight:g} mse"]
+        return "mean squared error" if config.model.method == "diffusion" else config.model.method
+    own = "mse" if config.model.method == "diffusion" else config.model.method
+    parts = [f"{objective.mse_weight:g} {own}"]
     if objective.perceptual_weight:
         net = _net(objective)
         parts.append(f"{objective.perceptual_weight:g} perceptual ({net})")

@@ -9,6 +9,7 @@ from Project7.dataset import ImageSet
 from Project7.errors import UsageError
 from Project7.model_folder import ModelFolder
 
+_SCRIPTS = {"diffusion": "train_diffusion.py or train_diffusion_v2.py", "classification": "train_classification.py"}
 _SCHEDULE = ("learning_rate", "warmup_steps")  # may be new together with an explicit --lr-schedule
 
 
@@ -41,6 +42,12 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
     recipe, where `sections` has one.
     """
     stored = from_dict(checkpoint["config"], source)
+    method = sections["model"].model_fields["method"].default
+    if stored.model.method != method:
+        raise UsageError(
+            f"This is a {stored.model.method} model, not a {method} one; continue it with "
+            f"{_SCRIPTS[stored.model.method]}."
+        )
     if "objective" in sections and stored.objective is None:
         stored = stored.model_copy(update={"objective": ObjectiveConfig()})
     elif "objective" not in sections and stored.objective is not None:

@@ -136,13 +136,15 @@ def train(
     *,
     accelerator: Accelerator,
     resume: dict[str, Any] | None = None,
+    start: dict[str, Tensor] | None = None,
 ) -> Iterator[Progress]:
     """Trains until `config.training.epochs` epochs are finished in all, and keeps `folder` resumable at every instant.
 
-    images: training and validation. resume: a checkpoint (see checkpoints.py) to continue from.
+    images: training and validation. resume: a checkpoint (see checkpoints.py) to continue from. start: weights and
+    buffers that a new model begins with (a palette, a pretrained encoder); the others are random.
     Raises TrainingFailed when no step has had a finite gradient for a while.
     """
-    yield from Run(config, folder, images, accelerator, resume).progress()
+    yield from Run(config, folder, images, accelerator, resume, start).progress()
 
 
 def fixed_pictures(images: ImageSet) -> Tensor:
@@ -153,7 +155,7 @@ def fixed_pictures(images: ImageSet) -> Tensor:
 class Run:
     """A training run: its weights, its state, its place in the data. Read `progress` first, then `optimizer_step`."""
 
-    def __init__(self, config, folder, images, accelerator, resume):
+    def __init__(self, config, folder, images, accelerator, resume=None, start=None):
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.training, self.validation = images
         self.settings: TrainingConfig = config.training
@@ -167,6 +169,8 @@ class Run:
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
             model = build(config.model)
+        if start and not resume:
+            model.load_state_dict(model.state_dict() | start)
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay, fused=True
@@ -177,6 +181,7 @@ class Run:
             device=accelerator.device,
             seed=self.settings.seed,
             exact_critic=self.settings.mixed_precision == "fp16",
+            own=self.ema.LOSS,
         )
         if resume:
             self.restore(resume, model, optimizer)
@@ -383,7 +388,7 @@ class Run:
 
     def validation_weights(self) -> dict[str, float]:
         weights = self.objective.weights(0)
-        return {name: weights[name] for name in ("mse", "perceptual") if name in weights}
+        return {name: weights[name] for name in (self.objective.own, "perceptual") if name in weights}
 
     @torch.no_grad()
     def validation_sums(self, start: int) -> Tensor:
@@ -461,8 +466,8 @@ class Run:
         )
 
     def sampling(self) -> dict[str, Any]:
-        """The default sampler's settings, with no more steps than the model has."""
-        return {"steps": min(20, self.config.model.timesteps)}
+        """A diffusion model's steps: the default, or as many as the model has."""
+        return {"steps": min(20, self.config.model.timesteps)} if "steps" in self.ema.OPTIONS else {}
 
     # -- measures and time -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,308 @@
+"""ClassificationColorizer: every pixel's colour as one of 313 classes, decoded by the annealed mean.
+
+After Zhang et al. 2016 (Colorful Image Colorization), on a U-Net whose encoder is ResNet34 (He et al. 2016):
+
+    L -> encoder -> self-attention -> histogram of the whole picture -> decoder (gated skips, FiLM) -> three heads
+    ab_class (Q classes), ab_residual (a bounded nudge), confidence (is the decoded colour within 10 Lab units?)
+"""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from Project7.batch import Batch, Estimate, Step
+from Project7.config import ClassificationConfig
+from Project7.errors import ProjectError, sentence
+from Project7.guided_filter import enlarge, pad_to_multiple
+from Project7.layers import AttentionGate, FiLM, ResBlock, SelfAttention2d, group_norm
+from Project7.palette import Palette, SoftEncoder, annealed_mean, rarity_weights
+
+HISTOGRAM_BINS = 64  # a channel
+_REACH = 110.0  # Lab units: the histograms cover [-110, 110]
+_NUDGE = 10.0  # Lab units: the residual's bound, about the distance between two rare centres
+_CLOSE = 10.0  # Lab units: an error that counts as right for the confidence
+_WEIGHTS = {"class": 1.0, "residual": 1.0, "confidence": 0.1, "histogram": 0.1}  # of the terms of the loss
+_WAVES = 64  # random Fourier features of the noise that makes variants
+_COLOUR_SCALE = 25.0  # Lab units: classes nearer than this get nearly the same noise
+_PATCH = 8  # places: parts of the picture nearer than this get nearly the same noise
+
+
+class GlobalColorContextHead(nn.Module):
+    """The whole picture's histograms of a and b: (B, C, H, W) -> logits (B, 2, 64).
+
+    Their softmax steers the decoder.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(channels, 512), nn.ReLU(), nn.Linear(512, 2 * HISTOGRAM_BINS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean(dim=(2, 3))).unflatten(1, (2, HISTOGRAM_BINS))
+
+
+class DecoderStage(nn.Module):
+    """x (B, C, h, w) and a skip connection (B, S, 2h, 2w) -> (B, C', 2h, 2w), modulated by the picture's histograms."""
+
+    def __init__(self, before: int, skip: int, after: int):
+        super().__init__()
+        self.gate = AttentionGate(skip, before)
+        self.block = ResBlock(before + skip, after)
+        self.film = FiLM(2 * HISTOGRAM_BINS, after)
+
+    def forward(self, x: Tensor, skip: Tensor, context: Tensor) -> Tensor:
+        gated = self.gate(skip, x)
+        x = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
+        return self.film(self.block(torch.cat([x, gated], dim=1)), context)
+
+
+class ClassificationColorizer(nn.Module):
+    """`forward` is a training step, `colorize` colours in one pass. Any picture size.
+
+    The palette is part of the weights: an untrained model has none until `set_palette`.
+    """
+
+    OPTIONS = ("temperature", "variety")  # of colorize
+    LOSS = "classification"
+
+    def __init__(self, config: ClassificationConfig):
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.encoder = Encoder(config)
+        self.attention = SelfAttention2d(8 * width)
+        self.context = GlobalColorContextHead(8 * width)
+        channels = (8 * width, 4 * width, 2 * width, width)
+        self.decoder = nn.ModuleList(DecoderStage(before, after, after) for before, after in pairwise(channels))
+        self.ab_class = nn.Conv2d(width, config.bins, 1)
+        self.ab_residual = nn.Conv2d(width, 2, 1)
+        self.confidence_head = nn.Conv2d(width, 1, 1)
+        self.register_buffer("centres", torch.zeros(config.bins, 2))  # ab in Lab units
+        self.register_buffer("counts", torch.zeros(config.bins))
+        self.tables: tuple[SoftEncoder, Tensor] | None = None  # made from the palette, when it is there
+        with torch.device("cpu"):  # constants are real even where the weights are not yet: checkpoints.rebuild
+            constants = {"ab_mean": torch.tensor(config.ab_mean), "ab_std": torch.tensor(config.ab_std)}
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def set_palette(self, palette: Palette) -> None:
+        self.centres.copy_(palette.centres)
+        self.counts.copy_(palette.counts)
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> Step:
+        """The loss of the three heads and of the histograms; see `losses`."""
+        truth = self.to_lab(self.shrink(batch.ab))  # (B, 2, h, w), Lab units
+        logits, residual, confidence, histograms = self.network(batch.L)
+        terms = self.losses(logits, residual, confidence, histograms, truth)
+        loss = sum(_WEIGHTS[name] * value for name, value in terms.items())
+        estimate = None
+        if batch.image_share:
+            places = (batch.random.spread("image samples") < batch.image_share).nonzero()[:, 0].to(loss.device)
+            ab = self.from_lab(annealed_mean(logits[places], self.centres, self.config.temperature) + residual[places])
+            L, true_ab = batch.L[places], self.from_lab(truth[places])
+            weight = torch.full_like(loss[places].detach(), 1 / batch.image_share)
+            estimate = Estimate(self.expand(ab, L), self.expand(true_ab, L), places, weight)
+        return Step(loss, {name: value.detach() for name, value in terms.items()}, estimate)
+
+    def losses(self, logits: Tensor, residual: Tensor, confidence: Tensor, histograms: Tensor, truth: Tensor):
+        """name -> (B,). truth: (B, 2, h, w) in Lab units.
+
+        class: cross-entropy with the soft target, rebalanced and focal (Zhang et al. 2016, eq. 2; Lin et al. 2017,
+        eq. 4). residual: L1 between the decoded colour plus the nudge and the truth, in units of ab's standard
+        deviation; the decoded colour is fixed there, so that the classes are taught by the cross-entropy alone.
+        confidence: the log score (a proper scoring rule) of the probability that the answer is within 10 Lab units.
+        histogram: cross-entropy with the true histograms of a and of b.
+        """
+        decoded = annealed_mean(logits.detach(), self.centres, self.config.temperature)
+        off = decoded + residual - truth
+        close = (off.detach().norm(dim=1, keepdim=True) < _CLOSE).float()
+        log_histograms = torch.log_softmax(histograms.float(), dim=-1)
+        return {
+            "class": self.class_loss(logits, truth).mean(dim=(1, 2)),
+            "residual": (off / self.ab_std[:, None, None]).abs().mean(dim=(1, 2, 3)),
+            "confidence": F.binary_cross_entropy_with_logits(confidence.float(), close, reduction="none").mean(
+                [1, 2, 3]
+            ),
+            "histogram": -(true_histograms(truth) * log_histograms).sum(dim=-1).mean(dim=1),
+        }
+
+    def class_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """(B, h, w): - w sum_k z_k (1 - p_k)^gamma log p_k over the 5 classes k around the true colour."""
+        classes, soft = self.encode(truth)  # (B, 5, h, w) twice
+        log_p = logits.float().gather(1, classes) - logits.float().logsumexp(dim=1, keepdim=True)
+        if self.config.focal_gamma:
+            soft = soft * (1 - log_p.exp()) ** self.config.focal_gamma
+        return self.tables[1][classes[:, 0]] * -(soft * log_p).sum(dim=1)
+
+    def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
+        """Classes and weights of colours in Lab units; the nearest class comes first."""
+        if self.tables is None:
+            weights = rarity_weights(Palette(self.centres.cpu(), self.counts.cpu()), 1 - self.config.rebalance)
+            self.tables = (SoftEncoder(self.centres.cpu()).to(ab.device), weights.to(ab.device))
+        return self.tables[0](ab)
+
+    # -- use ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def colorize(
+        self,
+        L: Tensor,
+        *,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        hints: tuple[Tensor, Tensor] | None = None,
+        temperature: float | None = None,
+        variety: float = 0.0,
+    ) -> Tensor:
+        """L (B, 1, H, W) in [-1, 1] -> ab (B, 2, H, W), in the network's range, in one pass of the network.
+
+        temperature: of the annealed mean; None is that of the model. variety: 0 is the likeliest answer; above it,
+        noise from `generator` (one for all, or one a picture) tips the classes, by regions rather than by pixels.
+        """
+        if hints is not None:
+            raise ValueError("a classification model cannot take colour hints")
+        logits, residual, _, _ = self.network(L)
+        if variety:
+            logits = logits + variety * class_noise(self.centres, len(L), logits.shape[-2:], generator).to(logits)
+        temperature = self.config.temperature if temperature is None else temperature
+        return self.expand(self.from_lab(annealed_mean(logits, self.centres, temperature) + residual), L)
+
+    @torch.no_grad()
+    def confidence(self, L: Tensor) -> Tensor:
+        """L (B, 1, H, W) -> (B, 1, H, W): the probability that a place's colour is within 10 Lab units of the truth."""
+        found = torch.sigmoid(self.network(L)[2].float())
+        return F.interpolate(found, L.shape[-2:], mode="bilinear", align_corners=False)
+
+    # -- the network -------------------------------------------------------------------------------------------------
+
+    def network(self, L: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """L (B, 1, H, W) -> logits (B, Q, h, w), residual (B, 2, h, w) in Lab units, confidence (B, 1, h, w) before
+        the sigmoid, histograms (B, 2, 64) before the softmax; h = H / stem_stride, rounded up."""
+        h, w = (math.ceil(side / self.config.stem_stride) for side in L.shape[-2:])
+        x, *skips = reversed(self.encoder(pad_to_multiple(L, 8 * self.config.stem_stride)))
+        x = self.attention(x)
+        histograms = self.context(x)
+        context = torch.softmax(histograms.float(), dim=-1).flatten(1)
+        for stage, skip in zip(self.decoder, skips, strict=True):
+            x = stage(x, skip, context)
+        x = x[..., :h, :w]
+        return self.ab_class(x), _NUDGE * torch.tanh(self.ab_residual(x).float()), self.confidence_head(x), histograms
+
+    def to_lab(self, ab: Tensor) -> Tensor:
+        return ab * self.ab_std[:, None, None] + self.ab_mean[:, None, None]
+
+    def from_lab(self, ab: Tensor) -> Tensor:
+        return (ab - self.ab_mean[:, None, None]) / self.ab_std[:, None, None]
+
+    def shrink(self, ab: Tensor) -> Tensor:
+        """ab at the resolution of the heads."""
+        stride = self.config.stem_stride
+        return ab if stride == 1 else F.avg_pool2d(pad_to_multiple(ab, stride), stride)
+
+    def expand(self, ab: Tensor, L: Tensor) -> Tensor:
+        """ab (B, 2, h, w) -> (B, 2, H, W), along the edges of L."""
+        stride = self.config.stem_stride
+        if stride == 1:
+            return ab
+        full = pad_to_multiple(L, stride)
+        return enlarge(ab, F.avg_pool2d(full, stride), full)[..., : L.shape[-2], : L.shape[-1]]
+
+
+class Encoder(nn.Module):
+    """ResNet34 for one channel: (B, 1, H, W) -> four maps, of 1, 2, 4 and 8 times the width, each half the size."""
+
+    def __init__(self, config: ClassificationConfig):
+        super().__init__()
+        width = config.width
+        self.conv1 = nn.Conv2d(1, width, 7, stride=min(2, config.stem_stride), padding=3, bias=False)
+        self.norm1 = group_norm(width)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if config.stem_stride == 4 else nn.Identity()
+        before = width
+        for number, blocks in enumerate(config.blocks):
+            after = width * 2**number
+            setattr(self, f"layer{number + 1}", make_layer(before, after, blocks, stride=1 if number == 0 else 2))
+            before = after
+
+    def forward(self, L: Tensor) -> list[Tensor]:
+        x = self.pool(F.relu(self.norm1(self.conv1(L))))
+        maps = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+def make_layer(before: int, after: int, blocks: int, *, stride: int) -> nn.Sequential:
+    """torchvision's residual blocks, each BatchNorm a GroupNorm, named as in its ResNet34."""
+    from torchvision.models.resnet import BasicBlock
+
+    shortcut = None
+    if stride != 1 or before != after:
+        shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False), group_norm(after))
+    first = BasicBlock(before, after, stride, shortcut, norm_layer=group_norm)
+    return nn.Sequential(first, *(BasicBlock(after, after, norm_layer=group_norm) for _ in range(blocks - 1)))
+
+
+def true_histograms(ab: Tensor) -> Tensor:
+    """ab (B, 2, h, w) in Lab units -> (B, 2, 64): the shares of the pixels in each of 64 equal bins of [-110, 110]."""
+    place = ((ab + _REACH) / (2 * _REACH) * HISTOGRAM_BINS).long().clamp(0, HISTOGRAM_BINS - 1).flatten(2)
+    counts = torch.zeros(*ab.shape[:2], HISTOGRAM_BINS, device=ab.device)
+    return counts.scatter_add_(2, place, torch.ones_like(place, dtype=counts.dtype)) / place.shape[2]
+
+
+def class_noise(centres: Tensor, count: int, size: tuple[int, int], generator) -> Tensor:
+    """(B, Q, h, w): Gaussian noise of the spread of Gumbel's, smooth over the picture and over the ab plane.
+
+    Adding Gumbel noise to logits and taking the best class draws a class by its probability (Gumbel-max), but pixel
+    by pixel and class by class that is colour confetti. Here neighbours in the picture and colours that are alike
+    share their noise (random Fourier features, Rahimi & Recht 2007), so that whole regions change their mind.
+    """
+    fixed = torch.Generator().manual_seed(0)
+    frequency = torch.randn(2, _WAVES, generator=fixed) / _COLOUR_SCALE
+    phase = torch.rand(_WAVES, generator=fixed) * 2 * math.pi
+    waves = (2 / _WAVES) ** 0.5 * torch.cos(centres.float().cpu() @ frequency + phase)  # (Q, K)
+    grid = [math.ceil(side / _PATCH) + 1 for side in size]
+    generators = generator if isinstance(generator, list) else [generator] * count
+    coarse = torch.stack([torch.randn(_WAVES, *grid, generator=g) for g in generators])
+    fields = F.interpolate(coarse, size, mode="bicubic", align_corners=True)  # (B, K, h, w)
+    return math.pi / 6**0.5 * torch.einsum("qk,bkhw->bqhw", waves, fields)
+
+
+def load_resnet34(source: str) -> dict[str, Tensor]:
+    """torchvision's ResNet34 state dict: 'imagenet' from its cache or download, else a file of that format.
+
+    Raises ProjectError where it cannot be had.
+    """
+    from torchvision.models import ResNet34_Weights
+
+    try:
+        if source == "imagenet":
+            url = ResNet34_Weights.IMAGENET1K_V1.url
+            weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        else:
+            weights = torch.load(Path(source).expanduser(), map_location="cpu", weights_only=True)
+        shapes = {name: tuple(weights[name].shape) for name in ("conv1.weight", "layer4.2.conv2.weight")}
+    except Exception as error:  # urllib, pickle and torch raise a dozen kinds
+        raise ProjectError(
+            f"--encoder-weights {source} cannot be had ({sentence(error)[:120]}); give a file of torchvision's "
+            "ResNet34, or leave the flag out to train from scratch."
+        ) from None
+    if shapes != {"conv1.weight": (64, 3, 7, 7), "layer4.2.conv2.weight": (512, 512, 3, 3)}:
+        raise ProjectError(f"--encoder-weights {source} does not hold ResNet34; give a file of torchvision's.")
+    return weights
+
+
+def encoder_start(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The convolutions of torchvision's ResNet34, by their names here; the stem's three RGB kernels folded into one.
+
+    A gray picture has R = G = B, so the sum of the three kernels does to it what they did. Norms are left out: their
+    statistics are those of RGB.
+    """
+    convolutions = {name: tensor.float() for name, tensor in weights.items() if tensor.ndim == 4}
+    convolutions["conv1.weight"] = convolutions["conv1.weight"].sum(dim=1, keepdim=True)
+    return {f"encoder.{name}": tensor for name, tensor in convolutions.items()}
