@@ -2,7 +2,8 @@
 
 Features after relu1_2, relu2_2, relu3_3 and relu4_3, as Johnson et al. 2016 take them, each brought to unit length
 over its channels as in LPIPS (Zhang et al. 2018, eq. 1, without its learnt weights): so every layer counts alike,
-and a network that was never trained still compares on the same scale.
+and a network that was never trained still compares on the same scale. The distance itself is not squared: estimates
+at low noise are near the truth, and squares of small errors would teach nothing beside the squared error.
 
 Weights come from torchvision's cache or download, from a file, or are random by name; never silently another.
 """
@@ -26,6 +27,7 @@ _LAYERS = {3: "relu1_2", 8: "relu2_2", 15: "relu3_3", 22: "relu4_3"}  # position
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's sRGB, as torchvision's weights expect
 _URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's VGG16_Weights.IMAGENET1K_V1
 _SILENCE = 30  # seconds without a byte, and the download is given up
+_SMOOTH = 0.01  # a distance below it counts by its square: the root's slope at 0 is infinite
 _LARGEST_AB = 128.0  # Lab units; no estimate of a colour lies beyond
 
 
@@ -48,16 +50,13 @@ class PerceptualLoss(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, rgb: Tensor, truth: Tensor) -> Tensor:
-        """sRGB (B, 3, H, W) in [0, 1], H and W of 8 or more -> (B,): sum over layers of |f - f_true|^2, 0 to 4 a layer.
+        """sRGB (B, 3, H, W) in [0, 1], H and W of 8 or more -> (B,): the sum over layers of |f - f_true|, 0 to 2 each.
 
-        The mean over places of the squared distance between unit features; differentiable in `rgb`.
+        The mean over places of the distance between unit features; differentiable in `rgb`, smooth at equality.
         """
         with torch.no_grad():
             true_features = self.extract(truth)
-        distances = [
-            (unit(found) - unit(true)).square().sum(dim=1).mean(dim=(1, 2))
-            for found, true in zip(self.extract(rgb), true_features, strict=True)
-        ]
+        distances = [distance(found, true) for found, true in zip(self.extract(rgb), true_features, strict=True)]
         return torch.stack(distances).sum(dim=0)
 
     def of_chroma(self, L: Tensor, ab: Tensor, truth: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
@@ -80,6 +79,12 @@ class PerceptualLoss(nn.Module):
             if position in _LAYERS:
                 found.append(x)
         return found
+
+
+def distance(found: Tensor, true: Tensor) -> Tensor:
+    """(B, C, h, w) twice -> (B,): the mean over places of sqrt(d^2 + s^2) - s, d the distance of the unit features."""
+    squared = (unit(found) - unit(true)).square().sum(dim=1)
+    return ((squared + _SMOOTH**2).sqrt() - _SMOOTH).mean(dim=(1, 2))
 
 
 def unit(features: Tensor) -> Tensor:
