@@ -92,6 +92,7 @@ class ClassificationColorizer(nn.Module):
     def set_palette(self, palette: Palette) -> None:
         self.centres.copy_(palette.centres)
         self.counts.copy_(palette.counts)
+        self.tables = None
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class ClassificationColorizer(nn.Module):
         classes, soft = self.encode(truth)  # (B, 5, h, w) twice
         log_p = logits.float().gather(1, classes) - logits.float().logsumexp(dim=1, keepdim=True)
         if self.config.focal_gamma:
-            soft = soft * (1 - log_p.exp()) ** self.config.focal_gamma
+            soft = soft * (1 - log_p.exp()).clamp(min=1e-6) ** self.config.focal_gamma
         return self.tables[1][classes[:, 0]] * -(soft * log_p).sum(dim=1)
 
     def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,7 +257,7 @@ def true_histograms(ab: Tensor) -> Tensor:
 
 
 def class_noise(centres: Tensor, count: int, size: tuple[int, int], generator) -> Tensor:
-    """(B, Q, h, w): Gaussian noise of the spread of Gumbel's, smooth over the picture and over the ab plane.
+    """(B, Q, h, w): Gaussian noise of about the spread of Gumbel's, smooth over the picture and over the ab plane.
 
     Adding Gumbel noise to logits and taking the best class draws a class by its probability (Gumbel-max), but pixel
     by pixel and class by class that is colour confetti. Here neighbours in the picture and colours that are alike
@@ -278,7 +279,7 @@ def load_resnet34(source: str) -> dict[str, Tensor]:
 
     Raises ProjectError where it cannot be had.
     """
-    from torchvision.models import ResNet34_Weights
+    from torchvision.models import ResNet34_Weights, resnet34
 
     try:
         if source == "imagenet":
@@ -286,13 +287,15 @@ def load_resnet34(source: str) -> dict[str, Tensor]:
             weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
         else:
             weights = torch.load(Path(source).expanduser(), map_location="cpu", weights_only=True)
-        shapes = {name: tuple(weights[name].shape) for name in ("conv1.weight", "layer4.2.conv2.weight")}
+        found = {name: tuple(tensor.shape) for name, tensor in weights.items() if tensor.ndim == 4}
     except Exception as error:  # urllib, pickle and torch raise a dozen kinds
         raise ProjectError(
             f"--encoder-weights {source} cannot be had ({sentence(error)[:120]}); give a file of torchvision's "
             "ResNet34, or leave the flag out to train from scratch."
         ) from None
-    if shapes != {"conv1.weight": (64, 3, 7, 7), "layer4.2.conv2.weight": (512, 512, 3, 3)}:
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in resnet34().state_dict().items() if tensor.ndim == 4}
+    if found != expected:
         raise ProjectError(f"--encoder-weights {source} does not hold ResNet34; give a file of torchvision's.")
     return weights
 

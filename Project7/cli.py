@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from Project7 import errors, flags, model_folder
-from Project7.config import ClassificationConfig, ColorizeConfig, DataConfig, build
+from Project7.config import ClassificationConfig, ColorizeConfig, DataConfig, TrainingConfig, build
 from Project7.errors import UsageError
 
 _RECIPES = """training is done by the scripts, which ask what they need:
@@ -78,7 +78,7 @@ def colorize(arguments: argparse.Namespace) -> int:
     from Project7.checkpoints import unsealed_note
     from Project7.colorize import Colorizer, colorize_files, method_options, plan_outputs
 
-    jobs = plan_outputs(found, arguments.output, variants=settings.variants)
+    jobs = plan_outputs(found, arguments.output, variants=settings.variants, confidence=settings.confidence)
     colorizer = Colorizer.load(weights, device=settings.device)
     if note := unsealed_note(weights):
         console.print(note, highlight=False, markup=False)
@@ -187,6 +187,7 @@ def data(arguments: argparse.Namespace) -> int:
     from Project7.metrics import colorfulness
     from Project7.report import counting
 
+    build(TrainingConfig, {"seed": arguments.seed})
     config: DataConfig = build(DataConfig, flags.given(arguments, DataConfig))
     with counting(Console(stderr=True)) as progress:
         parts = open_dataset(config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress)
@@ -216,7 +217,12 @@ def palette(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     settings = build(ClassificationConfig, {"bins": arguments.bins})
+    build(TrainingConfig, {"seed": arguments.seed})
     config: DataConfig = build(DataConfig, flags.given(arguments, DataConfig))
+
+    picture = arguments.output.with_suffix(".png")
+    if picture == arguments.output:
+        raise UsageError(f"--output {arguments.output}: that name is for the picture of the palette; use FILE.npz.")
 
     from Project7.dataset import open_dataset
     from Project7.palette import draw_palette, fit_palette, save_palette
@@ -226,7 +232,6 @@ def palette(arguments: argparse.Namespace) -> int:
     with counting(Console(stderr=True)) as progress:
         training, _ = open_dataset(config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress)
         found = fit_palette(training.images, settings.bins, seed=arguments.seed, progress=progress)
-    picture = arguments.output.with_suffix(".png")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     save_palette(arguments.output, found)
     save_png(picture, draw_palette(found))

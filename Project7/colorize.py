@@ -60,11 +60,13 @@ class Colorizer:
     ) -> "PIL.Image.Image | list[PIL.Image.Image]":
         """The photo in colour, at its own size; a list of `variants` different answers where that is given.
 
-        Variant k is what `seed` + k gives alone. `options` are the method's own: `sampler` and `steps` for diffusion,
-        `temperature` and `variety` for classification. hints: spots whose colour is known, for a model trained with
-        --hints.
+        Variant k is what `seed` + k gives alone, with the same options. `options` are the method's own: `sampler` and
+        `steps` for diffusion, `temperature` and `variety` for classification, where several variants bring some
+        variety with them. hints: spots whose colour is known, for a model trained with --hints.
         """
         photo = as_photo(image)
+        if "variety" in self.model.OPTIONS and (variants or 1) > 1:
+            options.setdefault("variety", 1.0)
         answers = self.colorize_photos(
             [photo], seeds=range(seed, seed + (variants or 1)), working_size=working_size, hints=hints, **options
         )
@@ -232,7 +234,9 @@ class Outcome:
     text: str = ""
 
 
-def plan_outputs(found: Sequence[tuple[Path, Path]], output: Path, *, variants: int) -> list[Job]:
+def plan_outputs(
+    found: Sequence[tuple[Path, Path]], output: Path, *, variants: int, confidence: bool = False
+) -> list[Job]:
     """`found` (file, path relative to its folder) -> jobs: OUTPUT/<subfolder>/<stem>.png, or <stem>-1.png ... for
     variants.
 
@@ -251,7 +255,7 @@ def plan_outputs(found: Sequence[tuple[Path, Path]], output: Path, *, variants: 
     sources = {file.resolve() for file, _ in found}
     taken: set[Path] = set()
     for job in jobs:
-        for path in job.targets:
+        for path in (*job.targets, *[confidence_path(job)] * confidence):
             if path in taken:
                 raise UsageError(
                     f"{job.source}: another photo would be written to {path} as well; use another --output for it."
@@ -260,6 +264,10 @@ def plan_outputs(found: Sequence[tuple[Path, Path]], output: Path, *, variants: 
                 raise UsageError(f"{path} is one of the photos to be coloured; use another --output.")
             taken.add(path)
     return jobs
+
+
+def confidence_path(job: Job) -> Path:
+    return job.targets[0].with_name(f"{job.targets[0].stem}-confidence.png")
 
 
 def targets(folder: Path, name: str, variants: int) -> tuple[Path, ...]:
@@ -315,8 +323,7 @@ def colorize_batch(
                 save_png(path, rgb, alpha=photo.alpha, exif=photo.exif)
             if confidence:
                 sure = colorizer.confidence(photo, working_size=options.get("working_size"))
-                path = job.targets[0].with_name(f"{job.targets[0].stem}-confidence.png")
-                save_png(path, np.repeat((sure * 255).round().astype(np.uint8)[..., None], 3, axis=2))
+                save_png(confidence_path(job), np.repeat((sure * 255).round().astype(np.uint8)[..., None], 3, axis=2))
         except (ProjectError, OSError) as error:
             yield Outcome(job, "failed", sentence(error))
         else:

@@ -14,7 +14,8 @@ _GROUPS = 32  # at most; fewer where the width does not divide
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+    """Two channels a group at least: alone in its group, a channel would lose its mean."""
+    return nn.GroupNorm(math.gcd(_GROUPS, channels // 2) if channels % 2 == 0 else 1, channels)
 
 
 class ResBlock(nn.Module):

@@ -81,7 +81,7 @@ class Objective:
         if not (self.active and self.perceptual):
             return own
         weight, share = self.config.perceptual_weight, self.config.image_share
-        return f"{own} + {weight:g} perceptual ({self.perceptual.name}; least noisy {100 * share:g}% of timesteps)"
+        return f"{own} + {weight:g} perceptual ({self.perceptual.name}; least noisy {share:g} of the timesteps)"
 
     @property
     def name(self) -> str:

@@ -79,7 +79,9 @@ def k_means(points: np.ndarray, weights: np.ndarray, bins: int, seed: int) -> tu
     from sklearn.cluster import KMeans  # seconds to import
 
     with warnings.catch_warnings(action="ignore"):  # about fewer distinct points than clusters: checked above
-        found = KMeans(bins, n_init=1, max_iter=100, tol=1e-5, random_state=seed).fit(points, sample_weight=weights)
+        found = KMeans(bins, n_init=1, max_iter=100, tol=1e-5, random_state=seed % 2**32).fit(
+            points, sample_weight=weights
+        )
     return found.cluster_centers_, found.labels_
 
 
@@ -131,7 +133,7 @@ def rarity_weights(palette: Palette, mixing: float = 0.5) -> Tensor:
 
     P is the frequency of the centres, smoothed by a Gaussian of 5 Lab units; mixing is A: 1 is no rebalancing.
     """
-    frequency = smoothed_frequencies(palette)
+    frequency = smoothed_frequencies(palette).clamp(min=1e-9)
     weights = 1 / ((1 - mixing) * frequency + mixing / len(frequency))
     return (weights / (frequency * weights).sum()).float()
 
@@ -151,10 +153,11 @@ def annealed_mean(logits: Tensor, centres: Tensor, temperature: float = 0.38) ->
     """
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it is 0 (the mode), 1 (the mean) or between")
-    if temperature == 0:
+    if temperature < 1e-6:
         return centres[logits.argmax(dim=1)].movedim(-1, 1)
-    probability = torch.softmax(logits.float() / temperature, dim=1)
-    return torch.einsum("bqhw,qc->bchw", probability, centres)
+    with torch.autocast(logits.device.type, enabled=False):
+        probability = torch.softmax(logits.float() / temperature, dim=1)
+        return torch.einsum("bqhw,qc->bchw", probability, centres)
 
 
 # -- files and a picture ---------------------------------------------------------------------------------------------
@@ -171,8 +174,10 @@ def load_palette(path: Path, *, bins: int | None = None) -> Palette:
     Raises ProjectError that says what is wrong with it.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            centres, counts = file["centres"], file["counts"]
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            centres, counts = (
+                np.asarray(file[name].astype(float, casting="same_kind")) for name in ("centres", "counts")
+            )
     except FileNotFoundError:
         raise ProjectError(
             f"{path} does not exist; make it with: project7 palette --data PATH --output {path}"
@@ -183,7 +188,13 @@ def load_palette(path: Path, *, bins: int | None = None) -> Palette:
         ) from None
     if centres.ndim != 2 or centres.shape[1:] != (2,) or counts.shape != centres.shape[:1] or len(centres) < 2:
         raise ProjectError(f"{path} holds centres {centres.shape} and counts {counts.shape}; expected (Q, 2) and (Q,).")
-    if not (np.isfinite(centres).all() and np.abs(centres).max() <= _LARGEST and (counts >= 0).all() and counts.any()):
+    if not (
+        np.isfinite(centres).all()
+        and np.abs(centres).max() <= _LARGEST
+        and np.isfinite(counts).all()
+        and (counts >= 0).all()
+        and counts.any()
+    ):
         raise ProjectError(f"{path} holds centres that are no colours, or no counts; make a new palette.")
     if bins not in (None, len(centres)):
         raise ProjectError(f"{path} has {len(centres)} colours, and --bins is {bins}; give --bins {len(centres)}.")

@@ -276,15 +276,16 @@ def starting_weights(config: RunConfig, images, console: Console) -> dict[str, A
     from Project7.palette import fit_palette, load_palette
     from Project7.report import counting
 
+    start = encoder_start(load_resnet34(config.model.encoder_weights)) if config.model.encoder_weights else {}
     if config.model.palette:
         palette = load_palette(Path(config.model.palette).expanduser(), bins=config.model.bins)
     else:
         with counting(console) as progress:
             palette = fit_palette(images[0].images, config.model.bins, seed=config.training.seed, progress=progress)
         pixels = f"{palette.counts.sum():,.0f}"
-        console.print(f"palette: {config.model.bins} colours, from {pixels} pixels of the training images")
-    start = {"centres": palette.centres, "counts": palette.counts.float()}
-    return start | (encoder_start(load_resnet34(config.model.encoder_weights)) if config.model.encoder_weights else {})
+        line = f"palette: {config.model.bins} colours, from {pixels} pixels of the training images"
+        console.print(line, highlight=False)
+    return start | {"centres": palette.centres, "counts": palette.counts.float()}
 
 
 def watch(run, folder: ModelFolder, config: RunConfig, accelerator, console: Console, *, seconds: float = math.inf):

@@ -41,20 +41,7 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
     the epochs that are done; without it the plan stays. A model without an objective of its own gets that of the
     recipe, where `sections` has one.
     """
-    stored = from_dict(checkpoint["config"], source)
-    method = sections["model"].model_fields["method"].default
-    if stored.model.method != method:
-        raise UsageError(
-            f"This is a {stored.model.method} model, not a {method} one; continue it with "
-            f"{_SCRIPTS[stored.model.method]}."
-        )
-    if "objective" in sections and stored.objective is None:
-        stored = stored.model_copy(update={"objective": ObjectiveConfig()})
-    elif "objective" not in sections and stored.objective is not None:
-        raise UsageError(
-            "This model is trained with the terms of train_diffusion_v2.py; continue it there "
-            "(for the squared error alone: --perceptual-weight 0 --no-gan)."
-        )
+    stored = for_recipe(from_dict(checkpoint["config"], source), sections)
     done = checkpoint.get("epoch", 0)
     changes: dict[str, dict[str, Any]] = {section: {} for section in sections}
     refused = []
@@ -81,6 +68,24 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
         )
     merged = {section: getattr(stored, section).model_copy(update=new) for section, new in changes.items()}
     return stored.model_copy(update=merged | {"shipped": False})
+
+
+def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:
+    """A stored configuration as a recipe continues it. Raises UsageError where another recipe has to."""
+    method = sections["model"].model_fields["method"].default
+    if stored.model.method != method:
+        raise UsageError(
+            f"This is a {stored.model.method} model, not a {method} one; continue it with "
+            f"{_SCRIPTS[stored.model.method]}."
+        )
+    if "objective" in sections and stored.objective is None:
+        stored = stored.model_copy(update={"objective": ObjectiveConfig()})
+    elif "objective" not in sections and stored.objective is not None:
+        raise UsageError(
+            "This model is trained with the terms of train_diffusion_v2.py; continue it there "
+            "(for the squared error alone: --perceptual-weight 0 --no-gan)."
+        )
+    return stored
 
 
 def _classic(name: str, stored: RunConfig) -> dict[str, Any]:
