@@ -152,7 +152,11 @@ class ClassificationConfig(BaseModel):
 METHOD_CONFIGS = {"diffusion": DiffusionConfig, "classification": ClassificationConfig}
 MethodConfig = Annotated[
     Annotated[DiffusionConfig, Tag("diffusion")] | Annotated[ClassificationConfig, Tag("classification")],
-    Discriminator(lambda v: v.get("method", "diffusion") if isinstance(v, dict) else getattr(v, "method", None)),
+    Discriminator(
+        lambda v: v.get("method", "diffusion") if isinstance(v, dict) else getattr(v, "method", None),
+        custom_error_type="method",
+        custom_error_message=f"Input should be {' or '.join(METHOD_CONFIGS)}",
+    ),
 ]
 
 
@@ -360,12 +364,13 @@ def from_dict(raw: Any, source: Path | str) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        wrong = [f"{_place(e['loc'])}: {e['msg']}" for e in error.errors()[:4]]
+        wrong = [f"{_place(e)}: {e['msg']}" for e in error.errors()[:4]]
         raise UsageError(f"{source} is not a configuration of this toolkit: {'; '.join(wrong)}.") from None
 
 
-def _place(loc: tuple[str | int, ...]) -> str:
+def _place(fault: Any) -> str:
     """A key of a file as a person would write it, without the tag that tells the methods apart."""
+    loc = (*fault["loc"], "method") if fault["type"] == "method" else fault["loc"]
     return ".".join(str(p) for n, p in enumerate(loc) if n != 1 or p not in METHOD_CONFIGS) or "the whole"
 
 

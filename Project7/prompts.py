@@ -74,7 +74,7 @@ def ask_model(models_dir: Path, *, stages: bool = False) -> tuple[str | None, bo
     lines = [_model_line(model) for model in models] + [CREATE] + [CREATE_IN_STAGES] * stages
     answers = [(m.name, False) for m in models] + [(None, False)] + [(None, True)] * stages
     question = "Do you want to resume from an existing model?" if models else "What shall be trained?"
-    return _choose(question, dict(zip(lines, answers, strict=True)), default=lines[len(models)])
+    return _choose(question, dict(zip(lines, answers, strict=True)), default=lines[-1])
 
 
 def _choose(question: str, choices: dict[str, Any], default: str | None = None) -> Any:
@@ -161,7 +161,7 @@ def ask_stage_epochs(given: dict[str, Any]) -> dict[str, str]:
 
 def ask_perceptual(reason: str) -> dict[str, str]:
     """The weights of VGG16 cannot be had: what to do. Returns settings of the objective."""
-    Console().print(f"\n{reason}", style="yellow", highlight=False, markup=False)
+    Console(soft_wrap=True).print(f"\n{reason}", style="yellow", highlight=False, markup=False)
     choices = {
         "Take the weights from a file of mine": "file",
         "Compare untrained, random features (weaker)": "random",

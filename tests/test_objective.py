@@ -144,7 +144,14 @@ def test_without_stages_everything_counts_from_the_first_epoch():
 
 def test_names_say_what_is_minimised():
     name = make(gan=True, feature_matching_weight=2.0).name
-    for part in ("1 mse", "0.1 perceptual", "untrained", "25%", "0.01 adversarial", "2 feature matching"):
+    for part in (
+        "1 mse",
+        "0.1 perceptual",
+        "untrained",
+        "0.25 of the timesteps",
+        "0.01 adversarial",
+        "2 feature matching",
+    ):
         assert part in name
     assert plain().name == plain().score_name == "1 mse"
 
@@ -371,7 +378,7 @@ def test_two_processes_make_the_step_of_one():
     two_processes = types.SimpleNamespace(num_processes=2, reduce=lambda gradient, how: gradient + other)
     shared, alone = settle(make(gan=True)), settle(make(gan=True))
     gradients_after(shared, first)
-    shared.critic_step(two_processes)
+    shared.critic_step(two_processes, GOOD)
     gradients_after(alone, (estimate, L, 1 / 4))
     alone.critic_step(ONE_PROCESS, GOOD)
     # Adam's first step is as long as the learning rate, whatever the gradient: what tells them apart is the moments.

@@ -147,7 +147,7 @@ def test_where_there_are_stages_they_are_the_last_choice(ask, tmp_path, names, k
     terminal = ask("ask_model(here, stages=True)")
     if not names:
         terminal.sees("this will be the first")
-    terminal.sees(f"{len(names) + 1}. Create new model").sees(f"{len(names) + 2}. Create new model, in two stages")
+    terminal.sees(f"{len(names) + 1}) Create new model").sees(f"{len(names) + 2}) Create new model, in two stages")
     assert terminal.types(keys).answer() == chosen
 
 
