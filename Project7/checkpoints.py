@@ -104,6 +104,19 @@ def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> 
     return model
 
 
+def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes over the moments and the rate of a stored AdamW, and none of its other settings, which are ours.
+
+    Raises KeyError, TypeError or ValueError for the state of another model.
+    """
+    ours = optimizer.state_dict()["param_groups"]
+    groups = [
+        {**own, "params": theirs["params"], "lr": theirs["lr"]}
+        for own, theirs in zip(ours, state["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+
+
 def check_weights(model: nn.Module, weights: Any, path: Path) -> None:
     """Raises CheckpointError unless names, shapes and values fit `model`: a summary of at most five lines."""
     if not isinstance(weights, dict) or not all(_is_plain(tensor) for tensor in weights.values()):

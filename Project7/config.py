@@ -241,6 +241,15 @@ class ObjectiveConfig(BaseModel):
     )
     stage1_epochs: int = setting(0, "epochs of the squared error alone before the other terms", fixed=False, ge=0)
 
+    @model_validator(mode="after")
+    def _combinations(self):
+        if self.perceptual_net == "random" and self.perceptual_weights:
+            raise ValueError(
+                f"perceptual_net random takes no weights, and perceptual_weights is {self.perceptual_weights}; use "
+                "--perceptual-net vgg16, or --perceptual-weights none"
+            )
+        return self
+
 
 class RunConfig(BaseModel):
     """One training run: what `config.json` and the `config` key of a checkpoint hold."""

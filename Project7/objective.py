@@ -16,22 +16,10 @@ from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from Project7.batch import Batch, Estimate, Step
+from Project7.checkpoints import load_moments
 from Project7.config import ObjectiveConfig
 from Project7.discriminator import MultiScalePatchGAN, adversarial_loss, discriminator_loss, feature_matching_loss
 from Project7.perceptual_loss import load_perceptual
-
-
-def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Takes over the moments and the rate of a stored AdamW, and none of its other settings, which are ours.
-
-    Raises KeyError, TypeError or ValueError for the state of another model.
-    """
-    ours = optimizer.state_dict()["param_groups"]
-    groups = [
-        {**own, "params": theirs["params"], "lr": theirs["lr"]}
-        for own, theirs in zip(ours, state["param_groups"], strict=True)
-    ]
-    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 class Objective:

@@ -170,7 +170,9 @@ def ask_perceptual(reason: str) -> dict[str, str]:
     answer = _choose("How shall it go on?", choices)
     if answer == "file":
         return {"perceptual_weights": _ask("File with the weights of VGG16:", _is_file)}
-    return {"perceptual_net": "random"} if answer == "random" else {"perceptual_weight": "0"}
+    if answer == "random":
+        return {"perceptual_net": "random", "perceptual_weights": "none"}
+    return {"perceptual_weight": "0"}
 
 
 def _is_file(text: str) -> bool | str:

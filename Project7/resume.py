@@ -66,7 +66,8 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
         raise UsageError(
             f"A resumed run keeps its settings: {'; '.join(refused)}. Leave those flags out, or train a new model."
         )
-    merged = {section: getattr(stored, section).model_copy(update=new) for section, new in changes.items()}
+    # Built anew rather than copied: what goes together is checked together.
+    merged = {name: build(sections[name], getattr(stored, name).model_dump() | new) for name, new in changes.items()}
     return stored.model_copy(update=merged | {"shipped": False})
 
 

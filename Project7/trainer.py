@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from Project7 import color, model_folder
 from Project7.batch import Batch, BatchRandom, Step
-from Project7.checkpoints import CheckpointError, check_weights, save_checkpoint
+from Project7.checkpoints import CheckpointError, check_weights, load_moments, save_checkpoint
 from Project7.config import RunConfig, TrainingConfig
 from Project7.dataset import ImageSet, epoch_order, load_batches
 from Project7.errors import ProjectError, UsageError
 from Project7.methods import build
 from Project7.metrics import colorfulness, psnr
 from Project7.model_folder import ModelFolder
-from Project7.objective import Objective, load_moments
+from Project7.objective import Objective
 
 VALIDATION_BATCH = 32  # fixed, because the noise of validation is keyed by it
 PICTURES = 8  # the fixed validation photos of the comparison pictures

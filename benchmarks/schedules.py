@@ -16,6 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import numpy as np
 import torch
 
+from benchmarks.stages import answers
 from Project7 import color
 from Project7.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig
 from Project7.dataset import open_dataset
@@ -68,28 +69,17 @@ def train_model(choice: dict, images, *, steps: int, features: tuple[int, ...], 
 @torch.no_grad()
 def judge(model, truth: torch.Tensor, *, sampler: str = "ddim", steps: int = 20, samples: int = 2) -> dict[str, float]:
     """Measures of `samples` answers to each of the photos `truth` (B, 3, H, W) uint8."""
-    answers, pictures = [], []
-    for seed in range(samples):
-        parts = []
-        for start in range(0, len(truth), 100):
-            L, _ = color.split(truth[start : start + 100], model.ab_mean, model.ab_std)
-            noise = [torch.Generator().manual_seed(seed * 10_000 + start + i) for i in range(len(L))]
-            with torch.autocast("cpu", torch.bfloat16):
-                ab = model.colorize(L, generator=noise, sampler=sampler, steps=steps)
-            parts.append(color.show(color.join(L, ab, model.ab_mean, model.ab_std)))
-        rgb = torch.cat(parts)
-        answers.append(color.rgb_to_lab(rgb)[:, 1:].numpy())
-        pictures.append(color.channels_last(rgb))
+    pictures = answers(model, truth, samples, sampler=sampler, steps=steps)
+    found = np.stack([color.rgb_to_lab(color.channels_first(p))[:, 1:].numpy() for p in pictures])
     true_ab, true_rgb = color.rgb_to_lab(truth)[:, 1:].numpy(), color.channels_last(truth)
-    answers = np.stack(answers)
     return {
-        "energy": float(energy_score(answers, true_ab).mean()) if samples > 1 else float("nan"),
-        "ab_rmse": ab_rmse(answers[0], true_ab),
-        "ab_rmse_of_mean": ab_rmse(answers.mean(0), true_ab),
+        "energy": float(energy_score(found, true_ab).mean()) if samples > 1 else float("nan"),
+        "ab_rmse": ab_rmse(found[0], true_ab),
+        "ab_rmse_of_mean": ab_rmse(found.mean(0), true_ab),
         "psnr": float(psnr(pictures[0], true_rgb).mean()),
         "colorfulness": float(colorfulness(pictures[0]).mean()),
-        "tint_a": float((answers[0][:, 0] - true_ab[:, 0]).mean()),
-        "tint_b": float((answers[0][:, 1] - true_ab[:, 1]).mean()),
+        "tint_a": float((found[0][:, 0] - true_ab[:, 0]).mean()),
+        "tint_b": float((found[0][:, 1] - true_ab[:, 1]).mean()),
     }
 
 
@@ -100,6 +90,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=100)
     parser.add_argument("--features", default="24,48,96")
     parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--samplers", nargs="+", default=["ddim"])
     parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES))
     arguments = parser.parse_args()
     images = open_dataset(DataConfig(data=arguments.data, val_limit=arguments.photos), seed=0)
@@ -114,12 +105,11 @@ def main() -> None:
         model = train_model(
             CHOICES[name], images, steps=arguments.steps, features=features, learning_rate=arguments.learning_rate
         )
-        m = judge(model, truth)
-        print(
-            f"| {name} | {m['energy']:.2f} | {m['ab_rmse']:.2f} | {m['ab_rmse_of_mean']:.2f} | {m['psnr']:.2f} | "
-            f"{m['colorfulness']:.1f} | {m['tint_a']:+.1f}, {m['tint_b']:+.1f} | {time.perf_counter() - start:.0f} |",
-            flush=True,
-        )
+        for sampler in arguments.samplers:
+            m = judge(model, truth, sampler=sampler)
+            cells = [f"{m[key]:.2f}" for key in ("energy", "ab_rmse", "ab_rmse_of_mean", "psnr", "colorfulness")]
+            tint, seconds = f"{m['tint_a']:+.1f}, {m['tint_b']:+.1f}", time.perf_counter() - start
+            print(f"| {name}, {sampler} | {' | '.join(cells)} | {tint} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

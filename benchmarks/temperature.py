@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.stages import measures
+from benchmarks.stages import answers, measures
 from Project7 import color
 from Project7.checkpoints import load_model
 from Project7.config import DataConfig
@@ -25,18 +25,6 @@ from Project7.report import sheet
 
 TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14, 0.0)
 CLOSE = 10.0  # Lab units: what the confidence is about
-
-
-@torch.no_grad()
-def coloured(model, truth: torch.Tensor, *, seed: int = 0, **options) -> np.ndarray:
-    """(B, H, W, 3) uint8: one answer to each photo of `truth` (B, 3, H, W)."""
-    parts = []
-    for start in range(0, len(truth), 50):
-        L, _ = color.split(truth[start : start + 50], model.ab_mean, model.ab_std)
-        noise = [torch.Generator().manual_seed(seed * 10_000 + start + i) for i in range(len(L))]
-        ab = model.colorize(L, generator=noise, **options)
-        parts.append(color.channels_last(color.show(color.join(L, ab, model.ab_mean, model.ab_std))))
-    return np.concatenate(parts)
 
 
 @torch.no_grad()
@@ -76,11 +64,11 @@ def main() -> None:
     print(f"| gray | {' | '.join(measures(gray[None], images))} |")
     columns = [gray]
     for temperature in TEMPERATURES:
-        columns.append(coloured(model, truth, temperature=temperature))
+        columns.append(answers(model, truth, 1, temperature=temperature)[0])
         print(f"| {temperature:g} | {' | '.join(measures(columns[-1][None], images))} |", flush=True)
     print(f"\n| variety, 4 answers | {heading}\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for variety in (0.5, 1.0, 1.5):
-        found = np.stack([coloured(model, truth, seed=seed, variety=variety) for seed in range(4)])
+        found = answers(model, truth, 4, variety=variety)
         print(f"| {variety:g} | {' | '.join(measures(found, images))} |", flush=True)
     print("\n| confidence | pixels | stated | right | mean error |\n| --- | --- | --- | --- | --- |")
     print("\n".join(reliability(model, truth)))

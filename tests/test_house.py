@@ -23,7 +23,8 @@ dataset download palette layers losses discriminator samplers
 perceptual_loss
 diffusion_model classification_model regression_model
 methods
-checkpoints health objective
+checkpoints health
+objective
 trainer colorize resume
 evaluate report
 prompts

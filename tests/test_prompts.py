@@ -309,7 +309,7 @@ def test_a_stage_whose_epochs_were_given_is_not_asked_for(ask):
 @pytest.mark.parametrize(
     ("keys", "settings"),
     [
-        ("2" + ENTER, {"perceptual_net": "random"}),
+        ("2" + ENTER, {"perceptual_net": "random", "perceptual_weights": "none"}),
         ("3" + ENTER, {"perceptual_weight": "0"}),
         (DOWN + DOWN + ENTER, {"perceptual_weight": "0"}),
     ],

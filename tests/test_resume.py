@@ -44,12 +44,21 @@ def test_the_terms_of_a_model_stay_but_for_what_is_given():
 def test_every_part_of_the_objective_may_change():
     other = {
         "mse_weight": "2", "perceptual_weight": "0", "gan": False, "adversarial_weight": "0.5",
-        "perceptual_net": "random", "perceptual_weights": "vgg.pth", "image_share": "1", "gan_learning_rate": "1e-3",
+        "perceptual_net": "random", "image_share": "1", "gan_learning_rate": "1e-3",
         "gan_start": "0", "gan_warmup": "0", "gan_scales": "2", "gan_width": "8", "feature_matching_weight": "1",
     }  # fmt: skip
     changed = merge(WITH_TERMS, **other).objective.model_dump()
     kept = {name for name, value in changed.items() if value == getattr(WITH_TERMS.objective, name)}
-    assert kept == {"stage1_epochs"}, "the stages are those of the model's beginning"
+    assert kept == {"stage1_epochs", "perceptual_weights"}, "the stages are those of the model's beginning"
+    assert merge(WITH_TERMS, perceptual_weights="vgg.pth").objective.perceptual_weights == "vgg.pth"
+
+
+def test_untrained_features_and_a_file_contradict_each_other_on_resuming_too():
+    with pytest.raises(UsageError, match=r"perceptual_net random takes no weights.*vgg\.pth"):
+        merge(WITH_TERMS, perceptual_net="random", perceptual_weights="vgg.pth")
+    untrained = merge(WITH_TERMS, perceptual_net="random")
+    with pytest.raises(UsageError, match="--perceptual-net vgg16"):
+        merge(untrained, perceptual_weights="vgg.pth")
 
 
 def test_a_bad_weight_is_refused():

@@ -1,8 +1,6 @@
 """The recipe of the classification generator, its palette and its use, as a person runs them."""
 
-import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from rich.console import Console
+from terminal import answer, open_terminal
 
 from Project7 import recipe, train_classification, train_diffusion, train_diffusion_v2
 from Project7.checkpoints import load_checkpoint
@@ -40,7 +39,6 @@ from Project7.palette import fit_palette, load_palette
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "Project7" / "train_classification.py"
-ENTER, CLEAR_LINE = "\r", "\x15"
 PICTURES = "--image-size 16 --val-fraction 0.5".split()
 RUN = "--device cpu --image-interval 0 --batch-size 4 --epochs 1 --yes".split() + PICTURES
 SMALL = "--width 8 --blocks 1,1,1,1 --bins 16".split() + RUN
@@ -454,27 +452,7 @@ def test_a_run_of_the_recipe_reads_back_from_its_json():
 
 
 def terminal(models, *flags):
-    """In a terminal; what it has shown is in `.logfile_read`."""
-    child = pexpect.spawn(
-        sys.executable,
-        [str(SCRIPT), "--models-dir", str(models), *map(str, flags)],
-        env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
-        encoding="utf-8",
-        timeout=60,
-        dimensions=(50, 240),
-    )
-    child.logfile_read = io.StringIO()
-    return child
-
-
-def answer(child, question, *typed):
-    """Waits for a question, and types its answer; before it, pairs of a bad answer and what is said of it."""
-    child.expect_exact(question)
-    for bad, said in typed[:-1]:
-        child.send(bad + ENTER)
-        child.expect_exact(said)
-        child.send(CLEAR_LINE)
-    child.send(typed[-1] + ENTER)
+    return open_terminal(SCRIPT, models, *flags)
 
 
 def test_few_questions_in_a_real_terminal(tmp_path, photos):

@@ -1,11 +1,8 @@
 """The V2 recipe as a person runs it: typed in a real terminal, called with flags, and without the features of VGG16."""
 
-import io
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +12,7 @@ import pexpect
 import pytest
 import torch
 from PIL import Image
+from terminal import ENTER, answer, open_terminal
 
 from Project7.checkpoints import load_checkpoint
 from Project7.colorize import Colorizer
@@ -22,7 +20,7 @@ from Project7.perceptual_loss import make_features
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT, MSE_SCRIPT = ROOT / "Project7" / "train_diffusion_v2.py", ROOT / "Project7" / "train_diffusion.py"
-ENTER, CTRL_C, CLEAR_LINE = "\r", "\x03", "\x15"
+CTRL_C = "\x03"
 PICTURES = "--image-size 16 --val-fraction 0.5 --device cpu --image-interval 0".split()
 SMALL = "--features 8,16 --time-dim 16 --timesteps 50 --batch-size 4".split() + PICTURES
 RANDOM = ["--perceptual-net", "random"]
@@ -51,19 +49,6 @@ def cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture
-def offline(tmp_path, monkeypatch):
-    """No network, and nothing in torchvision's cache: the weights of VGG16 cannot be had."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))
-    with socket.socket() as nobody:  # a port that is taken and not listened to: connections are refused
-        nobody.bind(("127.0.0.1", 0))
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        for name in ("no_proxy", "NO_PROXY"):
-            monkeypatch.delenv(name, raising=False)
-        yield
-
-
 def train(models, *flags, script=SCRIPT):
     """Without a terminal."""
     command = [sys.executable, str(script), "--models-dir", str(models), *map(str, flags)]
@@ -71,27 +56,7 @@ def train(models, *flags, script=SCRIPT):
 
 
 def terminal(models, *flags):
-    """In a terminal; what it has shown is in `.logfile_read`."""
-    child = pexpect.spawn(
-        sys.executable,
-        [str(SCRIPT), "--models-dir", str(models), *map(str, flags)],
-        env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
-        encoding="utf-8",
-        timeout=120,
-        dimensions=(50, 240),
-    )
-    child.logfile_read = io.StringIO()
-    return child
-
-
-def answer(child, question, *typed):
-    """Waits for a question, and types its answer; before it, pairs of a bad answer and what is said of it."""
-    child.expect_exact(question)
-    for bad, said in typed[:-1]:
-        child.send(bad + ENTER)
-        child.expect_exact(said)
-        child.send(CLEAR_LINE)
-    child.send(typed[-1] + ENTER)
+    return open_terminal(SCRIPT, models, *flags)
 
 
 def end(child, code=0):
