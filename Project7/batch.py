@@ -74,3 +74,4 @@ class Estimate(NamedTuple):
     truth: Tensor  # (K, 2, H, W): the true chroma, as finely as the method can give it
     places: Tensor  # (K,) long: which samples of the batch
     weight: Tensor  # (K,): how much a term counts; on average its sum over a batch is the number of samples B
+    L_hat: Tensor | None = None  # (K, 1, H, W), differentiable: the lightness, where the method restores it too

@@ -14,6 +14,8 @@ _RECIPES = """training is done by the scripts, which ask what they need:
   python -m Project7.train_diffusion        diffusion, mean squared error alone
   python -m Project7.train_diffusion_v2     diffusion, with a perceptual term and, if wanted, a discriminator
   python -m Project7.train_classification   every pixel's colour as one of 313 classes
+  python -m Project7.train_colorization_simple   direct regression with one of three losses
+  python -m Project7.train_image_restoration     the same, and faded photos get their lightness back
 """
 
 

@@ -1,4 +1,4 @@
-"""sRGB <-> CIE Lab <-> what the network sees. The only home of 50, 100 and the white point.
+"""sRGB <-> CIE Lab <-> what the network sees. The only home of 50, 100, 110 and the white point.
 
 Lab is that of D65 and the 2-degree observer, as in scikit-image. Pictures are (..., 3, H, W) or (..., C, H, W).
 Outside this file L is in [-1, 1] and ab is shifted and scaled to about unit variance: the network's range.
@@ -129,8 +129,19 @@ def split(rgb: Tensor, ab_mean: Tensor, ab_std: Tensor) -> tuple[Tensor, Tensor]
 
 
 def join(L: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
-    """The way back: network range -> Lab (B, 3, H, W)."""
-    return torch.cat([(L.float() + 1) * 50, ab.float() * _channels(ab_std) + _channels(ab_mean)], dim=1)
+    """The way back: network range -> Lab (B, 3, H, W).
+
+    ab is (B, 2, H, W); or (B, 3, H, W), as a model answers that restores lightness: first a change of L, then ab.
+    """
+    L, ab = L.float(), ab.float()
+    if ab.shape[1] == 3:
+        L, ab = (L + ab[:, :1]).clamp(-1, 1), ab[:, 1:]
+    return torch.cat([(L + 1) * 50, ab * _channels(ab_std) + _channels(ab_mean)], dim=1)
+
+
+def scaled(lab: Tensor) -> Tensor:
+    """Lab (..., 3, H, W) -> L / 100 and ab / 110: channels of one order, as losses want them."""
+    return lab.float() / torch.tensor([100.0, 110.0, 110.0], device=lab.device)[:, None, None]
 
 
 def _channels(values: Tensor) -> Tensor:
@@ -145,6 +156,12 @@ def gray(rgb: Tensor) -> Tensor:
     """The photo without its chroma, as uint8 RGB: what a colorizer is given, and the baseline it must beat."""
     gray_byte = to_uint8(linear_to_srgb(_luminance(rgb)))
     return torch.cat([gray_byte] * 3, dim=-3)
+
+
+def without_chroma(L: Tensor) -> Tensor:
+    """L (B, 1, H, W) in [-1, 1] -> the gray picture of that lightness, (B, 3, H, W) uint8."""
+    nothing = torch.zeros_like(L)
+    return show(torch.cat([(L.float() + 1) * 50, nothing, nothing], dim=1))
 
 
 def channels_first(picture: np.ndarray) -> Tensor:

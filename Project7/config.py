@@ -28,9 +28,20 @@ SAMPLERS = ("ddim", "ddpm", "dpm++", "dpm++-sde", "euler", "euler-a", "unipc")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
-def setting(default: Any, about: str, *, ask: str | None = None, fixed: bool = True, **bounds: Any) -> Any:
-    """A field. `ask` is its question; `fixed` says that a model keeps it for life (a resumed run inherits it)."""
-    return Field(default, description=about, json_schema_extra={"ask": ask, "fixed": fixed}, **bounds)
+def setting(
+    default: Any,
+    about: str,
+    *,
+    ask: str | None = None,
+    fixed: bool = True,
+    follows: tuple[str, ...] = (),
+    **bounds: Any,
+) -> Any:
+    """A field. `ask` is its question; `fixed` says that a model keeps it for life (a resumed run inherits it);
+    `follows` names the settings that bring its value along where they change."""
+    return Field(
+        default, description=about, json_schema_extra={"ask": ask, "fixed": fixed, "follows": follows}, **bounds
+    )
 
 
 Width = Annotated[int, Field(ge=1, le=4096)]
@@ -149,9 +160,39 @@ class ClassificationConfig(BaseModel):
         return self
 
 
-METHOD_CONFIGS = {"diffusion": DiffusionConfig, "classification": ClassificationConfig}
+class RegressionConfig(BaseModel):
+    """The U-Net that goes straight from L to ab, or to all of Lab."""
+
+    model_config = SETTINGS
+
+    method: Literal["regression"] = "regression"
+    model_channels: int = setting(96, "channels of the U-Net's finest level", ask="Model channels", ge=4, le=1024)
+    channel_multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = setting(
+        (1, 2, 3, 4), "width of each level, fine to coarse, in model channels", min_length=1, max_length=8
+    )
+    layers: int = setting(1, "residual blocks a level", ge=1, le=8)
+    outputs: Literal["ab", "lab"] = setting(
+        "ab", "what it predicts: ab; or lab, which restores the lightness of a faded photo too"
+    )
+    fade: float = setting(
+        0.5, "share of their contrast that training photos lose at most, where outputs is lab", ge=0, le=0.95
+    )
+    chroma_scale: Literal[1, 2, 4] = setting(1, "2 or 4 predicts at that part of the resolution")
+    ab_mean: Pair = setting((2.1, 8.9), "a and b that the network sees as 0 (the mean of natural photos)")
+    ab_std: Pair = setting((12.6, 17.7), "a and b that the network sees as 1 (their standard deviation)")
+
+    @model_validator(mode="after")
+    def _combinations(self):
+        if min(self.ab_std) <= 0:
+            raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
+        return self
+
+
+METHOD_CONFIGS = {"diffusion": DiffusionConfig, "classification": ClassificationConfig, "regression": RegressionConfig}
 MethodConfig = Annotated[
-    Annotated[DiffusionConfig, Tag("diffusion")] | Annotated[ClassificationConfig, Tag("classification")],
+    Annotated[DiffusionConfig, Tag("diffusion")]
+    | Annotated[ClassificationConfig, Tag("classification")]
+    | Annotated[RegressionConfig, Tag("regression")],
     Discriminator(
         lambda v: v.get("method", "diffusion") if isinstance(v, dict) else getattr(v, "method", None),
         custom_error_type="method",
@@ -251,6 +292,105 @@ class ObjectiveConfig(BaseModel):
         return self
 
 
+# The weights of each loss's terms; those of the enhanced one by preset.
+LOSS_WEIGHTS: dict[str, dict[str, float]] = {
+    "simple": {"perceptual_weight": 1.0, "lab_weight": 1.0, "ab_weight": 2.0, "diversity_weight": 0.0},
+    "weighted": {"perceptual_weight": 0.0, "ab_weight": 1.0},
+    "enhanced": {
+        "perceptual_weight": 0.5,
+        "l_weight": 0.3,
+        "ab_weight": 3.0,
+        "saturation_weight": 0.5,
+        "a_weight": 1.0,
+        "b_weight": 1.0,
+    },
+}
+PRESETS: dict[str, dict[str, float]] = {
+    "conservative": {"perceptual_weight": 0.5, "l_weight": 0.3, "ab_weight": 2.0, "saturation_weight": 0.3},
+    "balanced": {"perceptual_weight": 0.5, "l_weight": 0.3, "ab_weight": 3.0, "saturation_weight": 0.5},
+    "vibrant": {"perceptual_weight": 0.3, "l_weight": 0.2, "ab_weight": 4.0, "saturation_weight": 1.0},
+    "maximum": {"perceptual_weight": 0.2, "l_weight": 0.2, "ab_weight": 5.0, "saturation_weight": 1.5},
+}
+_LPIPS_SMALLEST = 32  # pixels: AlexNet's last feature map vanishes below
+
+
+def loss_weight(about: str, ask: str | None = None, default: float | None = None) -> Any:
+    return setting(default, about, ask=ask, fixed=False, follows=("loss", "preset"), ge=0, le=1000)
+
+
+class LossConfig(BaseModel):
+    """The loss of direct regression, in the words of losses.py. A weight that is not given is that of the loss and
+    its preset; None is a term that the loss does not have."""
+
+    model_config = SETTINGS
+
+    loss: Literal["simple", "weighted", "enhanced"] = setting(
+        "simple",
+        "simple: LPIPS, Lab and ab; weighted: ab, saturated colours counting more; enhanced: with a saturation term",
+        ask="Loss (simple, weighted or enhanced)",
+        fixed=False,
+    )
+    preset: Literal["conservative", "balanced", "vibrant", "maximum"] | None = setting(
+        None,
+        "weights of the enhanced loss (balanced)",
+        ask="Preset (conservative, balanced, vibrant or maximum)",
+        fixed=False,
+        follows=("loss",),
+    )
+    perceptual_weight: float = loss_weight(
+        "of LPIPS; 0 loads no network (weighted 0, enhanced 0.5)", "Perceptual weight", default=1.0
+    )
+    lab_weight: float | None = loss_weight("of the squared error of Lab (simple 1)", "Lab weight")
+    l_weight: float | None = loss_weight("of the squared error of L (enhanced 0.3)", "L weight")
+    ab_weight: float = loss_weight("of the squared error of ab (weighted 1, enhanced 3)", "ab weight", default=2.0)
+    saturation_weight: float | None = loss_weight(
+        "of the squared error of the chroma (enhanced 0.5)", "Saturation weight"
+    )
+    diversity_weight: float | None = loss_weight("of 1 / (variance of ab + 1) (simple 0; 0.01 is mild)")
+    a_weight: float | None = loss_weight("of a within ab: green to red (enhanced 1)")
+    b_weight: float | None = loss_weight("of b within ab: blue to yellow (enhanced 1)")
+    perceptual_net: Literal["alex", "vgg", "random"] = setting(
+        "alex", "network of LPIPS as trained on ImageNet, or a random, untrained one (weaker)", fixed=False
+    )
+    perceptual_weights: str | None = setting(
+        None, "file with that network's weights, instead of torchvision's download", fixed=False, min_length=1
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """The weights that were not given, by the loss and its preset."""
+        if not isinstance(values, dict):
+            return values
+        given = {name: value for name, value in values.items() if value is not None}
+        loss = given.get("loss", cls.model_fields["loss"].default)
+        if loss == "enhanced":
+            given.setdefault("preset", "balanced")
+        preset = given.get("preset") if loss == "enhanced" else None
+        if not isinstance(loss, str) or not isinstance(preset, str | None):
+            return values
+        return {**LOSS_WEIGHTS.get(loss, {}), **PRESETS.get(preset, {}), **given}
+
+    @model_validator(mode="after")
+    def _combinations(self):
+        if self.preset and self.loss != "enhanced":
+            raise ValueError(f"presets are of the enhanced loss, and the loss is {self.loss}; use --loss enhanced")
+        terms = LOSS_WEIGHTS[self.loss]
+        foreign = [n for n in type(self).model_fields if n.endswith("_weight") and n not in terms and getattr(self, n)]
+        if foreign:
+            flag = "--" + foreign[0].replace("_", "-")
+            owners = " or ".join(f"--loss {loss}" for loss, weights in LOSS_WEIGHTS.items() if foreign[0] in weights)
+            raise ValueError(f"the {self.loss} loss has no term for {flag}; use it with {owners}")
+        if not any(getattr(self, name) for name in terms if name not in ("a_weight", "b_weight")):
+            raise ValueError("all weights of the loss are 0, and one must be above; leave out one of them")
+        if self.perceptual_net == "random" and self.perceptual_weights:
+            raise ValueError(
+                f"perceptual_net random takes no weights, and perceptual_weights is {self.perceptual_weights}; use "
+                "--perceptual-net alex, or --perceptual-weights none"
+            )
+        return self
+
+
 class RunConfig(BaseModel):
     """One training run: what `config.json` and the `config` key of a checkpoint hold."""
 
@@ -260,7 +400,23 @@ class RunConfig(BaseModel):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     objective: ObjectiveConfig | None = None  # None: the method's own loss alone
+    loss: LossConfig | None = None  # what a regression model calls its own; None: the squared error of ab
     shipped: bool = False  # a model that comes with the toolkit: it is continued in a copy
+
+    @model_validator(mode="after")
+    def _combinations(self):
+        if self.loss is None:
+            return self
+        if self.model.method != "regression" or self.objective:
+            raise ValueError("a loss of losses.py is for a regression model without further objectives")
+        if self.loss.loss == "weighted" and self.model.outputs == "lab":
+            raise ValueError("the weighted loss says nothing about lightness; use --loss simple or enhanced for it")
+        if self.loss.perceptual_weight and self.data.image_size < _LPIPS_SMALLEST:
+            raise ValueError(
+                f"--image-size {self.data.image_size} is too small for the perceptual term ({_LPIPS_SMALLEST} pixels "
+                "at least); use larger pictures or --perceptual-weight 0"
+            )
+        return self
 
 
 class ColorizeConfig(BaseModel):
@@ -293,13 +449,18 @@ Sections = dict[str, type[BaseModel]]  # parts of RunConfig, by their names ther
 SECTIONS: Sections = {"model": DiffusionConfig, "data": DataConfig, "training": TrainingConfig}
 
 
-def with_defaults(config: type[BaseModel], *, hide: tuple[str, ...] = (), **defaults: Any) -> type[BaseModel]:
-    """`config` with other defaults, for a recipe of its own; what is in `hide` is a flag, but not asked for."""
+def with_defaults(
+    config: type[BaseModel], *, hide: tuple[str, ...] = (), ask: dict[str, str] | None = None, **defaults: Any
+) -> type[BaseModel]:
+    """`config` with other defaults, for a recipe of its own; what is in `hide` is a flag, but not asked for, and what
+    is in `ask` (setting -> question) is."""
     changed = {}
-    for name in {*hide, *defaults}:
+    asked = dict.fromkeys(hide) | (ask or {})
+    for name in {*asked, *defaults}:
         field = copy(config.model_fields[name])
         field.default = defaults.get(name, field.default)
-        field.json_schema_extra = {**field.json_schema_extra, **({"ask": None} if name in hide else {})}
+        if name in asked:
+            field.json_schema_extra = {**field.json_schema_extra, "ask": asked[name]}
         changed[name] = (field.annotation, field)
     return create_model(config.__name__, __base__=config, **changed)
 

@@ -5,8 +5,13 @@ from torch import nn
 from Project7.classification_model import ClassificationColorizer
 from Project7.config import MethodConfig
 from Project7.diffusion_model import DiffusionColorizer
+from Project7.regression_model import RegressionColorizer
 
-METHODS = {"diffusion": DiffusionColorizer, "classification": ClassificationColorizer}
+METHODS = {
+    "diffusion": DiffusionColorizer,
+    "classification": ClassificationColorizer,
+    "regression": RegressionColorizer,
+}
 
 
 def build(config: MethodConfig) -> nn.Module:

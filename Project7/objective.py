@@ -1,4 +1,5 @@
-"""What a run minimises: the method's own loss, and the image-space terms on its estimate of the true colours.
+"""What a run minimises: the method's own loss (or one of losses.py), and image-space terms on its estimate of the
+true colours.
 
     mse_weight * mse + perceptual_weight * perceptual + adversarial_weight * adversarial
         + feature_matching_weight * feature matching
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
+from Project7 import color
 from Project7.batch import Batch, Estimate, Step
 from Project7.checkpoints import load_moments
-from Project7.config import ObjectiveConfig
+from Project7.config import LossConfig, ObjectiveConfig
 from Project7.discriminator import MultiScalePatchGAN, adversarial_loss, discriminator_loss, feature_matching_loss
+from Project7.losses import make_loss
 from Project7.perceptual_loss import load_perceptual
 
 
@@ -27,13 +30,14 @@ class Objective:
 
     config: None is the method's own loss alone. image_size: side of the training squares. seed: of the
     discriminator's first weights. exact_critic: keep the discriminator in float32 whatever autocast says. own: what
-    the method calls its own loss.
+    the method calls its own loss. loss: one of losses.py in its place.
     """
 
     def __init__(
         self,
         config: ObjectiveConfig | None,
         *,
+        loss: LossConfig | None = None,
         image_size: int,
         device: torch.device,
         seed: int = 0,
@@ -42,6 +46,7 @@ class Objective:
     ):
         self.config, self.device, self.exact_critic, self.own = config, device, exact_critic, own
         self.perceptual = self.discriminator = self.critic_optimizer = None
+        self.loss = make_loss(loss, device) if loss else None
         self.active = False
         if config and config.perceptual_weight:
             self.perceptual = load_perceptual(config.perceptual_net, config.perceptual_weights).to(device)
@@ -65,7 +70,7 @@ class Objective:
     @property
     def score_name(self) -> str:
         """What validation measures. Losses under different names are not compared."""
-        own = f"{self.own_weight:g} {self.own}"
+        own = self.own_name
         if not (self.active and self.perceptual):
             return own
         weight, share = self.config.perceptual_weight, self.config.image_share
@@ -79,6 +84,16 @@ class Objective:
         return f"{self.score_name}{critic}" + (f" + {matching:g} feature matching" if critic and matching else "")
 
     @property
+    def own_name(self) -> str:
+        """The method's own loss, or the terms of the one of losses.py."""
+        weights = self.loss.weights if self.loss else {self.own: self.own_weight}
+        terms = [
+            f"{weight:g} {name}{f' ({self.loss.perceptual.name})' if self.loss and name == 'perceptual' else ''}"
+            for name, weight in weights.items()
+        ]
+        return " + ".join(terms)
+
+    @property
     def own_weight(self) -> float:
         return self.config.mse_weight if self.active else 1.0
 
@@ -89,6 +104,8 @@ class Objective:
     @property
     def image_share(self) -> float:
         """Share of the samples whose estimate the terms want; 0 for none."""
+        if self.loss:
+            return 1.0
         return self.config.image_share if self.active and (self.perceptual or self.discriminator) else 0.0
 
     def weights(self, critic_step: int) -> dict[str, float]:
@@ -96,7 +113,7 @@ class Objective:
 
         Its opinion counts after `gan_start` steps, and rises linearly to its full weight over `gan_warmup` more.
         """
-        weights = {self.own: self.own_weight}
+        weights = self.loss.weights.copy() if self.loss else {self.own: self.own_weight}
         if self.active and self.perceptual:
             weights["perceptual"] = self.config.perceptual_weight
         rise = min(1.0, (critic_step - self.config.gan_start + 1) / (self.config.gan_warmup + 1)) if self.config else 0
@@ -106,14 +123,21 @@ class Objective:
                 weights["feature_matching"] = rise * self.config.feature_matching_weight
         return weights
 
+    def validation_weights(self) -> dict[str, float]:
+        """The terms by which validation scores: all but the discriminator's, whose opinion changes."""
+        weights = self.weights(0)
+        return {name: weight for name, weight in weights.items() if name not in ("adversarial", "feature_matching")}
+
     # -- the terms ---------------------------------------------------------------------------------------------------
 
     def terms(self, step: Step, batch: Batch, ab_mean: Tensor, ab_std: Tensor, weights: dict[str, float]):
         """name -> (B,) or (K,) values of the terms in `weights`, each sample's times its weight; differentiable."""
+        if self.loss:
+            return self.loss.of_lab(*both_in_lab(step.estimate, batch.L, ab_mean, ab_std))
         terms = {self.own: step.loss}
         if step.estimate is None:
             return terms
-        ab_hat, truth, places, weight = step.estimate
+        ab_hat, truth, places, weight, _ = step.estimate
         L = batch.L[places]
         if "perceptual" in weights:
             terms["perceptual"] = weight * self.perceptual.of_chroma(L, ab_hat, truth, ab_mean, ab_std)
@@ -147,7 +171,7 @@ class Objective:
 
         L: (K, 1, H, W), of the estimate's samples. Returns its loss and mean answers, (K,), detached.
         """
-        ab_hat, truth, _, weight = estimate
+        ab_hat, truth, _, weight, _ = estimate
         count = len(L)
         with self.critic_precision():  # one pass for both
             answers = self.discriminator(torch.cat([L, L]), torch.cat([truth, ab_hat.detach()]))
@@ -194,6 +218,8 @@ class Objective:
     def state_dict(self) -> dict[str, Any]:
         """The keys of the source document."""
         config = self.config
+        if self.loss:
+            return {f"{name}_weight": weight for name, weight in self.loss.weights.items()}
         state = {
             "mse_weight": config.mse_weight if config else 1.0,
             "perceptual_weight": config.perceptual_weight if config else 0.0,
@@ -225,3 +251,10 @@ class Objective:
         for group in self.critic_optimizer.param_groups:
             group["lr"] = self.config.gan_learning_rate
         return None
+
+
+def both_in_lab(estimate: Estimate, L: Tensor, ab_mean: Tensor, ab_std: Tensor) -> tuple[Tensor, Tensor]:
+    """Lab (K, 3, H, W): what the method answers, and the truth. L: (B, 1, H, W), the true lightness of the batch."""
+    L = L[estimate.places]
+    L_hat = L if estimate.L_hat is None else estimate.L_hat
+    return color.join(L_hat, estimate.ab_hat, ab_mean, ab_std), color.join(L, estimate.truth, ab_mean, ab_std)

@@ -1,4 +1,4 @@
-"""The perceptual term: the distance between two pictures in the features of VGG16 (Simonyan & Zisserman 2015).
+"""Perceptual terms: the distance between two pictures in the features of VGG16 (Simonyan & Zisserman 2015), and LPIPS.
 
 Features after relu1_2, relu2_2, relu3_3 and relu4_3, as Johnson et al. 2016 take them, each brought to unit length
 over its channels as in LPIPS (Zhang et al. 2018, eq. 1, without its learnt weights): so every layer counts alike,
@@ -10,6 +10,7 @@ Weights come from torchvision's cache or download, from a file, or are random by
 
 import hashlib
 import socket
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -20,19 +21,22 @@ from Project7 import color
 from Project7.discriminator import MultiScalePatchGAN
 from Project7.errors import ProjectError, sentence
 
-__all__ = ["MultiScalePatchGAN", "PerceptualLoss", "WeightsMissing", "load_perceptual"]
+__all__ = ["LPIPS", "MultiScalePatchGAN", "PerceptualLoss", "WeightsMissing", "load_lpips", "load_perceptual"]
 
 _VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512)  # up to relu4_3
 _LAYERS = {3: "relu1_2", 8: "relu2_2", 15: "relu3_3", 22: "relu4_3"}  # positions in torchvision's `features`
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's sRGB, as torchvision's weights expect
-_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's VGG16_Weights.IMAGENET1K_V1
+_URLS = {  # torchvision's VGG16_Weights and AlexNet_Weights.IMAGENET1K_V1
+    "VGG16": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "AlexNet": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+}
 _SILENCE = 30  # seconds without a byte, and the download is given up
 _SMOOTH = 0.01  # a distance below it counts by its square: the root's slope at 0 is infinite
 _LARGEST_AB = 128.0  # Lab units; no estimate of a colour lies beyond
 
 
 class WeightsMissing(ProjectError):
-    """The features of VGG16 cannot be had. The message names the ways to go on."""
+    """The features of a network cannot be had. The message names the ways to go on."""
 
 
 class PerceptualLoss(nn.Module):
@@ -64,12 +68,7 @@ class PerceptualLoss(nn.Module):
 
         L (B, 1, H, W), ab and truth (B, 2, H, W) in the network's range; ab_mean, ab_std: see color.join.
         """
-        pictures = []
-        for chroma in (ab, truth):
-            lab = color.join(L, chroma, ab_mean, ab_std)
-            lab = torch.cat([lab[:, :1], lab[:, 1:].clamp(-_LARGEST_AB, _LARGEST_AB)], dim=1)
-            pictures.append(color.lab_to_rgb(lab))
-        return self(*pictures)
+        return self(*(picture(color.join(L, chroma, ab_mean, ab_std)) for chroma in (ab, truth)))
 
     def extract(self, rgb: Tensor) -> list[Tensor]:
         x = (rgb - self.mean) / self.std
@@ -79,6 +78,42 @@ class PerceptualLoss(nn.Module):
             if position in _LAYERS:
                 found.append(x)
         return found
+
+
+class LPIPS(nn.Module):
+    """Learned Perceptual Image Patch Similarity (Zhang et al. 2018, eq. 1), with the weights of the `lpips` package.
+
+    The sum over five layers of w . (f - f_true)^2, the mean over places, f of unit length over the channels. Its own
+    `forward` has a NaN gradient where all features of a place are 0, which is why the sum is written out here.
+    name: what the log and the history call it.
+    """
+
+    def __init__(self, network: nn.Module, name: str):
+        super().__init__()
+        self.network, self.name = network, name  # a lpips.LPIPS
+        self.requires_grad_(False)
+
+    def forward(self, rgb: Tensor, truth: Tensor) -> Tensor:
+        """sRGB (B, 3, H, W) in [0, 1], H and W of 32 or more -> (B,); differentiable in `rgb`."""
+        with torch.no_grad():
+            true_features = self.extract(truth)
+        distances = []
+        for layer, (found, true) in enumerate(zip(self.extract(rgb), true_features, strict=True)):
+            squared = (unit(found) - unit(true)).square()
+            weighed = self.network.lins[layer](squared) if self.network.lpips else squared.sum(dim=1, keepdim=True)
+            distances.append(weighed.float().mean(dim=(1, 2, 3)))
+        return torch.stack(distances).sum(dim=0)
+
+    def train(self, mode: bool = True) -> "LPIPS":
+        return super().train(False)  # its layers have dropout
+
+    def extract(self, rgb: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network.net(self.network.scaling_layer(2 * rgb - 1)))
+
+
+def picture(lab: Tensor) -> Tensor:
+    """Lab (B, 3, H, W) -> sRGB to compare, differentiable: colours beyond all that exist are brought back first."""
+    return color.lab_to_rgb(torch.cat([lab[:, :1], lab[:, 1:].clamp(-_LARGEST_AB, _LARGEST_AB)], dim=1))
 
 
 def distance(found: Tensor, true: Tensor) -> Tensor:
@@ -120,12 +155,28 @@ def load_perceptual(net: str, weights: str | None = None) -> PerceptualLoss:
         initialize(loss.features, seed=0)
         return loss.eval()
     loss = PerceptualLoss("VGG16")
-    if weights is None:
-        fill(loss, download(), str(cached()))
-    else:
-        fill(loss, read(Path(weights).expanduser()), weights)
-        loss.name = f"VGG16 from a file ({digest(loss.features)})"
+    source = fill(dict(loss.features.named_parameters()), weights, "VGG16")
+    loss.name = f"VGG16{source}"
     return loss.eval()
+
+
+@cache
+def load_lpips(net: str, weights: str | None = None) -> LPIPS:
+    """LPIPS by the settings `perceptual_net` (alex, vgg, random) and `perceptual_weights` of a LossConfig.
+
+    random: an untrained AlexNet, all of whose channels count alike. Raises WeightsMissing as load_perceptual does.
+    """
+    import lpips
+
+    trained = net != "random"
+    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):  # lpips calls torchvision the old way
+        torch.manual_seed(0)
+        network = lpips.LPIPS(net=net if trained else "alex", lpips=trained, pnet_rand=True, verbose=False)
+    if not trained:
+        return LPIPS(network, "LPIPS of a random AlexNet, untrained").eval()
+    trunk = {"alex": "AlexNet", "vgg": "VGG16"}[net]
+    source = fill({name.split(".", 1)[1]: p for name, p in network.net.named_parameters()}, weights, trunk)
+    return LPIPS(network, f"LPIPS of {trunk}{source}").eval()
 
 
 def initialize(features: nn.Sequential, *, seed: int) -> None:
@@ -137,45 +188,55 @@ def initialize(features: nn.Sequential, *, seed: int) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def download() -> dict[str, Tensor]:
-    """torchvision's weights of VGG16, from its cache ($TORCH_HOME) or its address, checked by their hash."""
-    before = socket.getdefaulttimeout()
+def download(trunk: str) -> dict[str, Tensor]:
+    """torchvision's weights of VGG16 or AlexNet, from its cache ($TORCH_HOME) or its address, checked by their hash."""
+    url, before = _URLS[trunk], socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SILENCE)  # torch.hub sets none, and would wait for ever
     try:
-        return torch.hub.load_state_dict_from_url(_URL, map_location="cpu", check_hash=True, weights_only=True)
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except Exception as error:  # urllib, http, ssl, pickle and torch raise a dozen kinds
-        if cached().exists():  # torch.hub puts it there whole, or not at all
-            raise missing(f"{cached()} cannot be read ({sentence(error)[:120]}): remove it") from None
-        raise missing(f"The weights of VGG16 cannot be downloaded from {_URL} ({sentence(error)})") from None
+        kept = cached(trunk)
+        if kept.exists():  # torch.hub puts it there whole, or not at all
+            raise missing(f"{kept} cannot be read ({sentence(error)[:120]}): remove it", trunk) from None
+        raise missing(f"The weights of {trunk} cannot be downloaded from {url} ({sentence(error)})", trunk) from None
     finally:
         socket.setdefaulttimeout(before)
 
 
-def cached() -> Path:
-    """Where torchvision keeps its VGG16."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / _URL.rsplit("/", 1)[1]
+def cached(trunk: str) -> Path:
+    """Where torchvision keeps that network."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / _URLS[trunk].rsplit("/", 1)[1]
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path, trunk: str) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise missing(f"--perceptual-weights {path} does not exist") from None
+        raise missing(f"--perceptual-weights {path} does not exist", trunk) from None
     except Exception as error:  # torch and pickle raise a dozen kinds for damaged files
-        raise missing(f"--perceptual-weights {path} cannot be read as a state dict ({sentence(error)[:120]})") from None
+        reason = f"--perceptual-weights {path} cannot be read as a state dict ({sentence(error)[:120]})"
+        raise missing(reason, trunk) from None
 
 
-def fill(loss: PerceptualLoss, state: object, source: str) -> None:
-    """Puts a VGG16's weights (`features.0.weight` ..., a classifier is left out) into `loss`."""
-    expected = loss.features.state_dict()
+@torch.no_grad()
+def fill(parameters: dict[str, Tensor], file: str | None, trunk: str) -> str:
+    """Puts a network's weights, of `file` or of torchvision, into `parameters`, named as in its `features`.
+
+    A file holds `features.0.weight` ..., or `0.weight` ...; a classifier in it is left out. Returns what to say of
+    where they came from.
+    """
+    source = str(cached(trunk)) if file is None else file
+    state = download(trunk) if file is None else read(Path(file).expanduser(), trunk)
     state = state if isinstance(state, dict) else {}
-    found = {name: state.get(f"features.{name}", state.get(name)) for name in expected}
-    wrong = [n for n, t in found.items() if not _is_plain(t) or t.shape != expected[n].shape]
+    found = {name: state.get(f"features.{name}", state.get(name)) for name in parameters}
+    wrong = [n for n, t in found.items() if not _is_plain(t) or t.shape != parameters[n].shape]
     if wrong:
-        raise missing(f"{source} does not hold VGG16 (it has no features.{wrong[0]} of the right shape)")
+        raise missing(f"{source} does not hold {trunk} (it has no features.{wrong[0]} of the right shape)", trunk)
     if not all(bool(tensor.isfinite().all()) for tensor in found.values()):
-        raise missing(f"{source} holds NaN or infinity")
-    loss.features.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+        raise missing(f"{source} holds NaN or infinity", trunk)
+    for name, parameter in parameters.items():
+        parameter.copy_(found[name])
+    return "" if file is None else f" from a file ({digest(parameters)})"
 
 
 def _is_plain(tensor: object) -> bool:
@@ -183,17 +244,17 @@ def _is_plain(tensor: object) -> bool:
     return plain and not tensor.is_meta and tensor.is_floating_point()
 
 
-def digest(features: nn.Module) -> str:
+def digest(parameters: dict[str, Tensor]) -> str:
     """Eight hexadecimal digits of all weights: another file is another objective."""
     weights = hashlib.sha256()
-    for tensor in features.state_dict().values():
-        weights.update(tensor.numpy())
+    for tensor in parameters.values():
+        weights.update(tensor.detach().numpy())
     return weights.hexdigest()[:8]
 
 
-def missing(reason: str) -> WeightsMissing:
+def missing(reason: str, trunk: str) -> WeightsMissing:
     return WeightsMissing(
-        f"{reason}. Put torchvision's {_URL.rsplit('/', 1)[1]} into {torch.hub.get_dir()}/checkpoints or name it with "
+        f"{reason}. Put torchvision's {cached(trunk).name} into {torch.hub.get_dir()}/checkpoints or name it with "
         "--perceptual-weights FILE, take untrained features with --perceptual-net random (weaker), or none with "
         "--perceptual-weight 0."
     )

@@ -20,18 +20,23 @@ from Project7.model_folder import ModelSummary, check_name, list_models, open_fo
 CREATE = "Create new model"
 CREATE_IN_STAGES = "Create new model, in two stages (recommended: the squared error first, then all terms)"
 _HEADINGS = {
+    "loss": "Loss",
     "model": "Model architecture",
     "training": "Training",
     "data": "Images",
     "objective": "Loss weights",
 }
-_EXPLANATIONS = {
-    "objective": """How much each objective counts. Good values to start with:
+_EXPLANATIONS = {  # shown before that question
+    "mse_weight": """How much each objective counts. Good values to start with:
   MSE          1.0    the prediction itself; keep it at 1.0
   perceptual   0.1    colours that look right, by the features of VGG16; 0.2 to 0.5 if they stay wrong
-  adversarial  0.01   colours that a discriminator takes for real; up to 0.05, and less stable"""
+  adversarial  0.01   colours that a discriminator takes for real; up to 0.05, and less stable""",
+    "loss": """What is minimised:
+  simple     LPIPS + Lab + twice ab: stable, with the features of a trained network to guide it
+  weighted   ab alone, saturated colours counting more than gray: needs no other network
+  enhanced   LPIPS + L + much ab + saturation, in presets: against sepia and purple""",
 }
-_ORDER = ("model", "training", "data", "objective")
+_ORDER = ("loss", "model", "training", "data", "objective")
 STAGE_EPOCHS = {  # two-stage training asks for these instead of `epochs`: question and default
     "stage1_epochs": ("Epochs of stage 1 (squared error alone)", "30"),
     "stage2_epochs": ("Epochs of stage 2 (all terms)", "15"),
@@ -50,13 +55,26 @@ def questions(sections: Sections) -> dict[str, tuple[str, FieldInfo]]:
 
 def missing_flags(given: dict[str, Any], name: str | None, sections: Sections) -> list[str]:
     """The flags whose answers a new model still needs."""
-    open_questions = [q for q in questions(sections) if q not in given and not _idle(q, given)]
+    open_questions = [
+        name
+        for name, (section, _) in questions(sections).items()
+        if name not in given and not _idle(name, given) and default_of(name, sections[section], given) is not None
+    ]
     return ["--" + q.replace("_", "-") for q in ([] if name else ["name"]) + open_questions]
 
 
 def _idle(question: str, answers: dict[str, Any]) -> bool:
     """Whether a question has no meaning after these answers: the weight of a discriminator that is not there."""
     return question == "adversarial_weight" and not _yes(answers.get("gan", False))
+
+
+def default_of(name: str, config: type, answers: dict[str, Any]) -> Any:
+    """What a setting is if it is not given, after the answers so far; None: there is no such thing then."""
+    known = {n: value for n, value in answers.items() if n in config.model_fields}
+    try:
+        return getattr(build(config, known), name)
+    except UsageError:  # said where the settings are built
+        return config.model_fields[name].default
 
 
 def _yes(answer: Any) -> bool:
@@ -113,23 +131,30 @@ def free_name(models_dir: Path) -> str:
     return next(n for i in range(1, 10_000) if not open_folder(models_dir, n := f"model-{i}").exists())
 
 
-def ask_settings(given: dict[str, Any], sections: Sections, current: Any = None) -> dict[str, str]:
+def ask_settings(
+    given: dict[str, Any], sections_with: Callable[[dict[str, Any]], Sections], current: Any = None
+) -> dict[str, str]:
     """Asks for each setting that has a question and was not given as a flag. An empty answer takes the default.
 
-    current: the settings of the model so far, which are then the defaults.
+    sections_with: the settings, with the defaults that the answers so far bring along. current: the settings of the
+    model so far, which are then the defaults.
     """
     answers: dict[str, str] = {}
     heading = None
-    for name, (section, field) in questions(sections).items():
-        so_far = {"gan": getattr(current, "gan", False), **given, **answers}
-        if name in given or _idle(name, so_far):
+    for name, (section, field) in questions(sections_with(given)).items():
+        so_far = {**given, **answers}
+        config = sections_with(so_far)[section]
+        default = default_of(name, config, so_far)
+        if hasattr(current, name) and not set(extra(field, "follows") or ()) & set(so_far):
+            default = getattr(current, name)
+        if name in given or default is None or _idle(name, {"gan": getattr(current, "gan", False)} | so_far):
             continue
         if section != heading:
             heading = section
             Console().print(f"\n[bold]{_HEADINGS[section]}[/bold]")
-            if section in _EXPLANATIONS and extra(sections[section].model_fields["mse_weight"], "ask"):
-                Console().print(_EXPLANATIONS[section], highlight=False)
-        answer = ask_setting(name, field, sections[section], default=getattr(current, name, field.default))
+        if name in _EXPLANATIONS:
+            Console().print(_EXPLANATIONS[name], highlight=False)
+        answer = ask_setting(name, field, config, default=default)
         if answer:
             answers[name] = answer
     return answers
@@ -159,8 +184,8 @@ def ask_stage_epochs(given: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def ask_perceptual(reason: str) -> dict[str, str]:
-    """The weights of VGG16 cannot be had: what to do. Returns settings of the objective."""
+def ask_perceptual(reason: str, network: str) -> dict[str, str]:
+    """The weights of the network of the perceptual term cannot be had: what to do. Returns settings of that term."""
     Console(soft_wrap=True).print(f"\n{reason}", style="yellow", highlight=False, markup=False)
     choices = {
         "Take the weights from a file of mine": "file",
@@ -169,7 +194,7 @@ def ask_perceptual(reason: str) -> dict[str, str]:
     }
     answer = _choose("How shall it go on?", choices)
     if answer == "file":
-        return {"perceptual_weights": _ask("File with the weights of VGG16:", _is_file)}
+        return {"perceptual_weights": _ask(f"File with the weights of {network}:", _is_file)}
     if answer == "random":
         return {"perceptual_net": "random", "perceptual_weights": "none"}
     return {"perceptual_weight": "0"}

@@ -8,6 +8,7 @@ import contextlib
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from typing import Any
 from rich.console import Console
 
 from Project7 import flags, model_folder, prompts
-from Project7.config import RunConfig, Sections, build
+from Project7.config import (
+    DataConfig,
+    LossConfig,
+    RegressionConfig,
+    RunConfig,
+    Sections,
+    TrainingConfig,
+    build,
+    with_defaults,
+)
 from Project7.errors import StopSignals, UsageError
 from Project7.model_folder import ModelFolder
 from Project7.processes import is_main_process, several_processes, start_missing_processes
@@ -31,6 +41,11 @@ class Recipe:
     description: str
     sections: Sections  # its settings
     stages: bool = False  # whether it can train in two stages
+    following: Callable[[dict[str, Any]], Sections] | None = None  # the sections, with defaults that answers bring
+
+    def sections_with(self, given: dict[str, Any]) -> Sections:
+        """The settings, once these are known."""
+        return self.following(given) if self.following else self.sections
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,35 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
     return parser
 
 
+LOSS_TRAINING: dict[str, dict[str, Any]] = {  # what each loss is documented with; the rest is as everywhere
+    "simple": {"learning_rate": 1e-4, "batch_size": 16},
+    "weighted": {
+        "learning_rate": 5e-5,
+        "batch_size": 16,
+        "weight_decay": 1e-5,
+        "lr_schedule": "one-cycle",
+        "epochs": 100,
+    },
+    "enhanced": {"learning_rate": 1e-4, "batch_size": 16},
+}
+
+
+def regression(script: str, description: str, *, loss: str, outputs: str) -> Recipe:
+    """The recipe of direct regression: its training settings are those that go with the loss. The defaults differ."""
+
+    def following(given: dict[str, Any]) -> Sections:
+        brought = LOSS_TRAINING.get(given.get("loss", loss), {})
+        asked = {"weight_decay": "Weight decay", "lr_schedule": "Course of the learning rate"}
+        return {
+            "loss": with_defaults(LossConfig, loss=loss),
+            "model": with_defaults(RegressionConfig, outputs=outputs),
+            "data": with_defaults(DataConfig, ask={"image_size": "Image size"}, image_size=256),
+            "training": with_defaults(TrainingConfig, ask=asked, **brought),
+        }
+
+    return Recipe(script, description, following({}), following=following)
+
+
 # -- what to train ---------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +142,7 @@ def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
         return gather_resume(recipe, arguments, resume, given, asking)
     if two_stages:
         given |= {"epochs": None}  # asked for, and counted, stage by stage
-    missing = prompts.missing_flags(given, name, recipe.sections)
+    missing = prompts.missing_flags(given, name, recipe.sections_with(given))
     if two_stages:
         there = vars(arguments) | given
         missing += ["--" + n.replace("_", "-") for n in prompts.STAGE_EPOCHS if n not in there]
@@ -115,7 +159,7 @@ def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
     if two_stages:
         given |= stage_epochs(arguments, given, asking)
     if asking:
-        given |= prompts.ask_settings(given, recipe.sections)
+        given |= prompts.ask_settings(given, recipe.sections_with)
     return Request(folder, given, None)
 
 
@@ -172,10 +216,11 @@ def gather_resume(
         raise UsageError(f"There is a model {name!r} already; choose another --name for the copy.")
     if summary.complete and "epochs" not in given and asking:
         given["epochs"] = prompts.ask_epochs_to_add(resume, summary.epochs)
-    objective = summary.config.objective if summary.config else None
-    if asking and "objective" in recipe.sections and (objective is None or not arguments.resume):
-        section = {"objective": recipe.sections["objective"]}
-        given |= prompts.ask_settings(given, section, current=objective)
+    part = next((name for name in ("objective", "loss") if name in recipe.sections), None)
+    current = getattr(summary.config, part, None) if part else None
+    if asking and part and (current is None or not arguments.resume):
+        section = {part: recipe.sections[part]}
+        given |= prompts.ask_settings(given, lambda _: section, current=current)
     return Request(folder, given, source)
 
 
@@ -185,15 +230,17 @@ def gather_resume(
 def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespace) -> int:
     console = Console(quiet=not is_main_process(), soft_wrap=True)
     if request.source is None:
-        sections = {name: build(config, _of(config, request.settings)) for name, config in recipe.sections.items()}
-        return fit(recipe, request.folder, RunConfig(**sections), None, arguments, console)
+        kinds = recipe.sections_with(request.settings)
+        sections = {name: build(config, _of(config, request.settings)) for name, config in kinds.items()}
+        return fit(recipe, request.folder, build(RunConfig, sections), None, arguments, console)
 
     from Project7 import resume
 
     checkpoint, notes = resume.load_for_resume(request.source)
     for note in notes:
         console.print(note, style="yellow", highlight=False, markup=False)
-    config = resume.merge(checkpoint, request.source.config, request.settings, recipe.sections)
+    sections = recipe.sections_with(request.settings)
+    config = resume.merge(checkpoint, request.source.config, request.settings, sections)
     complete = resume.plan(checkpoint, config, new_schedule="lr_schedule" in request.settings)
     if complete:
         console.print(f"{request.source.name} is {complete}", highlight=False)
@@ -252,19 +299,20 @@ def settle_perceptual(config: RunConfig, console: Console, *, asking: bool) -> R
 
     Where they cannot be had, a person is asked how to go on; where nobody can be asked, WeightsMissing ends the run.
     """
-    from Project7.perceptual_loss import WeightsMissing, load_perceptual
+    from Project7.perceptual_loss import WeightsMissing, load_lpips, load_perceptual
 
-    while config.objective and config.objective.perceptual_weight:
+    part, load = ("loss", load_lpips) if config.loss else ("objective", load_perceptual)
+    while (settings := getattr(config, part)) and settings.perceptual_weight:
         try:
             with console.status("Loading the features of the perceptual term ..."):
-                load_perceptual(config.objective.perceptual_net, config.objective.perceptual_weights)
+                load(settings.perceptual_net, settings.perceptual_weights)
             break
         except WeightsMissing as error:
             if not asking:
                 raise
-            answers = prompts.ask_perceptual(str(error))
-            objective = build(type(config.objective), config.objective.model_dump() | answers)
-            config = config.model_copy(update={"objective": objective})
+            network = "AlexNet" if settings.perceptual_net == "alex" else "VGG16"
+            answers = prompts.ask_perceptual(str(error), network)
+            config = config.model_copy(update={part: build(type(settings), settings.model_dump() | answers)})
     return config
 
 

@@ -216,12 +216,16 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
 def architecture_text(model) -> str:
     if model.method == "diffusion":
         return f"features {','.join(map(str, model.features))}"
+    if model.method == "regression":
+        return f"{model.model_channels} channels times {','.join(map(str, model.channel_multipliers))}"
     return f"width {model.width}, blocks {','.join(map(str, model.blocks))}"
 
 
 def method_text(model) -> str:
     if model.method == "diffusion":
         return f"{model.timesteps} timesteps, {model.prediction_type}, {model.beta_schedule} betas"
+    if model.method == "regression":
+        return "from L to ab" if model.outputs == "ab" else f"from L, up to {model.fade:.0%} faded, to Lab"
     start = f"encoder from {model.encoder_weights}" if model.encoder_weights else "trained from scratch"
     return f"{model.bins} colours, rebalanced by {model.rebalance:g}, {start}"
 
@@ -229,8 +233,10 @@ def method_text(model) -> str:
 def objective_text(config: RunConfig) -> str:
     """The weights of the terms, before any network is loaded."""
     objective = config.objective
+    if config.loss:
+        return loss_text(config.loss)
     if objective is None:
-        return "mean squared error" if config.model.method == "diffusion" else config.model.method
+        return config.model.method if config.model.method == "classification" else "mean squared error"
     own = "mse" if config.model.method == "diffusion" else config.model.method
     parts = [f"{objective.mse_weight:g} {own}"]
     if objective.perceptual_weight:
@@ -243,6 +249,15 @@ def objective_text(config: RunConfig) -> str:
     epochs = "1 epoch" if objective.stage1_epochs == 1 else f"{objective.stage1_epochs} epochs"
     stages = f", after {epochs} of mse alone" if objective.stage1_epochs else ""
     return " + ".join(parts) + stages
+
+
+def loss_text(loss) -> str:
+    """enhanced: 0.5 perceptual + 0.3 l + ..."""
+    weights = {n.removesuffix("_weight"): getattr(loss, n) for n in type(loss).model_fields if n.endswith("_weight")}
+    parts = [f"{weight:g} {name}" for name, weight in weights.items() if weight and name not in ("a", "b")]
+    balance = f", a : b = {loss.a_weight:g} : {loss.b_weight:g}" if loss.a_weight != loss.b_weight else ""
+    net = f" ({loss.perceptual_net})" if loss.perceptual_weight else ""
+    return f"{loss.loss}: {' + '.join(parts)}{balance}{net}"
 
 
 def _net(objective) -> str:

@@ -3,13 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from Project7.checkpoints import CheckpointError, load_checkpoint, unsealed_note
-from Project7.config import ObjectiveConfig, RunConfig, Sections, build, extra, from_dict, setting_fields
+from Project7.config import RunConfig, Sections, build, extra, from_dict, setting_fields
 from Project7.dataset import ImageSet
 from Project7.errors import UsageError
 from Project7.model_folder import ModelFolder
 
-_SCRIPTS = {"diffusion": "train_diffusion.py or train_diffusion_v2.py", "classification": "train_classification.py"}
+_SCRIPTS = {
+    "diffusion": "train_diffusion.py or train_diffusion_v2.py",
+    "classification": "train_classification.py",
+    "regression": "train_colorization_simple.py or train_image_restoration.py",
+}
 _SCHEDULE = ("learning_rate", "warmup_steps")  # may be new together with an explicit --lr-schedule
 
 
@@ -47,7 +53,7 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
     refused = []
     for name, text in given.items():
         section, field = setting_fields(sections)[name]
-        value = getattr(build(sections[section], {**_classic(name, stored), name: text}), name)
+        value = getattr(build(sections[section], beside(name, given, stored, sections) | {name: text}), name)
         before = getattr(getattr(stored, section), name)
         if name == "epochs":
             value = done + value
@@ -67,8 +73,15 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
             f"A resumed run keeps its settings: {'; '.join(refused)}. Leave those flags out, or train a new model."
         )
     # Built anew rather than copied: what goes together is checked together.
-    merged = {name: build(sections[name], getattr(stored, name).model_dump() | new) for name, new in changes.items()}
-    return stored.model_copy(update=merged | {"shipped": False})
+    merged = {n: build(sections[n], kept(getattr(stored, n), new) | new) for n, new in changes.items()}
+    whole = {name: getattr(stored, name) for name in RunConfig.model_fields}
+    return build(RunConfig, whole | merged | {"shipped": False})
+
+
+def kept(stored: BaseModel, new: dict[str, Any]) -> dict[str, Any]:
+    """What is inherited beside new settings: all but what follows from one of them."""
+    fields = type(stored).model_fields
+    return {n: v for n, v in stored.model_dump().items() if not set(extra(fields[n], "follows") or ()) & set(new)}
 
 
 def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:
@@ -79,9 +92,10 @@ def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:
             f"This is a {stored.model.method} model, not a {method} one; continue it with "
             f"{_SCRIPTS[stored.model.method]}."
         )
-    if "objective" in sections and stored.objective is None:
-        stored = stored.model_copy(update={"objective": ObjectiveConfig()})
-    elif "objective" not in sections and stored.objective is not None:
+    for part in ("objective", "loss"):
+        if part in sections and getattr(stored, part) is None:
+            stored = stored.model_copy(update={part: build(sections[part], {})})
+    if "objective" not in sections and stored.objective is not None:
         raise UsageError(
             "This model is trained with the terms of train_diffusion_v2.py; continue it there "
             "(for the squared error alone: --perceptual-weight 0 --no-gan)."
@@ -89,8 +103,11 @@ def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:
     return stored
 
 
-def _classic(name: str, stored: RunConfig) -> dict[str, Any]:
-    """A schedule setting is only valid beside the stored prediction type."""
+def beside(name: str, given: dict[str, Any], stored: RunConfig, sections: Sections) -> dict[str, Any]:
+    """The settings without which a given one has no meaning: of the loss all; of a noise schedule the stored ones."""
+    if setting_fields(sections)[name][0] == "loss":
+        new = {n: value for n, value in given.items() if n in sections["loss"].model_fields}
+        return kept(stored.loss, new) | new
     related = ("prediction_type", "beta_schedule", "zero_terminal_snr")
     return {n: getattr(stored.model, n) for n in related} if name in related else {}
 

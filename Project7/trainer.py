@@ -182,6 +182,7 @@ class Run:
             seed=self.settings.seed,
             exact_critic=self.settings.mixed_precision == "fp16",
             own=self.ema.LOSS,
+            loss=config.loss,
         )
         if resume:
             self.restore(resume, model, optimizer)
@@ -322,7 +323,7 @@ class Run:
         weighted = {name: weights[name] * values.float().sum() for name, values in terms.items()}
         loss = torch.stack(list(weighted.values())).sum()
         measures = {"loss": loss, **terms, **step.metrics}
-        if self.config.objective:
+        if self.config.objective or self.config.loss:
             measures |= {WEIGHTED + name: value for name, value in weighted.items()}
         return measures, loss
 
@@ -374,7 +375,7 @@ class Run:
 
         EMA weights, noise and timesteps that never change, and no discriminator, whose opinion does.
         """
-        names = ["loss", *self.validation_weights(), "count"]
+        names = ["loss", *self.objective.validation_weights(), "count"]
         total = torch.zeros(len(names))
         count = len(self.validation.images)
         starts = list(range(0, count, VALIDATION_BATCH))
@@ -386,17 +387,13 @@ class Run:
             total += self.accelerator.reduce(part, "sum").cpu()
             yield dict(zip(names, (total / total[-1]).tolist(), strict=True))
 
-    def validation_weights(self) -> dict[str, float]:
-        weights = self.objective.weights(0)
-        return {name: weights[name] for name in (self.objective.own, "perceptual") if name in weights}
-
     @torch.no_grad()
     def validation_sums(self, start: int) -> Tensor:
         """Sums over one validation batch: of the loss, of each of its terms, and how many samples there are."""
         rgb = torch.from_numpy(np.array(self.validation.images[start : start + VALIDATION_BATCH]))
         rgb = rgb.to(self.accelerator.device).movedim(-1, 1)
         random = BatchRandom(self.settings.seed, -1 - start, 0, len(rgb), len(rgb), str(self.accelerator.device))
-        constants, weights = (self.ema.ab_mean, self.ema.ab_std), self.validation_weights()
+        constants, weights = (self.ema.ab_mean, self.ema.ab_std), self.objective.validation_weights()
         batch = Batch(*color.split(rgb, *constants), random, self.objective.image_share)
         with self.accelerator.autocast():
             terms = self.objective.terms(self.ema(batch), batch, *constants, weights)
@@ -449,13 +446,17 @@ class Run:
             return None
         truth = self.truth.to(self.accelerator.device)
         L, _ = color.split(truth, self.ema.ab_mean, self.ema.ab_std)
+        gray = color.gray(truth)
+        if getattr(self.ema, "restores", False):  # a faded photo, as in training
+            L = self.ema.fade(L, BatchRandom(self.settings.seed, -1, 0, len(L), len(L), str(L.device)))
+            gray = color.without_chroma(L)
         noise = [torch.Generator().manual_seed(self.settings.seed + k) for k in range(len(L))]
         with self.accelerator.autocast():
             ab = self.ema.colorize(L, generator=noise, **self.sampling())
         lab = color.join(L, ab, self.ema.ab_mean, self.ema.ab_std)
         colour, true = color.channels_last(color.show(lab)), color.channels_last(truth)
         return Comparison(
-            gray=color.channels_last(color.gray(truth)),
+            gray=color.channels_last(gray),
             colour=colour,
             truth=true,
             psnr=float(psnr(colour, true).mean()),

@@ -19,8 +19,9 @@ ORDER = """
 __init__ errors
 atomic_file config color processes
 flags model_folder photo metrics batch guided_filter
-dataset download palette layers losses discriminator samplers
+dataset download palette layers discriminator samplers
 perceptual_loss
+losses
 diffusion_model classification_model regression_model
 methods
 checkpoints health

@@ -1,0 +1,137 @@
+"""RegressionColorizer: a U-Net (Ronneberger et al. 2015) straight from L to ab, or to all of Lab.
+
+It answers with one colour for each pixel, an average of what is plausible: safer and more muted than a diffusion model.
+With outputs `lab` it learns besides to give a faded photo its lightness back.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from Project7.batch import Batch, BatchRandom, Estimate, Step
+from Project7.config import RegressionConfig
+from Project7.guided_filter import enlarge, pad_to_multiple
+from Project7.layers import ResBlock, SelfAttention2d, group_norm
+
+
+class RegressionColorizer(nn.Module):
+    """`forward` is a training step, `colorize` colours in one pass. Any picture size."""
+
+    OPTIONS = ()  # of colorize
+    LOSS = "mse"
+
+    def __init__(self, config: RegressionConfig):
+        super().__init__()
+        self.config = config
+        widths = [multiplier * config.model_channels for multiplier in config.channel_multipliers]
+        self.unet = UNet(config.chroma_scale**2, 3 if self.restores else 2, widths, config.layers)
+        with torch.device("cpu"):  # constants are real even where the weights are not yet: checkpoints.rebuild
+            constants = {"ab_mean": torch.tensor(config.ab_mean), "ab_std": torch.tensor(config.ab_std)}
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+
+    @property
+    def restores(self) -> bool:
+        """Whether it changes lightness too."""
+        return self.config.outputs == "lab"
+
+    def forward(self, batch: Batch) -> Step:
+        """The mean squared error of ab, and of L where it is restored; the losses of losses.py act on the estimate."""
+        L = self.fade(batch.L, batch.random)
+        answer = self.answer(L).float()
+        ab_hat, truth = answer[:, -2:], self.expand(self.shrink(batch.ab), batch.L)
+        mse = (ab_hat - truth).square().mean(dim=(1, 2, 3))
+        L_hat = None
+        if self.restores:
+            L_hat = L + answer[:, :1]
+            mse = mse + (L_hat - batch.L).square().mean(dim=(1, 2, 3))
+        estimate = None
+        if batch.image_share:
+            everywhere = torch.arange(len(mse), device=mse.device)
+            estimate = Estimate(ab_hat, truth, everywhere, torch.ones_like(mse.detach()), L_hat)
+        return Step(mse, {"mse": mse.detach()}, estimate)
+
+    @torch.no_grad()
+    def colorize(
+        self,
+        L: Tensor,
+        *,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        hints: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """L (B, 1, H, W) in [-1, 1] -> ab (B, 2, H, W), in the network's range; the same for every generator.
+
+        With outputs `lab` (B, 3, H, W): first the change of L, for color.join.
+        """
+        if hints is not None:
+            raise ValueError("a regression model cannot take colour hints")
+        return self.answer(L)
+
+    def answer(self, L: Tensor) -> Tensor:
+        """L (B, 1, H, W) -> (B, 2 or 3, H, W): ab, after the change of L where it is restored."""
+        full = pad_to_multiple(L, self.config.chroma_scale)
+        lightness = F.pixel_unshuffle(full, self.config.chroma_scale)  # (B, scale^2, h, w)
+        return self.expand(self.unet(lightness), L)
+
+    def fade(self, L: Tensor, random: BatchRandom) -> Tensor:
+        """What the network is shown of a training photo: L itself; where it is restored, paler, lighter or darker.
+
+        contrast L + (1 - contrast) level: contrast between 1 - fade and 1, level between black and white.
+        """
+        if not self.restores:
+            return L
+        contrast = 1 - self.config.fade * random.uniform("contrast")[:, None, None, None]
+        level = 2 * random.uniform("level")[:, None, None, None] - 1
+        return contrast * L + (1 - contrast) * level
+
+    def shrink(self, ab: Tensor) -> Tensor:
+        """ab (B, 2, H, W) at the resolution at which it is learnt."""
+        scale = self.config.chroma_scale
+        return ab if scale == 1 else F.avg_pool2d(pad_to_multiple(ab, scale), scale)
+
+    def expand(self, ab: Tensor, L: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, H, W), along the edges of L."""
+        scale = self.config.chroma_scale
+        if scale == 1:
+            return ab
+        full = pad_to_multiple(L, scale)
+        return enlarge(ab, F.avg_pool2d(full, scale), full)[..., : L.shape[-2], : L.shape[-1]]
+
+
+class UNet(nn.Module):
+    """(B, inputs, H, W) -> (B, outputs, H, W), any H and W: residual blocks, self-attention on the lowest level.
+
+    widths: channels of the levels, fine to coarse, each half the size of the one before.
+    """
+
+    def __init__(self, inputs: int, outputs: int, widths: list[int], layers: int):
+        super().__init__()
+        self.enter = nn.Conv2d(inputs, widths[0], 3, padding=1)
+        finer = [widths[0], *widths[:-1]]
+        self.down = nn.ModuleList(blocks(before, width, layers) for before, width in zip(finer, widths, strict=True))
+        self.shrink = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
+        self.middle = nn.Sequential(SelfAttention2d(widths[-1]), ResBlock(widths[-1], widths[-1]))
+        upwards = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.up = nn.ModuleList(blocks(before + width, width, layers) for before, width in upwards)
+        self.leave = nn.Sequential(group_norm(widths[0]), nn.ReLU(), nn.Conv2d(widths[0], outputs, 3, padding=1))
+        with torch.no_grad():  # the first answers are nearly the mean colour, not noise
+            self.leave[-1].weight.mul_(0.1)
+            self.leave[-1].bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = self.enter(pad_to_multiple(x, 2 ** len(self.shrink)))
+        skips = []
+        for level, shrink in zip(self.down, self.shrink, strict=False):
+            x = level(x)
+            skips.append(x)
+            x = shrink(x)
+        x = self.middle(self.down[-1](x))
+        for level in self.up:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = level(torch.cat([x, skips.pop()], dim=1))
+        return self.leave(x)[..., :height, :width]
+
+
+def blocks(before: int, after: int, count: int) -> nn.Sequential:
+    return nn.Sequential(ResBlock(before, after), *(ResBlock(after, after) for _ in range(count - 1)))

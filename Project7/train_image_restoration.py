@@ -1,0 +1,27 @@
+#!/usr/bin/env python
+"""Recipe: restoring photos: direct regression to all of Lab with the enhanced loss; faded ones become clear again.
+
+python Project7/train_image_restoration.py                                    asks what it needs
+python Project7/train_image_restoration.py --name m --data PATH --fade 0.7 --yes     photos that have faded much
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: this folder holds modules, the one above it holds the package
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from Project7 import errors, recipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    return recipe.main(
+        recipe.regression(
+            "Project7/train_image_restoration.py", __doc__.splitlines()[0], loss="enhanced", outputs="lab"
+        ),
+        argv,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))
