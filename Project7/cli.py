@@ -1,5 +1,7 @@
-"""project7 colorize | models | data | download | demo: the command line. Heavy modules are imported by the command
-that needs them."""
+"""project7 colorize | models | doctor | data | palette | download | demo: the command line.
+
+Heavy modules are imported by the command that needs them.
+"""
 
 import argparse
 import sys
@@ -8,7 +10,7 @@ from typing import Any
 
 from Project7 import errors, flags, model_folder
 from Project7.config import ClassificationConfig, ColorizeConfig, DataConfig, TrainingConfig, build
-from Project7.errors import UsageError
+from Project7.errors import ProjectError, UsageError
 
 _RECIPES = """training is done by the scripts, which ask what they need:
   python -m Project7.train_diffusion        diffusion, mean squared error alone
@@ -32,7 +34,7 @@ def command(argv: list[str] | None = None) -> int:
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (add_colorize, add_models, add_data, add_palette, add_download, add_demo):
+    for add in (add_colorize, add_models, add_doctor, add_data, add_palette, add_download, add_demo):
         add(commands)
     arguments = parser.parse_args(argv)
     if not arguments.command:
@@ -171,6 +173,39 @@ def model_row(model: model_folder.ModelSummary) -> list[str]:
         f"{model.changed:%Y-%m-%d %H:%M}" if model.changed else "",
         f"{model.size / 1e6:.1f} MB" if model.size else "none yet",
     ]
+
+
+def add_doctor(commands) -> None:
+    about = "tell from a run's curves and pictures what goes wrong, and what to change"
+    parser = commands.add_parser("doctor", help=about, description=f"{about.capitalize()}. Exit code 1: findings.")
+    parser.add_argument("name", metavar="NAME", help="the model, in training or trained")
+    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    parser.set_defaults(run=doctor)
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from Project7 import health
+    from Project7.atomic_file import replacing
+    from Project7.report import draw_curves, show_diagnosis
+
+    folder = model_folder.existing_folder(arguments.models_dir, arguments.name)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    history = model_folder.read_history(folder)
+    if history is None:
+        console.print(f"{folder.history} is damaged: only the logs are read.", style="yellow", highlight=False)
+    config = model_folder.summarize(folder).config
+    record = health.read(folder.name, config, history or [], more=[] if history else health.read_log(folder.logs))
+    if not record.windows:
+        raise ProjectError(f"Nothing was logged for {folder.name!r} yet; let it train some tens of steps.")
+    findings = health.diagnose(record)
+    show_diagnosis(record, findings, console)
+    picture = folder.path / "doctor.png"
+    with replacing(picture) as file:
+        file.write(draw_curves(record))
+    console.print(f"Curves: {picture}", highlight=False, markup=False)
+    return 1 if findings else 0
 
 
 def add_data(commands) -> None:

@@ -242,6 +242,12 @@ class TrainingConfig(BaseModel):
     num_workers: int = setting(0, "processes that read images (the cache needs none)", fixed=False, ge=0, le=256)
     image_interval: int = setting(250, "steps between comparison pictures; 0 is none", fixed=False, ge=0)
     save_minutes: float = setting(10.0, "minutes between saves within an epoch", fixed=False, gt=0)
+    on_collapse: Literal["warn", "stop", "rollback"] = setting(
+        "warn",
+        "where training destroys what it had learnt: say so; stop; or go back to the last healthy weights with a lower "
+        "learning rate, twice at most",
+        fixed=False,
+    )
 
 
 class ObjectiveConfig(BaseModel):

@@ -18,6 +18,7 @@ from Project7.config import RunConfig, from_json, to_json
 from Project7.errors import ProjectError, UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LIST_OF_NUMBERS = re.compile(r"\[[\s\d.,eE+-]*\]")  # goes on one line of the history
 
 
 def default_models_dir() -> Path:
@@ -53,6 +54,10 @@ class ModelFolder:
     @property
     def last(self) -> Path:
         return self.path / "last_model.pth"
+
+    @property
+    def healthy(self) -> Path:
+        return self.path / "healthy_model.pth"  # where --on-collapse rollback goes back to
 
     @property
     def config(self) -> Path:
@@ -141,7 +146,8 @@ def read_config(folder: ModelFolder) -> RunConfig:
 
 
 def write_history(folder: ModelFolder, history: list[dict]) -> None:
-    write_text(folder.history, json.dumps(history, indent=1) + "\n")
+    text = json.dumps(history, indent=1)
+    write_text(folder.history, _LIST_OF_NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n")
 
 
 def read_history(folder: ModelFolder) -> list[dict] | None:

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +19,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from Project7 import color, model_folder
+from Project7 import color, health, model_folder
+from Project7.atomic_file import replacing
 from Project7.batch import Batch, BatchRandom, Step
-from Project7.checkpoints import CheckpointError, check_weights, load_moments, save_checkpoint
+from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint, load_moments, save_checkpoint
 from Project7.config import RunConfig, TrainingConfig
 from Project7.dataset import ImageSet, epoch_order, load_batches
 from Project7.errors import ProjectError, UsageError
@@ -33,10 +35,18 @@ VALIDATION_BATCH = 32  # fixed, because the noise of validation is keyed by it
 PICTURES = 8  # the fixed validation photos of the comparison pictures
 WEIGHTED = "weighted_"  # before the name of a term: times its weight in the objective
 BAD_STEPS_IN_A_ROW = 20  # so many steps without a finite gradient, and the run has failed
+CRITIC_TERMS = ("adversarial", "feature_matching")  # opinions that change: no measure of progress
+WINDOWS = 20  # an epoch, of ten steps at least: the means that health.py reads
+ROLLBACKS = 2  # at most, in a run
+SLOWER = 0.4  # times the learning rate after each
 
 
 class TrainingFailed(ProjectError):
     """The numbers went wrong. The last good state is in the folder."""
+
+
+class Collapsed(TrainingFailed):
+    """Training destroys what it had learnt. A lower learning rate may help."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +82,10 @@ class Comparison:
     colorfulness_truth: float
     mean_ab: tuple[float, float]  # in Lab units
     mean_ab_truth: tuple[float, float]
+    picture_ab: list[list[float]]  # (K, 2), of each photo
+    picture_ab_truth: list[list[float]]
+    ab_spread: float  # standard deviation within a photo, over both channels
+    ab_spread_truth: float
 
 
 @dataclasses.dataclass
@@ -90,6 +104,10 @@ class RunState:
     schedule_steps: int = 0  # its length
     sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of the current epoch's measures
     counts: dict[str, int] = dataclasses.field(default_factory=dict)  # of the steps that had each
+    window: dict[str, float] = dataclasses.field(default_factory=dict)  # sums of the one that is not full yet
+    windows: list[list[float]] = dataclasses.field(default_factory=list)  # of the current epoch: health.Window
+    rate_scale: float = 1.0  # of the learning rate; lowered by each rollback
+    rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0  # spent in the current epoch
     skipped_in_a_row: int = 0
 
@@ -199,18 +217,29 @@ class Run:
             model_folder.create(self.folder)
             model_folder.write_config(self.folder, self.config)
         self.saved_at = self.clock = time.monotonic()
+        self.examine_data()
+        if self.settings.on_collapse == "rollback":
+            self.save_last()
+            self.mark_healthy()
         try:
             while self.state.epoch < self.settings.epochs:
-                yield from self.begin_epoch()
-                for count, places, rgb in self.batches():
-                    self.optimizer_step(count, places, rgb)
-                    yield self.report(comparison=self.compare() if self.due(self.settings.image_interval) else None)
-                    if not self.pending and time.monotonic() - self.saved_at > 60 * self.settings.save_minutes:
-                        self.save_last()
-                yield from self.end_epoch()
+                try:
+                    yield from self.one_epoch()
+                except Collapsed as failure:
+                    if not self.roll_back(failure):
+                        raise
         except GeneratorExit:  # the caller has left the loop, between two steps
             self.save_last()
             raise
+
+    def one_epoch(self) -> Iterator[Progress]:
+        yield from self.begin_epoch()
+        for count, places, rgb in self.batches():
+            self.optimizer_step(count, places, rgb)
+            yield self.report(comparison=self.compare() if self.due(self.settings.image_interval) else None)
+            if not self.pending and time.monotonic() - self.saved_at > 60 * self.settings.save_minutes:
+                self.save_last()
+        yield from self.end_epoch()
 
     def begin_epoch(self) -> Iterator[Progress]:
         """Which objective and which learning-rate schedule hold from here on, and which validation loss is to be
@@ -225,7 +254,7 @@ class Run:
             state.critic_start = state.step
         if state.scored_under == self.objective.score_name:
             return
-        state.sums, state.counts = {}, {}  # an epoch's means are those of one objective
+        state.sums, state.counts, state.window, state.windows = {}, {}, {}, []  # means are those of one objective
         if state.step or state.epoch:
             score = math.inf
             for means in self.validate():
@@ -260,7 +289,7 @@ class Run:
         """One step of AdamW on one batch, then of the EMA. A step whose gradient is not finite changes nothing."""
         rate = learning_rate(self.settings, self.state.step - self.state.schedule_start, self.state.schedule_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * self.state.rate_scale
         while True:
             try:
                 measures = self.backward(count, places, rgb)
@@ -363,12 +392,17 @@ class Run:
         comparison = self.compare()
         entry = self.history_entry(means, comparison)
         self.history.append(entry)
+        collapse = self.examine(entry)
         self.state = dataclasses.replace(
-            self.state, epoch=self.state.epoch + 1, position=0, sums={}, counts={}, seconds=0.0
+            self.state, epoch=self.state.epoch + 1, position=0, sums={}, counts={}, windows=[], seconds=0.0
         )
         self.save_epoch(is_best)
+        if not collapse:
+            self.mark_healthy()
         report = self.report(comparison=comparison)
         yield dataclasses.replace(report, epoch=self.state.epoch, entry=entry, is_best=is_best)
+        if collapse and self.settings.on_collapse != "warn":
+            raise Collapsed(f"{collapse} The best weights are kept in {self.folder.best}.")
 
     def validate(self) -> Iterator[dict[str, float]]:
         """Yields the running means of the validation loss and its terms.
@@ -427,6 +461,9 @@ class Run:
             "images_per_second": len(self.training.images) / max(seconds, 1e-9),
             "seconds": seconds,
         }
+        entry |= {"windows": self.state.windows, "gray_share": self.gray_share}
+        if self.state.rollbacks:
+            entry["rollbacks"] = self.state.rollbacks
         if self.state.stage:
             entry["stage"] = self.state.stage
         if comparison:
@@ -455,6 +492,7 @@ class Run:
             ab = self.ema.colorize(L, generator=noise, **self.sampling())
         lab = color.join(L, ab, self.ema.ab_mean, self.ema.ab_std)
         colour, true = color.channels_last(color.show(lab)), color.channels_last(truth)
+        ab, ab_truth = lab[:, 1:], color.rgb_to_lab(truth)[:, 1:]
         return Comparison(
             gray=color.channels_last(gray),
             colour=colour,
@@ -462,8 +500,12 @@ class Run:
             psnr=float(psnr(colour, true).mean()),
             colorfulness=float(colorfulness(colour).mean()),
             colorfulness_truth=float(colorfulness(true).mean()),
-            mean_ab=tuple(lab[:, 1:].mean(dim=(0, 2, 3)).tolist()),
-            mean_ab_truth=tuple(color.rgb_to_lab(truth)[:, 1:].mean(dim=(0, 2, 3)).tolist()),
+            mean_ab=tuple(ab.mean(dim=(0, 2, 3)).tolist()),
+            mean_ab_truth=tuple(ab_truth.mean(dim=(0, 2, 3)).tolist()),
+            picture_ab=ab.mean(dim=(2, 3)).tolist(),
+            picture_ab_truth=ab_truth.mean(dim=(2, 3)).tolist(),
+            ab_spread=float(ab.var(dim=(2, 3), correction=0).mean().sqrt()),
+            ab_spread_truth=float(ab_truth.var(dim=(2, 3), correction=0).mean().sqrt()),
         )
 
     def sampling(self) -> dict[str, Any]:
@@ -480,9 +522,10 @@ class Run:
             terms = self.accelerator.reduce(rows[:, :-2].contiguous(), "sum")  # the norm is the same everywhere
             rows = torch.cat([terms, rows[:, -2:]], dim=1)
         self.pending.clear()
-        for row in rows.tolist():
+        for number, row in enumerate(rows.tolist(), start=1 - len(rows)):
             self.latest = dict(zip(self.names, row, strict=True))
             self.count(self.latest)
+            self.count_window(self.latest, step=self.state.step + number)
 
     def count(self, row: dict[str, float]) -> None:
         sums, state = self.state.sums, self.state
@@ -490,7 +533,7 @@ class Run:
             sums["skipped"] = sums.get("skipped", 0) + 1
             state.skipped_in_a_row += 1
             if state.skipped_in_a_row >= BAD_STEPS_IN_A_ROW:
-                raise TrainingFailed(
+                raise Collapsed(
                     f"No finite gradient in {BAD_STEPS_IN_A_ROW} steps in a row (step {state.step}, learning rate "
                     f"{self.settings.learning_rate:g}): the run has diverged and stops. The best and the last good "
                     f"weights are kept in {self.folder.path}; train again with a lower --learning-rate."
@@ -502,6 +545,75 @@ class Run:
         for name, value in values.items():
             sums[name] = sums.get(name, 0) + value
             state.counts[name] = state.counts.get(name, 0) + 1
+
+    def count_window(self, row: dict[str, float], *, step: int) -> None:
+        """Adds a step to the window that is not full yet, and begins a new one where it is."""
+        window = self.state.window
+        if row["skipped"] or not math.isfinite(row["loss"]):
+            values = {"skipped": 1}
+        else:
+            loss = row["loss"] - sum(row.get(WEIGHTED + name, 0) for name in CRITIC_TERMS)
+            values = {"steps": 1, "loss": loss, "loss_squared": loss**2, "grad_norm": row["grad_norm"]}
+            window["grad_max"] = max(window.get("grad_max", 0.0), row["grad_norm"])
+        for name, value in values.items():
+            window[name] = window.get(name, 0) + value
+        taken, skipped = window.get("steps", 0), window.get("skipped", 0)
+        an_epoch = math.ceil(len(self.training.images) / self.global_batch)
+        if taken + skipped < max(10, math.ceil(an_epoch / WINDOWS)):
+            return
+        if taken:
+            loss, squared, norm = (window[name] / taken for name in ("loss", "loss_squared", "grad_norm"))
+            spread = max(0.0, squared - loss**2) ** 0.5
+            self.state.windows.append([step, taken, loss, spread, norm, window["grad_max"], skipped])
+        self.state.window = {}
+
+    # -- health ------------------------------------------------------------------------------------------------------
+
+    def examine_data(self) -> None:
+        """Gray photos teach gray answers: said before the first step, not after the last."""
+        every = max(1, len(self.training.images) // 256)
+        self.gray_share = float((colorfulness(self.training.images[::every]) < health.GRAY).mean())
+        if finding := health.gray_share_finding(self.gray_share):
+            self.notes.append(f"Health: {finding.line()}")
+
+    def examine(self, entry: dict[str, Any]) -> str | None:
+        """Adds what health.py finds to the epoch's entry, and says what is new. Returns a sentence of the collapse
+        that --on-collapse is about, if there is one; all processes agree."""
+        record = health.read(self.folder.name, self.config, self.history)
+        findings = health.diagnose(record)
+        entry["findings"] = [dataclasses.asdict(finding) for finding in findings]
+        known = {f["ailment"] for old in self.history[-2:-1] for f in old.get("findings", [])} | {"gray data"}
+        self.notes += [f"Health: {finding.line()}" for finding in findings if finding.ailment not in known]
+        collapses = [finding.line() for finding in findings if finding.collapse]
+        vote = torch.tensor(float(bool(collapses)), device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:  # only the main process has pictures to judge by
+            vote = self.accelerator.reduce(vote, "sum")
+        return (collapses[0] if collapses else "Another process found a collapse.") if vote.item() else None
+
+    def mark_healthy(self) -> None:
+        """The state that was just saved is where a rollback goes."""
+        if self.settings.on_collapse == "rollback" and self.accelerator.is_main_process:
+            with open(self.folder.last, "rb") as saved, replacing(self.folder.healthy) as copy_of_it:
+                shutil.copyfileobj(saved, copy_of_it)
+
+    def roll_back(self, failure: Collapsed) -> bool:
+        """Goes back to the last healthy state with a lower learning rate. False: not wanted, or not again."""
+        past, scale = self.state.rollbacks, self.state.rate_scale * SLOWER
+        if self.settings.on_collapse != "rollback" or len(past) >= ROLLBACKS:
+            return False
+        self.accelerator.wait_for_everyone()
+        checkpoint = load_checkpoint(self.folder.healthy)
+        self.pending.clear()
+        at = self.state.step
+        self.restore(checkpoint, self.accelerator.unwrap_model(self.model), self.raw_optimizer)
+        event = {"from_step": at, "to_step": self.state.step, "rate_scale": scale, "reason": str(failure)}
+        self.state.rollbacks, self.state.rate_scale = [*past, event], scale
+        self.notes.append(
+            f"Rolled back from step {at} to step {self.state.step}, the last healthy one; the learning rate is now "
+            f"{scale:g} of what was set ({len(past) + 1} of {ROLLBACKS} rollbacks). {failure}"
+        )
+        self.save_last()
+        return True
 
     def report(self, phase: str = "train", comparison: Comparison | None = None) -> Progress:
         seconds = self.state.seconds + time.monotonic() - self.clock

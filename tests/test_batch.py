@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from Project7.batch import BatchRandom
+from Project7.batch import BatchRandom, Estimate, Step
 
 
 def whole(seed: int = 5, step: int = 7, total: int = 12) -> BatchRandom:
@@ -128,6 +128,13 @@ def test_spread_is_uniform_at_every_place_of_the_batch():
     values = torch.stack([whole(step=step, total=8).spread("t") for step in range(2000)])  # (2000, 8)
     for place in range(8):
         assert_uniform(values[:, place])
+
+
+def test_what_a_method_need_not_answer_is_none():
+    """Most leave lightness alone, and without image-space terms nobody asks for an estimate."""
+    estimate = Estimate(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.arange(1), torch.ones(1))
+    assert estimate.L_hat is None
+    assert Step(torch.zeros(1), {}).estimate is None
 
 
 def assert_uniform(values: torch.Tensor) -> None:

@@ -16,10 +16,12 @@ from Project7.color import (
     lightness,
     linear_to_srgb,
     rgb_to_lab,
+    scaled,
     show,
     split,
     srgb_to_linear,
     to_uint8,
+    without_chroma,
 )
 
 MEAN, STD = torch.tensor([2.1, 8.9]), torch.tensor([12.6, 17.7])
@@ -236,6 +238,59 @@ def test_split_shifts_and_scales_each_channel_by_its_own_constant():
     torch.testing.assert_close(ab[:, 0], (lab[:, 1] - 2.1) / 12.6)
     torch.testing.assert_close(ab[:, 1], (lab[:, 2] - 8.9) / 17.7)
     torch.testing.assert_close(L[:, 0], lab[:, 0] / 50 - 1)
+
+
+def test_join_takes_a_change_of_lightness_before_ab():
+    """As a model answers that restores faded photos: L moves, and never beyond black and white."""
+    L, ab = split(channels_first(bytes_at_random(2, 8, 8, 3)), MEAN, STD)
+    plain = join(L, ab, MEAN, STD)
+    change = torch.linspace(-1.5, 1.5, 64).reshape(1, 1, 8, 8).expand(2, 1, 8, 8)
+    lab = join(L, torch.cat([change, ab], dim=1), MEAN, STD)
+    assert lab.shape == (2, 3, 8, 8)
+    assert torch.equal(lab[:, 1:], plain[:, 1:])
+    torch.testing.assert_close(lab[:, :1], (plain[:, :1] + 50 * change).clamp(0, 100))
+    assert lab[:, 0].min() == 0
+    assert lab[:, 0].max() == 100
+    unchanged = join(L, torch.cat([torch.zeros_like(L), ab], dim=1), MEAN, STD)
+    torch.testing.assert_close(unchanged, plain)
+
+
+def test_join_computes_in_float32_whatever_a_network_answers_in():
+    L, ab = split(channels_first(bytes_at_random(1, 8, 8, 3)), MEAN, STD)
+    for answer in (ab, torch.cat([torch.zeros_like(L), ab], dim=1)):
+        lab = join(L, answer.bfloat16(), MEAN, STD)
+        assert lab.dtype == torch.float32
+        torch.testing.assert_close(lab[:, 0], (L[:, 0] + 1) * 50)  # L keeps all its digits
+        torch.testing.assert_close(lab, join(L, ab, MEAN, STD), rtol=0.01, atol=0.1)
+
+
+def test_scaled_brings_the_channels_of_lab_to_one_order():
+    assert scaled(torch.tensor([100.0, 110.0, -110.0])[:, None, None]).flatten().tolist() == [1, 1, -1]
+    lab = rgb_to_lab(channels_first(bytes_at_random(2, 5, 4, 6, 3)))  # any leading dimensions
+    torch.testing.assert_close(scaled(lab), lab / torch.tensor([100.0, 110.0, 110.0])[:, None, None])
+    extreme = scaled(rgb_to_lab(channels_first(extreme_colours())))
+    assert extreme.abs().max() < 1.001
+    assert scaled(lab.bfloat16()).dtype == torch.float32
+
+
+def test_scaled_is_differentiable():
+    lab = torch.zeros(1, 3, 1, 1, requires_grad=True)
+    scaled(lab).sum().backward()
+    torch.testing.assert_close(lab.grad.flatten(), torch.tensor([1 / 100, 1 / 110, 1 / 110]))
+
+
+def test_without_chroma_is_the_gray_picture_of_a_lightness():
+    rgb = channels_first(np.concatenate([bytes_at_random(121, 11, 3), extreme_colours()], 1))[None]
+    found = without_chroma(lightness(rgb))
+    assert found.dtype == torch.uint8
+    assert found.shape == rgb.shape
+    assert torch.equal(found[:, 0], found[:, 1])
+    assert torch.equal(found[:, 1], found[:, 2])
+    assert (found.int() - gray(rgb).int()).abs().max() <= 1  # rounded once more on the way
+    ends = without_chroma(torch.tensor([-1.0, 1.0])[None, None, None])
+    assert ends[0, 0, 0].tolist() == [0, 255]
+    beyond = without_chroma(torch.tensor([-1.5, 1.5])[None, None, None])
+    assert torch.equal(beyond, ends)  # a restored L may overshoot
 
 
 def test_lightness_is_the_L_of_split():

@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from Project7.config import (
+    LOSS_WEIGHTS,
+    PRESETS,
     SECTIONS,
+    ClassificationConfig,
     ColorizeConfig,
     DataConfig,
     DiffusionConfig,
+    LossConfig,
     ObjectiveConfig,
+    RegressionConfig,
     RunConfig,
     TrainingConfig,
     build,
@@ -22,13 +27,15 @@ from Project7.config import (
     from_json,
     setting_fields,
     to_json,
+    with_defaults,
 )
 from Project7.errors import UsageError
 from Project7.flags import default_text
 
 FILE = "models/my-model/config.json"
 V2_SECTIONS = SECTIONS | {"objective": ObjectiveConfig}
-CONFIGS = [*V2_SECTIONS.values(), ColorizeConfig]
+REGRESSION_SECTIONS = SECTIONS | {"model": RegressionConfig, "loss": LossConfig}
+CONFIGS = [*V2_SECTIONS.values(), RegressionConfig, LossConfig, ColorizeConfig]
 FIELDS = [
     pytest.param(config, name, id=f"{config.__name__}.{name}")
     for config in CONFIGS
@@ -37,9 +44,9 @@ FIELDS = [
 ]
 
 
-def json_of(**changes) -> str:
-    """The default configuration of the V2 recipe as JSON; `section__key=value` changes or adds a key."""
-    raw = json.loads(to_json(RunConfig(objective=ObjectiveConfig())))
+def json_of(start: RunConfig | None = None, **changes) -> str:
+    """A configuration, that of the V2 recipe by default, as JSON; `section__key=value` changes or adds a key."""
+    raw = json.loads(to_json(start or RunConfig(objective=ObjectiveConfig())))
     for place, value in changes.items():
         section, key = place.split("__")
         raw[section][key] = value
@@ -161,7 +168,7 @@ def test_a_key_that_stands_twice_is_named():
         ({"model__ab_std": [1.0]}, "model.ab_std.1"),
         ({"model__hints": "perhaps"}, "model.hints"),
         ({"model__prediction_type": "sample"}, "model.prediction_type"),
-        ({"model__method": "regression"}, "model.method"),
+        ({"model__method": "restoration"}, "model.method"),
         ({"data__data": 3}, "data.data"),
         ({"data__limit": 0}, "data.limit"),
         ({"training__epochs": None}, "training.epochs"),
@@ -175,6 +182,12 @@ def test_a_key_that_stands_twice_is_named():
 )
 def test_a_wrong_key_or_value_is_named_with_its_file(changes, key):
     assert f"{key}: " in refusal(json_of(**changes))
+
+
+@pytest.mark.parametrize("method", ["restoration", "Diffusion", "", None, 3])
+def test_an_unknown_method_is_said_with_the_three_that_there_are(method):
+    message = refusal(json_of(model__method=method))
+    assert "model.method: Input should be diffusion or classification or regression" in message
 
 
 def test_an_unknown_section_is_named():
@@ -205,19 +218,22 @@ def test_a_field_is_described_and_its_default_can_be_typed(config, name):
     assert not field.description.endswith(".")
     assert extra(field, "fixed") in (True, False)
     assert not field.is_required()
-    assert getattr(build(config, {name: default_text(field.default)}), name) == field.default
+    typed = getattr(build(config, {name: default_text(field.default)}), name)
+    assert typed == getattr(config(), name)
+    if not name.endswith("_weight") or config is not LossConfig:  # None there is: as the loss has it
+        assert typed == field.default
 
 
 @pytest.mark.parametrize(("config", "name"), FIELDS)
 def test_a_number_has_a_lower_bound(config, name):
     """Except the pair that may be negative: without a bound, 0 or -1 fails deep inside, hours later."""
     field = config.model_fields[name]
-    if name != "ab_mean" and field.annotation in (int, float, int | None):
+    if name != "ab_mean" and field.annotation in (int, float, int | None, float | None):
         bounds = {type(rule).__name__ for rule in field.metadata}
         assert bounds & {"Ge", "Gt"}, f"{name} has no lower bound"
 
 
-@pytest.mark.parametrize("sections", [SECTIONS, V2_SECTIONS], ids=["MSE", "V2"])
+@pytest.mark.parametrize("sections", [SECTIONS, V2_SECTIONS, REGRESSION_SECTIONS], ids=["MSE", "V2", "regression"])
 def test_no_setting_stands_in_two_sections(sections):
     fields = setting_fields(sections)
     assert len(fields) == sum(len(c.model_fields) for c in sections.values()) - 1, "all but `method`"
@@ -229,6 +245,8 @@ def test_each_recipe_has_its_own_settings():
     """Whichever is asked for first: nothing of one recipe may be left over in the other."""
     assert "gan" not in setting_fields(SECTIONS)
     assert setting_fields(V2_SECTIONS)["gan"][0] == "objective"
+    assert setting_fields(REGRESSION_SECTIONS)["perceptual_weight"][0] == "loss"
+    assert setting_fields(V2_SECTIONS)["perceptual_weight"][0] == "objective"
     assert "gan" not in setting_fields(SECTIONS)
 
 
@@ -367,6 +385,23 @@ def test_a_folder_may_be_called_anything(path):
         (ObjectiveConfig, {"gan_width": "513"}, "--gan-width 513: "),
         (ObjectiveConfig, {"feature_matching_weight": "-0.1"}, "--feature-matching-weight -0.1: "),
         (ObjectiveConfig, {"stage1_epochs": "-1"}, "--stage1-epochs -1: "),
+        (RegressionConfig, {"model_channels": "3"}, "--model-channels 3: "),
+        (RegressionConfig, {"channel_multipliers": "1,0"}, "--channel-multipliers 0: "),
+        (RegressionConfig, {"chroma_scale": "3"}, "--chroma-scale 3: "),
+        (RegressionConfig, {"outputs": "rgb"}, "--outputs rgb: "),
+        (RegressionConfig, {"fade": "0.96"}, "--fade 0.96: "),
+        (RegressionConfig, {"fade": "-0.1"}, "--fade -0.1: "),
+        (RegressionConfig, {"ab_std": "0,17.7"}, "ab_std is (0.0, 17.7)"),
+        (LossConfig, {"loss": "fancy"}, "--loss fancy: "),
+        (LossConfig, {"loss": "enhanced", "preset": "lively"}, "--preset lively: "),
+        (LossConfig, {"preset": "lively"}, "--preset lively: "),
+        (LossConfig, {"ab_weight": "-1"}, "--ab-weight -1: "),
+        (LossConfig, {"ab_weight": "1001"}, "--ab-weight 1001: "),
+        (LossConfig, {"lab_weight": "nan"}, "--lab-weight nan: "),
+        (LossConfig, {"perceptual_weight": "much"}, "--perceptual-weight much: "),
+        (LossConfig, {"loss": "enhanced", "l_weight": "inf"}, "--l-weight inf: "),
+        (LossConfig, {"perceptual_net": "vgg16"}, "--perceptual-net vgg16: "),
+        (LossConfig, {"perceptual_weights": ""}, "--perceptual-weights"),
         (ColorizeConfig, {"sampler": "magic"}, "--sampler magic: "),
         (ColorizeConfig, {"steps": "0"}, "--steps 0: "),
     ],
@@ -407,6 +442,251 @@ def test_what_lies_just_within_the_bounds_is_taken(config, given):
 @pytest.mark.parametrize(("typed", "scale"), [("1", 1), ("2", 2), (2, 2)])
 def test_a_choice_of_numbers_can_be_typed(typed, scale):
     assert build(DiffusionConfig, {"chroma_scale": typed}).chroma_scale == scale
+
+
+# -- the loss of direct regression -----------------------------------------------------------------------------------
+
+ALL_WEIGHTS = [name for name in LossConfig.model_fields if name.endswith("_weight")]
+DOCUMENTS_TABLE = {  # perceptual, l, ab, saturation
+    "conservative": (0.5, 0.3, 2.0, 0.3),
+    "balanced": (0.5, 0.3, 3.0, 0.5),
+    "vibrant": (0.3, 0.2, 4.0, 1.0),
+    "maximum": (0.2, 0.2, 5.0, 1.5),
+}
+
+
+def weights_of(config: LossConfig) -> dict[str, float]:
+    return {name: getattr(config, name) for name in ALL_WEIGHTS if getattr(config, name) is not None}
+
+
+def test_a_loss_brings_the_weights_of_its_document():
+    assert weights_of(LossConfig()) == {
+        "perceptual_weight": 1.0,
+        "lab_weight": 1.0,
+        "ab_weight": 2.0,
+        "diversity_weight": 0.0,
+    }
+    assert weights_of(LossConfig(loss="weighted")) == {"perceptual_weight": 0.0, "ab_weight": 1.0}
+    assert weights_of(LossConfig(loss="enhanced")) == {
+        "perceptual_weight": 0.5,
+        "l_weight": 0.3,
+        "ab_weight": 3.0,
+        "saturation_weight": 0.5,
+        "a_weight": 1.0,
+        "b_weight": 1.0,
+    }
+    assert LossConfig().preset is LossConfig(loss="weighted").preset is None
+    assert LossConfig(loss="enhanced").preset == "balanced"
+    for loss, weights in LOSS_WEIGHTS.items():
+        assert weights_of(LossConfig(loss=loss)) == weights
+
+
+@pytest.mark.parametrize("preset", DOCUMENTS_TABLE)
+def test_a_preset_brings_the_weights_of_the_documents_table(preset):
+    config = build(LossConfig, {"loss": "enhanced", "preset": preset})
+    found = config.perceptual_weight, config.l_weight, config.ab_weight, config.saturation_weight
+    assert found == DOCUMENTS_TABLE[preset]
+    assert (config.a_weight, config.b_weight) == (1, 1)
+    assert set(PRESETS) == set(DOCUMENTS_TABLE)
+
+
+@pytest.mark.parametrize("loss", LOSS_WEIGHTS)
+def test_what_is_given_counts_more_than_what_the_loss_or_its_preset_brings(loss):
+    for name in LOSS_WEIGHTS[loss]:
+        config = build(LossConfig, {"loss": loss, name: "0.125"})
+        assert weights_of(config) == LOSS_WEIGHTS[loss] | {name: 0.125}
+    config = build(LossConfig, {"loss": "enhanced", "preset": "maximum", "l_weight": "0", "b_weight": "2.5"})
+    assert (config.l_weight, config.b_weight, config.ab_weight) == (0, 2.5, 5)
+
+
+def test_none_is_what_the_loss_and_its_preset_bring():
+    """A stored configuration has null where a loss has no term; and a person may answer none."""
+    config = build(LossConfig, {"loss": "enhanced", "preset": "none", "saturation_weight": "none"})
+    assert config == LossConfig(loss="enhanced")
+    assert LossConfig(**LossConfig(loss="weighted").model_dump()) == LossConfig(loss="weighted")
+
+
+def test_a_recipe_with_another_default_loss_has_that_ones_weights():
+    restoration = with_defaults(LossConfig, loss="enhanced")
+    assert weights_of(restoration()) == LOSS_WEIGHTS["enhanced"]
+    assert restoration().preset == "balanced"
+    assert weights_of(build(restoration, {"preset": "vibrant"})) == LOSS_WEIGHTS["enhanced"] | PRESETS["vibrant"]
+    assert weights_of(build(restoration, {"loss": "weighted"})) == LOSS_WEIGHTS["weighted"]
+    assert weights_of(LossConfig()) == LOSS_WEIGHTS["simple"]
+
+
+FOREIGN = [
+    (loss, name) for loss, own in LOSS_WEIGHTS.items() for name in ALL_WEIGHTS if name not in own and name != "loss"
+]
+
+
+@pytest.mark.parametrize(("loss", "name"), FOREIGN)
+def test_a_weight_that_the_loss_has_no_term_for_is_refused_with_the_losses_that_do(loss, name):
+    with pytest.raises(UsageError) as caught:
+        build(LossConfig, {"loss": loss, name: "0.5"})
+    message = str(caught.value)
+    assert message.startswith(f"the {loss} loss has no term for --{name.replace('_', '-')}")
+    owners = {other for other, own in LOSS_WEIGHTS.items() if name in own}
+    assert owners
+    assert {other for other in LOSS_WEIGHTS if f"--loss {other}" in message} == owners
+    build(LossConfig, {"loss": loss, name: "0"})  # which asks for nothing
+
+
+@pytest.mark.parametrize(
+    ("given", "cure"),
+    [
+        ({"preset": "vibrant"}, "--loss enhanced"),
+        ({"loss": "weighted", "preset": "balanced"}, "--loss enhanced"),
+        ({"loss": "weighted", "ab_weight": "0"}, "leave out one of them"),
+        ({"perceptual_weight": "0", "lab_weight": "0", "ab_weight": "0"}, "leave out one of them"),
+        ({"perceptual_net": "random", "perceptual_weights": "alexnet.pth"}, "--perceptual-net alex"),
+    ],
+)
+def test_a_loss_that_cannot_be_is_refused_with_its_cure(given, cure):
+    with pytest.raises(UsageError) as caught:
+        build(LossConfig, given)
+    assert cure in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("alone", ["perceptual_weight", "l_weight", "ab_weight", "saturation_weight"])
+def test_one_weight_above_0_is_enough(alone):
+    others = dict.fromkeys(PRESETS["balanced"], 0.0) | {alone: 1.0}
+    assert getattr(LossConfig(loss="enhanced", **others), alone) == 1
+
+
+def test_an_ab_term_of_which_neither_a_nor_b_counts_is_none():
+    """Alone it would be a loss of 0 whatever the colours: a run that learns nothing, and says nothing."""
+    nothing = {"perceptual_weight": 0, "l_weight": 0, "saturation_weight": 0, "a_weight": 0, "b_weight": 0}
+    with pytest.raises(ValidationError, match="one must be above"):
+        LossConfig(loss="enhanced", **nothing)
+    assert LossConfig(loss="enhanced", **(nothing | {"b_weight": 1})).ab_weight == 3
+
+
+def test_a_loss_may_be_changed_on_the_way_and_its_weights_follow_it():
+    fields = LossConfig.model_fields
+    assert not any(extra(field, "fixed") for field in fields.values())
+    assert {name: extra(field, "follows") for name, field in fields.items() if extra(field, "follows")} == {
+        "preset": ("loss",),
+        **dict.fromkeys(ALL_WEIGHTS, ("loss", "preset")),
+    }
+
+
+def regression_run(**changes) -> RunConfig:
+    return RunConfig(**{"model": RegressionConfig(), "loss": LossConfig(), **changes})
+
+
+WEIGHT = st.floats(0, 1000)
+
+
+@settings(max_examples=50)
+@given(
+    loss=st.one_of(
+        st.builds(LossConfig, loss=st.just("simple"), lab_weight=WEIGHT, diversity_weight=WEIGHT),
+        st.builds(LossConfig, loss=st.just("weighted"), perceptual_weight=WEIGHT),
+        st.builds(
+            LossConfig,
+            loss=st.just("enhanced"),
+            preset=st.sampled_from([None, *PRESETS]),
+            saturation_weight=st.none() | WEIGHT,
+            b_weight=WEIGHT,
+            perceptual_net=st.sampled_from(["alex", "vgg"]),
+            perceptual_weights=st.none() | st.text(st.characters(codec="utf-8"), min_size=1),
+        ),
+    ),
+    multipliers=st.lists(st.integers(1, 64), min_size=1, max_size=8).map(tuple),
+    fade=st.floats(0, 0.95),
+)
+def test_every_loss_survives_json(loss, multipliers, fade):
+    config = regression_run(loss=loss, model=RegressionConfig(channel_multipliers=multipliers, fade=fade))
+    assert from_json(to_json(config), FILE) == config
+
+
+def test_a_stored_loss_keeps_its_weights_whatever_its_preset_says_today():
+    """All weights are written out: a preset that is changed in the code does not change a model that exists."""
+    text = json_of(regression_run(loss=LossConfig(loss="enhanced")), loss__ab_weight=2.75, loss__saturation_weight=0)
+    loss = from_json(text, FILE).loss
+    assert (loss.preset, loss.ab_weight, loss.saturation_weight) == ("balanced", 2.75, 0)
+
+
+def test_a_configuration_of_before_the_losses_is_read():
+    raw = json.loads(to_json(RunConfig()))
+    del raw["loss"]
+    assert from_json(json.dumps(raw), FILE) == RunConfig()
+    assert RunConfig().loss is None
+    assert from_json(json_of(RunConfig(model=RegressionConfig())), FILE).loss is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"loss__loss": "fancy"}, "loss.loss"),
+        ({"loss__loss": ["simple"]}, "loss.loss"),
+        ({"loss__preset": "lively"}, "loss.preset"),
+        ({"loss__preset": {"a": 1}}, "loss.preset"),
+        ({"loss__ab_weight": "much"}, "loss.ab_weight"),
+        ({"loss__ab_weight": -1}, "loss.ab_weight"),
+        ({"loss__colour": 1}, "loss.colour"),
+        ({"loss__perceptual_net": "vgg19"}, "loss.perceptual_net"),
+        ({"model__model_channels": 0}, "model.model_channels"),
+        ({"model__channel_multipliers": [1, 65]}, "model.channel_multipliers.1"),
+        ({"model__outputs": "rgb"}, "model.outputs"),
+        ({"model__fade": 1}, "model.fade"),
+        ({"model__features": [64]}, "model.features"),
+    ],
+)
+def test_a_wrong_key_of_a_loss_or_a_regression_model_is_named_with_its_file(changes, key):
+    assert f"{key}: " in refusal(json_of(regression_run(), **changes))
+
+
+def test_a_foreign_weight_in_a_file_is_refused_with_the_file():
+    assert "--saturation-weight" in refusal(json_of(regression_run(), loss__saturation_weight=0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": DiffusionConfig()}, "for a regression model"),
+        ({"model": ClassificationConfig()}, "for a regression model"),
+        ({"objective": ObjectiveConfig()}, "without further objectives"),
+        (
+            {"model": RegressionConfig(outputs="lab"), "loss": LossConfig(loss="weighted")},
+            "--loss simple or enhanced",
+        ),
+        ({"data": DataConfig(image_size=31)}, "--image-size 31 is too small"),
+        (
+            {"data": DataConfig(image_size=16), "loss": LossConfig(loss="weighted", perceptual_weight=0.01)},
+            "--perceptual-weight 0",
+        ),
+    ],
+)
+def test_a_run_whose_parts_do_not_go_together_is_refused_with_its_cure(changes, said):
+    with pytest.raises(ValidationError) as caught:
+        regression_run(**changes)
+    assert said in str(caught.value)
+    with pytest.raises(UsageError) as caught:  # by flags, as a recipe builds it
+        build(RunConfig, {"model": RegressionConfig(), "loss": LossConfig(), **changes})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"loss": None},
+        {"loss": None, "data": DataConfig(image_size=8)},
+        {"data": DataConfig(image_size=32)},
+        {"data": DataConfig(image_size=8), "loss": LossConfig(loss="weighted")},
+        {"data": DataConfig(image_size=16), "loss": LossConfig(loss="enhanced", perceptual_weight=0)},
+        {"model": RegressionConfig(outputs="lab"), "loss": LossConfig(loss="enhanced")},
+        {"model": RegressionConfig(outputs="lab")},
+        {"model": DiffusionConfig(), "loss": None, "objective": ObjectiveConfig()},
+    ],
+)
+def test_a_run_whose_parts_go_together_is_taken_and_survives_json(changes):
+    config = regression_run(**changes)
+    assert from_json(to_json(config), FILE) == config
 
 
 # -- differences -----------------------------------------------------------------------------------------------------

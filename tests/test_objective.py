@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from Project7 import color, losses
 from Project7.batch import Batch, BatchRandom, Estimate, Step
-from Project7.config import DiffusionConfig, ObjectiveConfig
+from Project7.config import LOSS_WEIGHTS, PRESETS, DiffusionConfig, LossConfig, ObjectiveConfig, RegressionConfig
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.discriminator import adversarial_loss, discriminator_loss, feature_matching_loss
+from Project7.losses import make_loss
 from Project7.objective import Objective
 from Project7.perceptual_loss import WeightsMissing
+from Project7.regression_model import RegressionColorizer
 
 SIZE = 16
 AB_MEAN, AB_STD = torch.tensor([2.1, 8.9]), torch.tensor([12.6, 17.7])
@@ -58,6 +61,10 @@ def make_batch(count: int = 6, image_share: float = 0.5, step: int = 0) -> Batch
 def an_estimate(count: int = 3, weight: float = 1.0) -> Estimate:
     truth = rand(count, 2, SIZE, SIZE, seed=3)
     return Estimate((-truth).requires_grad_(), truth, torch.arange(count), torch.full((count,), weight))
+
+
+def part_of(estimate: Estimate, own: slice) -> Estimate:
+    return Estimate(*(None if values is None else values[own] for values in estimate))
 
 
 def settle(objective: Objective) -> Objective:
@@ -189,7 +196,7 @@ def test_terms_are_those_of_their_equations():
     terms = objective.terms(step, batch, AB_MEAN, AB_STD, ALL_TERMS)
     assert list(terms) == ["mse", "perceptual", "adversarial", "feature_matching"]
     assert torch.equal(terms["mse"], step.loss)
-    L, (ab_hat, truth, _, weight) = batch.L[[1, 3]], estimate
+    L, (ab_hat, truth, _, weight, _) = batch.L[[1, 3]], estimate
     with torch.no_grad():
         fake, real = objective.discriminator(L, ab_hat), objective.discriminator(L, truth)
         distance = objective.perceptual.of_chroma(L, ab_hat, truth, AB_MEAN, AB_STD)
@@ -266,7 +273,7 @@ def test_a_batch_without_low_noise_adds_nothing_and_no_nan():
     """K = 0: the terms are empty, and everything that a step does goes on."""
     objective, model, batch = make(gan=True, feature_matching_weight=1.0), tiny(), make_batch(2)
     step = model(batch)
-    none = Estimate(*(values[:0] for values in step.estimate))
+    none = part_of(step.estimate, slice(0, 0))
     terms = objective.terms(step._replace(estimate=none), batch, AB_MEAN, AB_STD, ALL_TERMS)
     assert {len(terms[name]) for name in ALL_TERMS} == {0, 2}
     sum(values.sum() for values in terms.values()).backward()
@@ -364,7 +371,7 @@ def gradients_after(objective: Objective, *parts: tuple[Estimate, Tensor, float]
 
 def test_gradients_of_micro_steps_add_up_to_that_of_the_batch():
     L, estimate = rand(4, 1, SIZE, SIZE, seed=1), an_estimate(4)
-    halves = [(Estimate(*(v[own] for v in estimate)), L[own], 1 / 4) for own in (slice(0, 1), slice(1, 4))]
+    halves = [(part_of(estimate, own), L[own], 1 / 4) for own in (slice(0, 1), slice(1, 4))]
     whole = gradients_after(settle(make(gan=True)), (estimate, L, 1 / 4))
     for ours, expected in zip(gradients_after(settle(make(gan=True)), *halves), whole, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
@@ -373,7 +380,7 @@ def test_gradients_of_micro_steps_add_up_to_that_of_the_batch():
 def test_two_processes_make_the_step_of_one():
     """Each has the gradient of its part; the sum is reduced, and then clipped, as one process would have had it."""
     L, estimate = rand(4, 1, SIZE, SIZE, seed=1), an_estimate(4)
-    first, second = ((Estimate(*(v[own] for v in estimate)), L[own], 1 / 4) for own in (slice(0, 1), slice(1, 4)))
+    first, second = ((part_of(estimate, own), L[own], 1 / 4) for own in (slice(0, 1), slice(1, 4)))
     other = torch.cat([g.flatten() for g in gradients_after(settle(make(gan=True)), second)])
     two_processes = types.SimpleNamespace(num_processes=2, reduce=lambda gradient, how: gradient + other)
     shared, alone = settle(make(gan=True)), settle(make(gan=True))
@@ -587,3 +594,196 @@ def test_a_critic_without_its_optimizer_is_kept_and_what_is_missing_is_said():
     expected = objective.discriminator.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in again.discriminator.state_dict().items())
     assert not again.critic_optimizer.state
+
+
+# ---- a loss of losses.py in place of the method's own
+
+EVERY_TERM = {  # of each loss, each with a weight; LPIPS by an untrained network
+    "simple": {"loss": "simple", "diversity_weight": 0.1},
+    "weighted": {"loss": "weighted", "perceptual_weight": 0.01},
+    "enhanced": {"loss": "enhanced", "preset": "vibrant", "a_weight": 1.5, "b_weight": 0.5},
+}
+every_loss = pytest.mark.parametrize("kind", EVERY_TERM)
+
+
+def with_loss(image_size: int = 32, **settings) -> Objective:
+    config = LossConfig(**{"perceptual_net": "random", **settings})
+    objective = Objective(None, loss=config, image_size=image_size, device=torch.device("cpu"))
+    objective.begin(0)
+    return objective
+
+
+def regression(**changes) -> RegressionColorizer:
+    torch.manual_seed(0)
+    return RegressionColorizer(RegressionConfig(**{"model_channels": 8, "channel_multipliers": (1, 2), **changes}))
+
+
+def photos(count: int = 3, size: int = 32, seed: int = 0) -> Tensor:
+    """Of muted colours, so that a mix of two of them in Lab is still a colour of sRGB."""
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 0.3 + 0.35
+
+
+def answered(rgb: Tensor, truth: Tensor, *, restores: bool) -> tuple[Step, Batch, Tensor]:
+    """What a method would have handed over that answers `rgb`, of which only ab counts unless it `restores` L."""
+    (L_hat, ab_hat), (L, ab) = (color.split(picture, AB_MEAN, AB_STD) for picture in (rgb, truth))
+    count = len(rgb)
+    everywhere = torch.arange(count), torch.ones(count)
+    step = Step(torch.full((count,), 7.0), {}, Estimate(ab_hat, ab, *everywhere, L_hat if restores else None))
+    seen = color.lab_to_rgb(color.join(L_hat if restores else L, ab_hat, AB_MEAN, AB_STD))
+    assert seen.min() >= 0
+    assert seen.max() <= 1
+    return step, Batch(L, ab, BatchRandom(0, 0, 0, count, count), 1.0), seen
+
+
+@pytest.mark.parametrize("restores", [False, True], ids=["ab", "lab"])
+@every_loss
+def test_the_terms_are_those_of_the_loss_called_on_the_pictures(kind, restores):
+    """In RGB as the documents call it, and with the lightness of the truth where the method leaves it alone."""
+    objective = with_loss(**EVERY_TERM[kind])
+    truth = photos(seed=1)
+    step, batch, seen = answered(photos(), truth, restores=restores)
+    weights = objective.weights(0)
+    terms = objective.terms(step, batch, AB_MEAN, AB_STD, weights)
+    loss = make_loss(LossConfig(**EVERY_TERM[kind], perceptual_net="random"), "cpu")
+    total, expected = loss(seen, truth)
+    assert terms.keys() == expected.keys() == weights.keys()
+    assert all(values.shape == (3,) for values in terms.values())
+    means = {name: values.mean().item() for name, values in terms.items()}
+    assert means == pytest.approx({name: value.item() for name, value in expected.items()}, rel=2e-3, abs=1e-7)
+    assert sum(weights[name] * mean for name, mean in means.items()) == pytest.approx(total.item(), rel=1e-3)
+    if kind == "enhanced":
+        assert (means["l_luminance"] > 1e-4) == restores  # 0 by construction for a model of ab alone
+        assert restores or means["l_luminance"] == 0
+
+
+@every_loss
+def test_the_weights_are_those_of_the_configuration_from_the_first_step_to_the_last(kind):
+    objective = with_loss(**EVERY_TERM[kind])
+    expected = {
+        "simple": {"perceptual": 1.0, "lab": 1.0, "ab": 2.0, "diversity": 0.1},
+        "weighted": {"ab": 1.0, "perceptual": 0.01},
+        "enhanced": {"perceptual": 0.3, "l_luminance": 0.2, "ab_chrominance": 4.0, "saturation": 1.0},
+    }[kind]
+    assert objective.begin(0) == objective.begin(50) == 0  # no stages
+    assert objective.weights(0) == objective.weights(10_000) == objective.validation_weights() == expected
+    assert objective.image_share == 1  # every sample, in every epoch
+    assert not objective.has_critic
+    objective.weights(0).clear()  # what is handed out is the caller's own
+    assert objective.weights(0) == expected
+
+
+@every_loss
+def test_the_name_says_every_term_with_its_weight_and_its_network(kind):
+    objective = with_loss(**EVERY_TERM[kind])
+    assert objective.name == objective.score_name
+    for name, weight in objective.weights(0).items():
+        assert f"{weight:g} {name}" in objective.name
+    assert "LPIPS of a random AlexNet, untrained" in objective.name
+    assert "LPIPS" not in with_loss(**{**EVERY_TERM[kind], "perceptual_weight": 0}).name
+
+
+DIFFERENT = [
+    *({"loss": kind} for kind in LOSS_WEIGHTS),
+    *({"loss": "enhanced", "preset": preset} for preset in PRESETS if preset != "balanced"),
+    {"loss": "simple", "diversity_weight": 0.01},
+    {"loss": "weighted", "perceptual_weight": 0.01},
+    {"loss": "enhanced", "a_weight": 2.0},
+    {"loss": "enhanced", "b_weight": 2.0},
+    {"loss": "simple", "perceptual_weight": 0, "lab_weight": 0, "ab_weight": 1},
+]
+
+
+def test_losses_that_cannot_be_compared_have_different_names():
+    """The best validation loss is kept under its name: after another loss or weight it must be measured anew."""
+    names = [with_loss(**settings).score_name for settings in DIFFERENT]
+    alike = {name: [s for s, n in zip(DIFFERENT, names, strict=True) if n == name] for name in names}
+    assert {name: settings for name, settings in alike.items() if len(settings) > 1} == {}
+    assert with_loss(loss="enhanced").score_name == with_loss(loss="enhanced", preset="balanced").score_name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("outputs", ["ab", "lab"])
+@every_loss
+def test_every_term_of_a_loss_reaches_the_network(kind, outputs, precision):
+    """Each but L of a model that leaves it alone; and variety, which the first, nearly flat answers have least."""
+    objective, model = with_loss(**EVERY_TERM[kind]), regression(outputs=outputs)
+    L, ab = color.split(photos(seed=1), AB_MEAN, AB_STD)
+    batch = Batch(L, ab, BatchRandom(3, 0, 0, 3, 3), objective.image_share)
+    for name in objective.weights(0):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            values = objective.terms(model(batch), batch, AB_MEAN, AB_STD, objective.weights(0))[name]
+        assert values.dtype == torch.float32
+        if name == "l_luminance" and outputs == "ab":
+            assert not values.any()
+            continue
+        values.sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+        assert model.unet.enter.weight.grad.any()
+
+
+@every_loss
+def test_two_parts_of_a_batch_add_up_to_the_whole_under_a_loss(kind):
+    objective = with_loss(**EVERY_TERM[kind])
+    step, batch, _ = answered(photos(4), photos(4, seed=1), restores=True)
+    whole = objective.terms(step, batch, AB_MEAN, AB_STD, objective.weights(0))
+    sums = dict.fromkeys(whole, 0.0)
+    for start, stop in ((0, 1), (1, 4)):
+        own = slice(start, stop)
+        part = part_of(step.estimate, own)._replace(places=torch.arange(stop - start))
+        piece = Batch(batch.L[own], batch.ab[own], BatchRandom(0, 0, start, stop - start, 4), 1.0)
+        values = objective.terms(Step(step.loss[own], {}, part), piece, AB_MEAN, AB_STD, objective.weights(0))
+        sums = {name: sums[name] + values[name].sum().item() for name in sums}
+    assert sums == pytest.approx({name: values.sum().item() for name, values in whole.items()}, rel=1e-4)
+
+
+def test_an_estimate_of_some_of_the_samples_is_compared_with_their_own_lightness():
+    """A wrong pairing of places would compare one photo's colours on another's L."""
+    objective = with_loss(loss="simple")
+    step, batch, _ = answered(photos(3), photos(3, seed=1), restores=False)
+    whole = objective.terms(step, batch, AB_MEAN, AB_STD, objective.weights(0))
+    places = torch.tensor([2, 0])
+    some = Estimate(*(values[places] for values in step.estimate[:2]), places, torch.ones(2))
+    for name, values in objective.terms(
+        step._replace(estimate=some), batch, AB_MEAN, AB_STD, objective.weights(0)
+    ).items():
+        torch.testing.assert_close(values, whole[name][places], rtol=1e-4, atol=1e-7)
+
+
+def test_a_loss_without_a_perceptual_weight_builds_no_network(monkeypatch):
+    monkeypatch.setattr(losses, "load_lpips", lambda *arguments: pytest.fail("a network was asked for"))
+    for kind in EVERY_TERM:
+        objective = with_loss(image_size=8, **{**EVERY_TERM[kind], "perceptual_weight": 0})
+        assert objective.loss.perceptual is objective.perceptual is objective.discriminator is None
+
+
+def test_lpips_that_cannot_be_had_is_never_replaced_in_silence(tmp_path):
+    with pytest.raises(WeightsMissing, match="--perceptual-net random"):
+        with_loss(perceptual_net="alex", perceptual_weights=str(tmp_path / "none.pth"))
+
+
+@every_loss
+def test_the_state_of_a_loss_is_its_weights_and_there_is_nothing_to_take_over(kind):
+    objective = with_loss(**EVERY_TERM[kind])
+    state = stored(objective)
+    assert state == {f"{name}_weight": weight for name, weight in objective.weights(0).items()}
+    other = with_loss(loss="simple", ab_weight=9)
+    assert other.load_state_dict(state) is None
+    assert other.weights(0)["ab"] == 9  # that of the settings, not of the file
+    assert other.load_state_dict(stored(taught())) is None
+
+
+def test_after_a_micro_step_that_failed_a_loss_goes_on():
+    objective = with_loss(loss="weighted")
+    objective.forget_gradients()
+    step, batch, _ = answered(photos(), photos(seed=1), restores=False)
+    assert objective.terms(step, batch, AB_MEAN, AB_STD, objective.weights(0))["ab"].isfinite().all()
+
+
+def test_without_a_loss_a_regression_model_has_its_squared_error():
+    objective = Objective(None, image_size=32, device=torch.device("cpu"), own=RegressionColorizer.LOSS)
+    objective.begin(0)
+    assert objective.name == "1 mse"
+    step, batch, _ = answered(photos(), photos(seed=1), restores=False)
+    terms = objective.terms(step, batch, AB_MEAN, AB_STD, objective.weights(0))
+    assert {name: values.tolist() for name, values in terms.items()} == {"mse": [7, 7, 7]}

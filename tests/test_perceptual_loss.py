@@ -1,32 +1,35 @@
-"""perceptual_loss.py: torchvision's VGG16 to the bit, a distance with gradients everywhere, and no silent fallback."""
+"""perceptual_loss.py: torchvision's VGG16 to the bit, LPIPS as its package has it, gradients everywhere, and no silent
+fallback."""
 
 import os
 import pickle
 import socket
 import urllib.error
 import urllib.request
+import warnings
 
+import lpips
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from Project7 import color, perceptual_loss
-from Project7.perceptual_loss import PerceptualLoss, WeightsMissing, load_perceptual
+from Project7.perceptual_loss import LPIPS, PerceptualLoss, WeightsMissing, load_lpips, load_perceptual
 
-load = (
-    load_perceptual.__wrapped__
-)  # without its cache: what is in a file or behind the network differs from test to test
+# Without their cache: what is in a file or behind the network differs from test to test.
+load, load_similarity = load_perceptual.__wrapped__, load_lpips.__wrapped__
 AB_MEAN, AB_STD = torch.tensor([2.1, 8.9]), torch.tensor([12.6, 17.7])
 FILE_NAME = "vgg16-397923af.pth"  # as torchvision's cache calls it
+FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": FILE_NAME}
+TRUNKS = {"alex": "AlexNet", "vgg": "VGG16"}
 THE_THREE_WAYS = ("--perceptual-weights FILE", "--perceptual-net random", "--perceptual-weight 0")
 
 
-@pytest.fixture(scope="module")
-def vgg16() -> nn.Sequential:
-    """torchvision's own vgg16().features with random weights; its classifier's 120 M weights stay imaginary."""
+def made_up(build) -> nn.Sequential:
+    """The `features` of a network of torchvision with random weights; its classifier's millions stay imaginary."""
     with torch.device("meta"):
-        features = torchvision.models.vgg16(init_weights=False).features
+        features = build().features
     features = features.to_empty(device="cpu").requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(1)
     for layer in features:
@@ -36,14 +39,27 @@ def vgg16() -> nn.Sequential:
     return features
 
 
-@pytest.fixture(scope="module")
-def state(vgg16) -> dict[str, Tensor]:
+def as_stored(build, features: nn.Sequential) -> dict[str, Tensor]:
     """What torchvision's file holds, by name and shape: `features.*` and `classifier.*`."""
     with torch.device("meta"):
-        shapes = torchvision.models.vgg16(init_weights=False).state_dict()
+        shapes = build().state_dict()
     one = torch.full((1,), torch.nan)  # stretched to any shape it takes four bytes; and whoever reads it has NaN
-    weights = {f"features.{name}": tensor for name, tensor in vgg16.state_dict().items()}
+    weights = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
     return {name: weights.get(name, one.expand(tensor.shape)) for name, tensor in shapes.items()}
+
+
+def imaginary_vgg16() -> nn.Module:
+    return torchvision.models.vgg16(init_weights=False)
+
+
+@pytest.fixture(scope="module")
+def vgg16() -> nn.Sequential:
+    return made_up(imaginary_vgg16)
+
+
+@pytest.fixture(scope="module")
+def state(vgg16) -> dict[str, Tensor]:
+    return as_stored(imaginary_vgg16, vgg16)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +67,24 @@ def file(state, tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
     torch.save(state, path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def alex_state() -> dict[str, Tensor]:
+    return as_stored(torchvision.models.alexnet, made_up(torchvision.models.alexnet))
+
+
+@pytest.fixture(scope="module")
+def files(file, alex_state, tmp_path_factory) -> dict[str, str]:
+    """By the names of LPIPS: the trunks in torchvision's format."""
+    path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch.save(alex_state, path)
+    return {"alex": str(path), "vgg": file}
+
+
+@pytest.fixture(scope="module")
+def similarities(files) -> dict[str, LPIPS]:
+    return {net: load_similarity(net, files[net]) for net in files}
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +100,14 @@ def same_features(loss: PerceptualLoss, other: PerceptualLoss) -> bool:
     return all(torch.equal(a, b) for a, b in zip(loss.parameters(), other.parameters(), strict=True))
 
 
-def refusal(*arguments) -> str:
-    """What load_perceptual says: one sentence or two, on one line, with the three ways on."""
+def refusal(net: str, *arguments) -> str:
+    """What load_perceptual or load_lpips says: a sentence or two, on one line, with the three ways on."""
     with pytest.raises(WeightsMissing) as caught:
-        load(*arguments)
+        (load if net == "vgg16" else load_similarity)(net, *arguments)
     message = str(caught.value)
     assert "\n" not in message
     assert all(way in message for way in THE_THREE_WAYS)
-    assert FILE_NAME in message
+    assert FILES.get(net, FILE_NAME) in message
     assert caught.value.exit_code == 1
     return message
 
@@ -114,8 +148,10 @@ def test_the_mean_and_spread_are_those_that_torchvisions_weights_expect(untraine
     torch.testing.assert_close(untrained.std.flatten(), torch.tensor(preset.std))
 
 
-def test_the_address_is_torchvisions():
-    assert torchvision.models.VGG16_Weights.IMAGENET1K_V1.url == perceptual_loss._URL
+def test_the_addresses_are_torchvisions():
+    weights = {"VGG16": torchvision.models.VGG16_Weights, "AlexNet": torchvision.models.AlexNet_Weights}
+    assert {name: w.IMAGENET1K_V1.url for name, w in weights.items()} == perceptual_loss._URLS
+    assert {name: perceptual_loss.cached(TRUNKS[name]).name for name in FILES} == FILES
 
 
 def test_the_untrained_network_is_the_same_every_time_and_named_so():
@@ -504,3 +540,225 @@ def test_a_refusal_is_not_remembered(cache, file):
         assert load_perceptual("vgg16").name == "VGG16"
     finally:
         load_perceptual.cache_clear()  # these are no weights of torchvision's
+
+
+# ---- LPIPS
+
+every_net = pytest.mark.parametrize("net", FILES)
+
+
+def the_packages_own(net: str) -> lpips.LPIPS:
+    """As its users have it: it asks torchvision for the trunk, which finds the file in its cache."""
+    with warnings.catch_warnings(action="ignore"):
+        return lpips.LPIPS(net=net, verbose=False)
+
+
+@every_net
+def test_lpips_is_that_of_its_package(net, files, cache, similarities):
+    """Trunk, learnt weights, scaling and mean: ours from the file and ours from the cache, theirs from the cache."""
+    (cache / FILES[net]).symlink_to(files[net])
+    theirs, rgb, truth = the_packages_own(net), pictures(3, 40), pictures(3, 40, seed=1)
+    mine = {"file": similarities[net], "cache": load_similarity(net)}
+    with torch.no_grad():
+        expected = theirs(rgb, truth, normalize=True).flatten()
+        assert (expected > 0.01).all()
+        for similarity in mine.values():
+            torch.testing.assert_close(similarity(rgb, truth), expected, rtol=1e-4, atol=1e-6)
+    gradients = []
+    for function in (mine["file"], lambda *pair: theirs(*pair, normalize=True)):
+        x = rgb.clone().requires_grad_()
+        function(x, truth).sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-3 * gradients[1].abs().max().item())
+    assert mine["cache"].name == f"LPIPS of {TRUNKS[net]}"
+
+
+@every_net
+def test_the_trunk_of_lpips_is_that_of_the_file(net, similarities, state, alex_state):
+    """Layer by layer, in torchvision's numbering; the classifier of this file is NaN, and is not looked at."""
+    stored = {"vgg": state, "alex": alex_state}[net]
+    found = {name.split(".", 1)[1]: tensor for name, tensor in similarities[net].network.net.state_dict().items()}
+    assert len(found) == {"alex": 10, "vgg": 26}[net]
+    assert all(torch.equal(tensor, stored[f"features.{name}"]) for name, tensor in found.items())
+    assert len(similarities[net].extract(pictures(1, 32))) == 5
+
+
+@every_net
+def test_lpips_is_each_samples_own_and_0_at_the_truth(net, similarities):
+    rgb, truth = pictures(3, 32), pictures(3, 32, seed=1)
+    with torch.no_grad():
+        values = similarities[net](rgb, truth)
+        assert values.shape == (3,)
+        torch.testing.assert_close(similarities[net](rgb[1:2], truth[1:2]), values[1:2], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(similarities[net](truth, rgb), values, rtol=1e-4, atol=1e-6)
+        assert similarities[net](rgb, rgb).tolist() == [0, 0, 0]
+
+
+def test_where_all_features_are_0_the_gradient_is_finite(files):
+    """The package divides by sqrt(sum of squares), whose slope at 0 is infinite: times 0 it is NaN in the features.
+    Only the ReLU before them keeps it from the picture."""
+    similarity = load_similarity("alex", files["alex"])
+    similarity.network.net.slice1[0].weight.fill_(0.01)  # now its first layer sees light alone, and only much of it
+    similarity.network.net.slice1[0].bias.fill_(-1.0)
+    rgb, truth = pictures(2, 48), pictures(2, 48, seed=1)
+    rgb[..., 24:] = 0
+    features = similarity.extract(rgb)[0]
+    assert not features[..., -1].any()
+    assert features.any()
+    slopes = {}
+    for normalize in (lpips.normalize_tensor, perceptual_loss.unit):
+        found = features.clone().requires_grad_()
+        (normalize(found) - 1).square().sum().backward()
+        slopes[normalize] = found.grad
+    assert slopes[lpips.normalize_tensor].isnan().any()
+    assert slopes[perceptual_loss.unit].isfinite().all()
+    x = rgb.clone().requires_grad_()
+    values = similarity(x, truth)
+    values.sum().backward()
+    assert x.grad.isfinite().all()
+    assert x.grad.any()
+    expected = similarity.network(rgb, truth, normalize=True).flatten()  # the same distance all the same
+    torch.testing.assert_close(values, expected, rtol=1e-3, atol=0)
+
+
+def test_where_features_are_nearly_0_the_gradient_is_bounded_and_the_packages_is_not(files):
+    """Two channels a millionth above 0, the others 0: a hair's breadth in the picture turns the direction round."""
+    similarity = load_similarity("alex", files["alex"])
+    rgb, truth = torch.full((1, 3, 32, 32), 0.4), pictures(1, 32)
+    first, seen = similarity.network.net.slice1[0], similarity.network.scaling_layer(2 * rgb - 1)[0, :, 0, 0]
+    strong = similarity.network.lins[0].model[1].weight.flatten().topk(2).indices  # channels that LPIPS looks at
+    first.weight.zero_()
+    first.bias.fill_(-1.0)
+    for plane, (channel, height) in enumerate(zip(strong, (1e-6, 2e-6), strict=True)):
+        first.weight[channel, plane, 5, 5] = 1.0
+        first.bias[channel] = height - seen[plane]
+    steepest = []
+    for function in (similarity, lambda *pair: similarity.network(*pair, normalize=True)):
+        x = rgb.clone().requires_grad_()
+        function(x, truth).sum().backward()
+        steepest.append(x.grad.abs().max().item())
+    ours, theirs = steepest
+    assert ours < 200  # a length counts as a thousandth at least
+    assert theirs > 100 * ours
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0, -3.0, 8.0, 1e4])
+@pytest.mark.parametrize("net", [*FILES, "random"])
+def test_the_gradient_of_lpips_is_finite_at_every_picture(net, value, precision, similarities):
+    similarity = similarities[net] if net in FILES else load_lpips("random")
+    for truth in (torch.full((1, 3, 32, 32), value), pictures(1, 32)):
+        rgb = torch.full((1, 3, 32, 32), value, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            distance = similarity(rgb, truth)
+        distance.sum().backward()
+        assert distance.dtype == torch.float32
+        assert distance.isfinite().all()
+        assert rgb.grad.isfinite().all()
+
+
+def test_bf16_lpips_is_near_float32(similarities):
+    rgb, truth = pictures(2, 32), pictures(2, 32, seed=1)
+    for similarity in similarities.values():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            rough = similarity(rgb, truth)
+        torch.testing.assert_close(rough, similarity(rgb, truth), rtol=0.05, atol=1e-3)
+
+
+def test_the_dropout_of_lpips_never_drops(files):
+    """Its learnt layers have one, and a loss is told .train() together with the network that it teaches."""
+    similarity = load_similarity("alex", files["alex"])
+    rgb, truth = pictures(2, 32), pictures(2, 32, seed=1)
+    before = similarity(rgb, truth)
+    dropouts = [module for module in similarity.modules() if isinstance(module, nn.Dropout)]
+    assert dropouts
+    for told in (similarity, nn.ModuleList([nn.Sequential(similarity)])):
+        told.train()
+        assert not any(module.training for module in (similarity, *dropouts))
+        assert torch.equal(similarity(rgb, truth), before)
+    similarity.network.train()  # the test can fail
+    assert not torch.equal(similarity(rgb, truth), before)
+
+
+def test_the_network_of_lpips_is_frozen(similarities):
+    rgb, truth = pictures(1, 32).requires_grad_(), pictures(1, 32, seed=1).requires_grad_()
+    for similarity in similarities.values():
+        similarity(rgb, truth).sum().backward()
+        assert rgb.grad.any()
+        assert truth.grad is None
+        for parameter in similarity.parameters():
+            assert not parameter.requires_grad
+            assert parameter.grad is None
+
+
+def test_the_untrained_lpips_is_the_same_every_time_takes_no_file_and_is_named_so(cache, monkeypatch):
+    """By its name alone: neither the cache nor the network is asked."""
+    monkeypatch.setattr(perceptual_loss, "download", lambda trunk: pytest.fail("asked the network"))
+    torch.manual_seed(1)
+    before, first = torch.get_rng_state(), load_similarity("random")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert same_features(load_similarity("random"), first)
+    assert "random" in first.name
+    assert "untrained" in first.name
+    rgb, truth = pictures(2, 32), pictures(2, 32, seed=1)
+    expected = sum(
+        (perceptual_loss.unit(f) - perceptual_loss.unit(g)).square().sum(dim=1).mean(dim=(1, 2))
+        for f, g in zip(first.extract(rgb), first.extract(truth), strict=True)
+    )
+    torch.testing.assert_close(first(rgb, truth), expected)  # all channels count alike
+    assert first(rgb, truth).min() > 0.01
+    assert load_lpips("random") is load_lpips("random")
+
+
+@every_net
+def test_lpips_without_its_trunk_names_the_ways(net, cache):
+    message = refusal(net)
+    assert f"The weights of {TRUNKS[net]} cannot be downloaded" in message
+    assert perceptual_loss._URLS[TRUNKS[net]] in message
+    assert str(cache) in message
+    assert not list(cache.iterdir())
+
+
+@every_net
+def test_the_other_networks_file_is_refused(net, files):
+    other = next(name for name in FILES if name != net)
+    message = refusal(net, files[other])
+    assert f"does not hold {TRUNKS[net]}" in message
+    assert os.path.basename(files[other]) in message
+
+
+@every_net
+def test_lpips_refuses_files_that_are_damaged_or_hold_nan(net, files, tmp_path):
+    assert "none.pth does not exist" in refusal(net, str(tmp_path / "none.pth"))
+    (tmp_path / "text.pth").write_bytes(b"these are no weights\n" * 20)
+    assert "text.pth cannot be read" in refusal(net, str(tmp_path / "text.pth"))
+    if net == "alex":
+        state = torch.load(files[net], weights_only=True)
+        torch.save({**state, "features.10.bias": state["features.10.bias"] * torch.nan}, tmp_path / "nan.pth")
+        assert "holds NaN or infinity" in refusal(net, str(tmp_path / "nan.pth"))
+        del state["features.10.bias"]
+        torch.save(state, tmp_path / "less.pth")
+        assert "features.10.bias" in refusal(net, str(tmp_path / "less.pth"))
+
+
+def test_the_name_of_lpips_tells_other_weights_from_these(files, alex_state, tmp_path):
+    names = [load_similarity(net, files[net]).name for net in FILES]
+    torch.save({**alex_state, "features.10.weight": alex_state["features.10.weight"] * 1.5}, tmp_path / "other.pth")
+    names += [load_similarity("alex", str(tmp_path / "other.pth")).name, load_lpips("random").name]
+    assert len(set(names)) == 4
+    assert names[0].startswith("LPIPS of AlexNet from a file")
+    assert names[1].startswith("LPIPS of VGG16 from a file")
+    assert load_similarity("alex", files["alex"]).name == names[0]
+
+
+def test_a_damaged_alexnet_in_the_cache_is_named(cache):
+    (cache / FILES["alex"]).write_bytes(b"cut")
+    assert str(cache / FILES["alex"]) in refusal("alex")
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 57), (64, 33)])
+def test_lpips_takes_pictures_of_32_pixels_and_more(similarities, height, width):
+    rgb = pictures(1, 64)[..., :height, :width]
+    for similarity in (*similarities.values(), load_lpips("random")):
+        assert similarity(rgb, rgb.flip(1)).item() > 0

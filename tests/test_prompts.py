@@ -10,7 +10,7 @@ import pexpect
 import pytest
 
 from Project7 import prompts, recipe
-from Project7.config import SECTIONS, ObjectiveConfig, RunConfig, to_json
+from Project7.config import SECTIONS, LossConfig, ObjectiveConfig, RunConfig, to_json
 from Project7.model_folder import list_models
 from Project7.prompts import missing_flags, questions
 
@@ -35,8 +35,9 @@ LOSS_QUESTIONS = {
     "gan": "Use GAN discriminator? (y/n) [n]:",
     "adversarial_weight": "Adversarial weight [0.01]:",
 }
-OBJECTIVE = {"objective": ObjectiveConfig}
-V2 = SECTIONS | OBJECTIVE
+V2 = SECTIONS | {"objective": ObjectiveConfig}
+SIMPLE = recipe.regression("simple.py", "About.", loss="simple", outputs="ab")
+RESTORATION = recipe.regression("restoration.py", "About.", loss="enhanced", outputs="lab")
 
 DRIVER = """
 import json, sys
@@ -44,7 +45,11 @@ from pathlib import Path
 from Project7 import errors, prompts
 from Project7.config import SECTIONS, ObjectiveConfig
 
-OBJECTIVE = {{"objective": ObjectiveConfig}}
+def mse(given):
+    return SECTIONS
+
+def terms(given):
+    return {{"objective": ObjectiveConfig}}
 
 def main():
     answer = prompts.{call}
@@ -202,7 +207,7 @@ def test_the_suggested_name_is_free(tmp_path):
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
 def test_enter_takes_every_default_in_the_order_of_the_document(ask, term):
-    terminal = ask("ask_settings({}, SECTIONS)", TERM=term)
+    terminal = ask("ask_settings({}, mse)", TERM=term)
     for name, question in QUESTIONS.items():
         if name in HEADINGS:
             terminal.sees(HEADINGS[name])
@@ -220,7 +225,7 @@ def test_typed_values_are_the_answers(ask):
         "epochs": "3",
         "data": "samples",
     }
-    terminal = ask("ask_settings({}, SECTIONS)")
+    terminal = ask("ask_settings({}, mse)")
     for name, question in QUESTIONS.items():
         terminal.sees(question).types(typed[name] + ENTER)
     assert terminal.answer() == typed
@@ -229,7 +234,7 @@ def test_typed_values_are_the_answers(ask):
 def test_bad_values_are_explained_and_asked_again(ask):
     """And what was given as a flag is not asked."""
     given = {name: "1" for name in QUESTIONS if name not in ("features", "epochs", "learning_rate")}
-    terminal = ask(f"ask_settings({given}, SECTIONS)")
+    terminal = ask(f"ask_settings({given}, mse)")
     for name, bad, said, good in [
         ("features", "64,x", "x: input should be a valid integer", "64,128"),
         ("learning_rate", "-1", "-1: input should be greater than 0", "1e-3"),
@@ -241,7 +246,7 @@ def test_bad_values_are_explained_and_asked_again(ask):
 
 @pytest.mark.parametrize(("answer", "asked"), [("", False), ("n", False), ("No", False), ("y", True), (" YES ", True)])
 def test_the_adversarial_weight_is_asked_for_only_with_a_discriminator(ask, answer, asked):
-    terminal = ask("ask_settings({}, OBJECTIVE)").sees("Loss weights")
+    terminal = ask("ask_settings({}, terms)").sees("Loss weights")
     for name in ("mse_weight", "perceptual_weight"):
         terminal.sees(LOSS_QUESTIONS[name]).types(ENTER)
     terminal.sees(LOSS_QUESTIONS["gan"]).types(answer + ENTER)
@@ -252,21 +257,21 @@ def test_the_adversarial_weight_is_asked_for_only_with_a_discriminator(ask, answ
 
 
 def test_a_flag_for_the_discriminator_brings_its_weight_into_question(ask):
-    terminal = ask("ask_settings({'gan': True, 'mse_weight': '1', 'perceptual_weight': '0'}, OBJECTIVE)")
+    terminal = ask("ask_settings({'gan': True, 'mse_weight': '1', 'perceptual_weight': '0'}, terms)")
     terminal.sees(LOSS_QUESTIONS["adversarial_weight"]).types(ENTER)
     assert terminal.answer() == {}
 
 
 def test_the_weights_of_the_model_so_far_are_the_defaults(ask):
     current = "ObjectiveConfig(mse_weight=2, perceptual_weight=0.25, gan=True, adversarial_weight=0.03)"
-    terminal = ask(f"ask_settings({{}}, OBJECTIVE, current={current})")
+    terminal = ask(f"ask_settings({{}}, terms, current={current})")
     for question in ("MSE weight [2]:", "Perceptual weight [0.25]:", "(y/n) [y]:", "Adversarial weight [0.03]:"):
         terminal.sees(question).types(ENTER)
     assert terminal.answer() == {}
 
 
 def test_a_discriminator_that_is_given_up_has_no_weight(ask):
-    terminal = ask("ask_settings({}, OBJECTIVE, current=ObjectiveConfig(gan=True))")
+    terminal = ask("ask_settings({}, terms, current=ObjectiveConfig(gan=True))")
     for name in ("mse_weight", "perceptual_weight"):
         terminal.sees(LOSS_QUESTIONS[name]).types(ENTER)
     terminal.sees("(y/n) [y]:").types("n" + ENTER)
@@ -274,7 +279,7 @@ def test_a_discriminator_that_is_given_up_has_no_weight(ask):
 
 
 def test_the_explanation_stands_above_the_loss_weights(ask):
-    terminal = ask("ask_settings({}, OBJECTIVE)").sees("Loss weights").sees("How much each objective counts")
+    terminal = ask("ask_settings({}, terms)").sees("Loss weights").sees("How much each objective counts")
     for line in ("MSE          1.0", "perceptual   0.1", "adversarial  0.01"):
         terminal.sees(line)
     terminal.sees(LOSS_QUESTIONS["mse_weight"]).types(CTRL_C)
@@ -282,7 +287,7 @@ def test_the_explanation_stands_above_the_loss_weights(ask):
 
 
 def test_bad_loss_weights_are_explained_and_asked_again(ask):
-    terminal = ask("ask_settings({}, OBJECTIVE)")
+    terminal = ask("ask_settings({}, terms)")
     for name, bad, said, good in [
         ("mse_weight", "-1", "-1: input should be greater than 0", "1"),
         ("perceptual_weight", "much", "much: input should be a valid number", "0"),
@@ -315,13 +320,14 @@ def test_a_stage_whose_epochs_were_given_is_not_asked_for(ask):
     ],
 )
 def test_without_the_weights_of_vgg16_there_are_other_ways(ask, keys, settings):
-    terminal = ask("ask_perceptual('They cannot be had.')").sees("They cannot be had.").sees("How shall it go on?")
+    terminal = ask("ask_perceptual('They cannot be had.', 'VGG16')").sees("They cannot be had.")
+    terminal.sees("How shall it go on?")
     terminal.sees("1) Take the weights from a file of mine").sees("2) Compare untrained").sees("3) Train without")
     assert terminal.types(keys).answer() == settings
 
 
 def test_brackets_in_a_reason_are_no_markup(ask):
-    terminal = ask("ask_perceptual('There is no /photos [raw]/[/old]/vgg16.pth.')")
+    terminal = ask("ask_perceptual('There is no /photos [raw]/[/old]/vgg16.pth.', 'VGG16')")
     terminal.sees("There is no /photos [raw]/[/old]/vgg16.pth.").sees("How shall it go on?").types(CTRL_C)
     assert terminal.ends() == 130
 
@@ -330,14 +336,14 @@ def test_brackets_in_a_reason_are_no_markup(ask):
 def test_the_file_with_the_weights_of_vgg16_has_to_be_there(ask, tmp_path, bad):
     weights = tmp_path / "vgg16.pth"
     weights.touch()
-    terminal = ask("ask_perceptual('They cannot be had.')").sees("How shall it go on?").types("1" + ENTER)
+    terminal = ask("ask_perceptual('They cannot be had.', 'VGG16')").sees("How shall it go on?").types("1" + ENTER)
     terminal.sees("File with the weights of VGG16:")
     terminal.types(bad + ENTER).sees(f"There is no file '{bad}'").types(CLEAR_LINE + f"{weights}{ENTER}")
     assert terminal.answer() == {"perceptual_weights": str(weights)}
 
 
 def test_enter_alone_names_no_file(ask):
-    terminal = ask("ask_perceptual('They cannot be had.')").sees("How shall it go on?").types("1" + ENTER)
+    terminal = ask("ask_perceptual('They cannot be had.', 'VGG16')").sees("How shall it go on?").types("1" + ENTER)
     terminal.sees("File with the weights of VGG16:").types(ENTER).sees("There is no file ''").types(CTRL_C)
     assert terminal.ends() == 130
 
@@ -350,6 +356,139 @@ def test_epochs_to_add(ask):
     assert terminal.answer() == "7"
 
 
+# -- the loss of direct regression brings its own defaults -----------------------------------------------------------
+
+LOSS_QUESTION = "Loss (simple, weighted or enhanced)"
+PRESET_QUESTION = "Preset (conservative, balanced, vibrant or maximum)"
+TERMS = {
+    "simple": ["Perceptual weight [1]", "Lab weight [1]", "ab weight [2]"],
+    "weighted": ["Perceptual weight [0]", "ab weight [1]"],
+    "enhanced": [
+        f"{PRESET_QUESTION} [balanced]", "Perceptual weight [0.5]", "L weight [0.3]", "ab weight [3]",
+        "Saturation weight [0.5]",
+    ],
+}  # fmt: skip
+COURSE = {
+    "simple": "Learning rate [0.0001]|Number of epochs [50]|Weight decay [0.01]|Course of the learning rate [constant]",
+    "weighted": "Learning rate [5e-05]|Number of epochs [100]|Weight decay [1e-05]|"
+    "Course of the learning rate [one-cycle]",
+}
+COURSE["enhanced"] = COURSE["simple"]
+
+
+@pytest.fixture
+def person(monkeypatch):
+    """Asks, answers with `typed` (question -> answer; Enter elsewhere), returns the questions and the answers."""
+
+    def asked(sections_with, typed=None, given=None, current=None):
+        seen, left = [], dict(typed or {})
+
+        def answer(message, validate):
+            seen.append(message.removesuffix(":"))
+            text = next((left.pop(start) for start in list(left) if message.startswith(start)), "")
+            assert validate(text) is True, f"{message} {text}"
+            return text
+
+        monkeypatch.setattr(prompts, "_ask", answer)
+        answers = prompts.ask_settings(given or {}, sections_with, current=current)
+        assert left == {}, "not asked"
+        return seen, answers
+
+    return asked
+
+
+def losses(of):
+    return lambda given: {"loss": of.sections_with(given)["loss"]}
+
+
+@pytest.mark.parametrize("loss", ["simple", "weighted", "enhanced"])
+@pytest.mark.parametrize("as_flag", [True, False])
+def test_the_answer_to_the_loss_changes_the_defaults_shown_afterwards(person, loss, as_flag):
+    loss_question = {} if as_flag else {LOSS_QUESTION: loss}
+    seen, answers = person(SIMPLE.sections_with, loss_question, given={"loss": loss} if as_flag else {})
+    assert answers == ({} if as_flag else {"loss": loss})
+    assert seen == [
+        *([] if as_flag else [f"{LOSS_QUESTION} [simple]"]),
+        *TERMS[loss],
+        "Model channels [96]",
+        "Batch size [16]",
+        *COURSE[loss].split("|"),
+        "Training images (folder, zip, or 'samples') [samples]",
+        "Image size [256]",
+    ]
+
+
+def test_the_recipe_of_restoration_begins_with_its_own_loss(person):
+    seen, _ = person(losses(RESTORATION))
+    assert seen == [f"{LOSS_QUESTION} [enhanced]", *TERMS["enhanced"]]
+
+
+@pytest.mark.parametrize(
+    ("preset", "weights"),
+    [("conservative", "0.5 0.3 2 0.3"), ("vibrant", "0.3 0.2 4 1"), ("maximum", "0.2 0.2 5 1.5")],
+)
+def test_the_answer_to_the_preset_changes_the_weights_shown_afterwards(person, preset, weights):
+    """And a preset is an answer after `enhanced`, whatever loss the recipe begins with."""
+    typed = {LOSS_QUESTION: "enhanced", PRESET_QUESTION: preset}
+    seen, answers = person(losses(SIMPLE), typed)
+    names = ("Perceptual", "L", "ab", "Saturation")
+    assert seen[2:] == [f"{name} weight [{weight}]" for name, weight in zip(names, weights.split(), strict=True)]
+    assert answers == {"loss": "enhanced", "preset": preset}
+
+
+@pytest.mark.parametrize(
+    ("of", "loss", "question"),
+    [
+        (SIMPLE, "enhanced", "Saturation weight"),
+        (SIMPLE, "enhanced", "L weight"),
+        (SIMPLE, "simple", "Lab weight"),
+        (RESTORATION, "simple", "Lab weight"),
+        (RESTORATION, "enhanced", "Saturation weight"),
+    ],
+)
+def test_a_weight_is_an_answer_where_the_answered_loss_has_the_term(person, of, loss, question):
+    _, answers = person(losses(of), {LOSS_QUESTION: loss, question: "1.25"})
+    assert answers == {"loss": loss, question.lower().replace(" ", "_"): "1.25"}
+
+
+def test_weights_that_were_given_as_flags_are_not_asked_for(person):
+    seen, _ = person(losses(SIMPLE), given={"loss": "enhanced", "preset": "vibrant", "ab_weight": "6"})
+    assert seen == ["Perceptual weight [0.3]", "L weight [0.2]", "Saturation weight [1]"]
+
+
+def test_the_loss_of_the_model_so_far_is_the_default(person):
+    current = LossConfig(loss="enhanced", preset="vibrant", ab_weight=7, perceptual_net="random")
+    seen, answers = person(losses(SIMPLE), current=current)
+    weights = ["Perceptual weight [0.3]", "L weight [0.2]", "ab weight [7]", "Saturation weight [1]"]
+    assert seen == [f"{LOSS_QUESTION} [enhanced]", f"{PRESET_QUESTION} [vibrant]", *weights]
+    assert answers == {}
+
+
+@pytest.mark.parametrize("of", [SIMPLE, RESTORATION])
+def test_another_preset_for_the_model_so_far_shows_the_weights_of_that_preset(person, of):
+    """Enter keeps the model's enhanced loss, whatever the recipe begins with."""
+    current = LossConfig(loss="enhanced", ab_weight=7, perceptual_net="random")
+    seen, answers = person(losses(of), {PRESET_QUESTION: "vibrant"}, current=current)
+    weights = ["Perceptual weight [0.3]", "L weight [0.2]", "ab weight [4]", "Saturation weight [1]"]
+    assert seen == [f"{LOSS_QUESTION} [enhanced]", f"{PRESET_QUESTION} [balanced]", *weights]
+    assert answers == {"preset": "vibrant"}
+
+
+@pytest.mark.parametrize("loss", ["simple", "weighted"])
+def test_another_loss_for_the_model_so_far_shows_its_weights_and_no_preset(person, loss):
+    current = LossConfig(loss="enhanced", preset="maximum", ab_weight=7)
+    seen, _ = person(losses(SIMPLE), {LOSS_QUESTION: loss}, current=current)
+    assert seen == [f"{LOSS_QUESTION} [enhanced]", *TERMS[loss]]
+
+
+def test_a_loss_that_is_no_loss_is_refused(person):
+    for question, bad in [(LOSS_QUESTION, "huber"), ("ab weight", "-1"), ("Lab weight", "much"), ("ab weight", "nan")]:
+        with pytest.raises(AssertionError, match=rf"{bad}: input should be"):
+            person(losses(SIMPLE), {question: bad})
+    with pytest.raises(AssertionError, match="wild: input should be 'conservative', 'balanced'"):
+        person(losses(SIMPLE), {LOSS_QUESTION: "enhanced", PRESET_QUESTION: "wild"})
+
+
 # -- leaving ---------------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +497,7 @@ def test_epochs_to_add(ask):
     [
         ("ask_model(here)", "Do you want to resume"),
         ("ask_name(here, 'model-1')", "Model name"),
-        ("ask_perceptual('They cannot be had.')", "How shall it go on?"),
+        ("ask_perceptual('They cannot be had.', 'VGG16')", "How shall it go on?"),
     ],
 )
 def test_ctrl_c_at_a_question_exits_130(ask, tmp_path, call, question):
@@ -422,6 +561,8 @@ def test_every_question_has_a_flag():
     for script, sections, asked in (
         ("train_diffusion.py", SECTIONS, [*QUESTIONS]),
         ("train_diffusion_v2.py", V2, [*QUESTIONS, *LOSS_QUESTIONS, *prompts.STAGE_EPOCHS]),
+        ("simple.py", SIMPLE.sections, [*questions(SIMPLE.sections)]),
+        ("restoration.py", RESTORATION.sections, [*questions(RESTORATION.sections)]),
     ):
         parser = recipe.make_parser(recipe.Recipe(script, "About.", sections, stages=sections is V2))
         options = parser.format_help().replace(", --no-gan", "")
@@ -439,6 +580,19 @@ def test_what_was_not_given_is_missing():
 def test_what_was_given_is_not_missing():
     assert missing_flags(dict.fromkeys(QUESTIONS, "1"), "mine", SECTIONS) == []
     assert missing_flags(dict.fromkeys(QUESTIONS | LOSS_QUESTIONS, "1"), "mine", V2) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "weights"),
+    [
+        ({}, "--loss --perceptual-weight --lab-weight --ab-weight"),
+        ({"loss": "weighted"}, "--perceptual-weight --ab-weight"),
+        ({"loss": "enhanced"}, "--preset --perceptual-weight --l-weight --ab-weight --saturation-weight"),
+    ],
+)
+def test_only_the_weights_that_the_loss_has_are_missing(given, weights):
+    rest = "--model-channels --batch-size --learning-rate --epochs --weight-decay --lr-schedule --data --image-size"
+    assert missing_flags(given, "mine", SIMPLE.sections_with(given)) == f"{weights} {rest}".split()
 
 
 @pytest.mark.parametrize(("gan", "needed"), [(None, False), (False, False), ("n", False), (True, True), ("y", True)])

@@ -168,8 +168,8 @@ def person(monkeypatch):
     """A terminal; each question that is asked is noted, and answered with nothing."""
     asked = []
 
-    def ask_settings(given, sections, current=None):
-        asked.append(tuple(sections))
+    def ask_settings(given, sections_with, current=None):
+        asked.append(tuple(sections_with(given)))
         return {}
 
     monkeypatch.setattr(prompts, "can_ask", lambda: True)
@@ -245,7 +245,7 @@ def settle(monkeypatch, objective, *, answers=(), asking=True):
             raise WeightsMissing("They cannot be had.")
 
     monkeypatch.setattr("Project7.perceptual_loss.load_perceptual", load)
-    monkeypatch.setattr(prompts, "ask_perceptual", lambda reason: asked.append(reason) or next(answers))
+    monkeypatch.setattr(prompts, "ask_perceptual", lambda *said: asked.append(said) or next(answers))
     config = recipe.settle_perceptual(RunConfig(objective=objective), Console(quiet=True), asking=asking)
     return config.objective, asked
 
@@ -266,7 +266,7 @@ def test_where_the_features_are_there_nothing_is_asked(monkeypatch):
 def test_a_person_says_how_to_go_on_without_the_features(monkeypatch, answer):
     objective, asked = settle(monkeypatch, ObjectiveConfig(gan=True, mse_weight=2), answers=[answer])
     assert objective == build(ObjectiveConfig, {"gan": True, "mse_weight": 2} | answer)
-    assert asked == ["They cannot be had."]
+    assert asked == [("They cannot be had.", "VGG16")]
 
 
 def test_a_file_that_is_not_vgg16_is_asked_for_again(monkeypatch):

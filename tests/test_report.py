@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from Project7.config import DataConfig, ObjectiveConfig, RunConfig
+from Project7.config import (
+    ClassificationConfig,
+    DataConfig,
+    LossConfig,
+    ObjectiveConfig,
+    RegressionConfig,
+    RunConfig,
+)
 from Project7.model_folder import ModelFolder
 from Project7.report import Report, clock, counting, numbers, objective_text, run_table, sheet, terms
 from Project7.trainer import Comparison, Progress
@@ -14,7 +21,11 @@ from Project7.trainer import Comparison, Progress
 
 def comparison() -> Comparison:
     pictures = np.zeros((2, 16, 16, 3), np.uint8)
-    return Comparison(pictures, pictures + 100, pictures + 200, 20.0, 30.0, 40.0, (1.0, 2.0), (3.0, 4.0))
+    return Comparison(
+        gray=pictures, colour=pictures + 100, truth=pictures + 200, psnr=20.0, colorfulness=30.0,
+        colorfulness_truth=40.0, mean_ab=(1.0, 2.0), mean_ab_truth=(3.0, 4.0), picture_ab=[[1.0, 2.0]] * 2,
+        picture_ab_truth=[[3.0, 4.0]] * 2, ab_spread=5.0, ab_spread_truth=6.0,
+    )  # fmt: skip
 
 
 def progress(**changes) -> Progress:
@@ -106,6 +117,48 @@ def test_the_objective_is_said_before_the_run(tmp_path, objective, text):
     folder = ModelFolder(tmp_path)
     console.print(run_table(folder, RunConfig(objective=objective), training=9, validation=1, device="cpu"))
     assert any(line.split() == ["objective", *text.split()] for line in console.file.getvalue().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        ({}, "simple: 1 perceptual + 1 lab + 2 ab (alex)"),
+        ({"diversity_weight": 0.01, "perceptual_weight": 0}, "simple: 1 lab + 2 ab + 0.01 diversity"),
+        ({"loss": "weighted"}, "weighted: 1 ab"),
+        ({"loss": "weighted", "perceptual_weight": 0.01}, "weighted: 0.01 perceptual + 1 ab (alex)"),
+        ({"loss": "enhanced", "perceptual_net": "random"},
+         "enhanced: 0.5 perceptual + 0.3 l + 3 ab + 0.5 saturation (random)"),
+        ({"loss": "enhanced", "perceptual_weight": 0, "b_weight": 2},
+         "enhanced: 0.3 l + 3 ab + 0.5 saturation, a : b = 1 : 2"),
+    ],
+)  # fmt: skip
+def test_the_loss_of_direct_regression_is_said_before_the_run(loss, text):
+    assert objective_text(RunConfig(model=RegressionConfig(), loss=LossConfig(**loss))) == text
+
+
+def test_a_file_of_features_of_the_loss_is_named_before_the_run():
+    """AlexNet from a file is not torchvision's: who compares two runs has to see it."""
+    config = RunConfig(model=RegressionConfig(), loss=LossConfig(perceptual_weights="alex.pth"))
+    assert "alex.pth" in objective_text(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "lines"),
+    [
+        (RegressionConfig(model_channels=8, channel_multipliers=(1, 2)), ["8 channels times 1,2", "from L to ab"]),
+        (RegressionConfig(outputs="lab", fade=0.7), ["96 channels times 1,2,3,4", "from L, up to 70% faded, to Lab"]),
+        (ClassificationConfig(), ["width 64, blocks 3,4,6,3", "313 colours"]),
+    ],
+)
+def test_the_model_is_said_before_the_run(tmp_path, model, lines):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(run_table(ModelFolder(tmp_path), RunConfig(model=model), training=9, validation=1, device="cpu"))
+    assert all(line in console.file.getvalue() for line in lines)
+    assert f"\n{model.method}  " in console.file.getvalue()
+
+
+def test_direct_regression_without_a_loss_of_its_own_is_the_squared_error():
+    assert objective_text(RunConfig(model=RegressionConfig())) == "mean squared error"
 
 
 def test_brackets_in_a_path_are_no_markup(tmp_path):

@@ -4,9 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from Project7 import resume
+from Project7 import recipe, resume
 from Project7.checkpoints import CheckpointError
-from Project7.config import SECTIONS, DiffusionConfig, ObjectiveConfig, RunConfig, TrainingConfig
+from Project7.config import (
+    PRESETS,
+    SECTIONS,
+    DataConfig,
+    DiffusionConfig,
+    LossConfig,
+    ObjectiveConfig,
+    RegressionConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from Project7.errors import UsageError
 from Project7.model_folder import ModelFolder
 
@@ -113,6 +123,126 @@ def test_a_configuration_from_before_the_objective_is_read():
 def test_a_configuration_that_is_none_is_said_with_its_file():
     with pytest.raises(UsageError, match=r"config\.json is not a configuration"):
         resume.merge({"config": {"model": 3}}, HERE, {}, V2)
+
+
+# -- the loss of direct regression -----------------------------------------------------------------------------------
+
+SIMPLE = recipe.regression("train_colorization_simple.py", "About.", loss="simple", outputs="ab")
+RESTORATION = recipe.regression("train_image_restoration.py", "About.", loss="enhanced", outputs="lab")
+TUNED = {"loss": "enhanced", "preset": "vibrant", "perceptual_net": "random", "ab_weight": 7.0, "b_weight": 2.0}
+
+
+def with_loss(loss=None, **model):
+    return RunConfig(model=RegressionConfig(**model), data=DataConfig(image_size=32), loss=loss and LossConfig(**loss))
+
+
+def merged_loss(stored, of=SIMPLE, **given):
+    """As the scripts do: the recipe's settings are those that the given ones bring along."""
+    loss = merge(stored, of.sections_with(given), **given).loss
+    return LossConfig(**loss.model_dump())  # not of the recipe's own class, which has other defaults
+
+
+@pytest.mark.parametrize("of", [SIMPLE, RESTORATION])
+@pytest.mark.parametrize("loss", [{}, {"loss": "weighted"}, TUNED])
+def test_a_loss_is_inherited_by_either_recipe(of, loss):
+    stored = with_loss(loss, model_channels=8)
+    assert merge(stored, of.sections).model_dump() == stored.model_dump()
+    if loss == TUNED:
+        assert merged_loss(stored, of, loss="enhanced") == stored.loss, "it repeats the stored value"
+
+
+def test_a_model_without_a_loss_gets_that_of_the_recipe():
+    assert merged_loss(with_loss()) == LossConfig()
+    assert merged_loss(with_loss(), RESTORATION) == LossConfig(loss="enhanced")
+    assert merged_loss(with_loss(), ab_weight="4") == LossConfig(ab_weight=4)
+
+
+def test_one_weight_changes_and_the_others_stay():
+    changed = merged_loss(with_loss(TUNED), saturation_weight="2")
+    assert changed == LossConfig(**TUNED, saturation_weight=2)
+    assert changed.preset == "vibrant"
+
+
+def test_another_preset_resets_the_weights_that_were_not_given():
+    """But not what has nothing to do with a preset."""
+    changed = merged_loss(with_loss(TUNED), preset="maximum", saturation_weight="2")
+    expected = PRESETS["maximum"] | {"saturation_weight": 2.0, "a_weight": 1.0, "b_weight": 1.0}
+    assert {name: getattr(changed, name) for name in expected} == expected
+    assert (changed.loss, changed.preset, changed.perceptual_net) == ("enhanced", "maximum", "random")
+
+
+def test_another_loss_resets_the_weights_that_were_not_given():
+    assert merged_loss(with_loss(TUNED), loss="weighted") == LossConfig(loss="weighted", perceptual_net="random")
+    simple = merged_loss(with_loss(TUNED), loss="simple", diversity_weight="0.01")
+    assert simple == LossConfig(diversity_weight=0.01, perceptual_net="random")
+    enhanced = merged_loss(with_loss({"ab_weight": 9}), loss="enhanced", preset="maximum")
+    assert enhanced == LossConfig(loss="enhanced", preset="maximum")
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "name", "value"),
+    [
+        ({"loss": "enhanced"}, {"preset": "vibrant", "ab_weight": "3"}, "ab_weight", 3),
+        ({"loss": "enhanced"}, {"preset": "maximum", "saturation_weight": "0.5"}, "saturation_weight", 0.5),
+        ({"loss": "simple"}, {"loss": "weighted", "ab_weight": "2"}, "ab_weight", 2),
+        ({"loss": "simple"}, {"loss": "enhanced", "perceptual_weight": "1"}, "perceptual_weight", 1),
+    ],
+)
+def test_a_weight_that_repeats_the_stored_one_is_kept_when_the_loss_changes(stored, given, name, value):
+    """It was said, and so it is not reset with those that were not."""
+    assert getattr(merged_loss(with_loss(stored), **given), name) == value
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "said"),
+    [
+        ({}, {"preset": "vibrant"}, "presets are of the enhanced loss.*use --loss enhanced"),
+        ({}, {"saturation_weight": "1"}, "no term for --saturation-weight; use it with --loss enhanced"),
+        (TUNED, {"loss": "weighted", "l_weight": "1"}, "the weighted loss has no term for --l-weight"),
+        (TUNED, {"lab_weight": "1"}, "the enhanced loss has no term for --lab-weight"),
+        ({"loss": "weighted"}, {"ab_weight": "0"}, "all weights of the loss are 0"),
+        ({}, {"loss": "huber"}, "--loss huber: input should be"),
+        (TUNED, {"preset": "wild"}, "--preset wild: input should be"),
+        (TUNED, {"ab_weight": "-1"}, "--ab-weight -1: input should be greater than or equal to 0"),
+        (TUNED, {"perceptual_weights": "alex.pth"}, "perceptual_net random takes no weights"),
+        ({}, {"outputs": "lab"}, "--outputs is ab in this model, not lab"),
+        ({}, {"model_channels": "8"}, "--model-channels is 96 in this model, not 8"),
+    ],
+)
+def test_what_does_not_go_with_the_loss_is_refused(stored, given, said):
+    with pytest.raises(UsageError, match=said):
+        merged_loss(with_loss(stored), **given)
+
+
+def test_what_goes_together_is_checked_over_the_parts_too():
+    """The weighted loss knows no lightness, and LPIPS no picture of 16 pixels."""
+    with pytest.raises(UsageError, match="weighted loss says nothing about lightness; use --loss simple or enhanced"):
+        merged_loss(with_loss({"loss": "enhanced"}, outputs="lab"), loss="weighted")
+    small = with_loss({"loss": "weighted"}).model_copy(update={"data": DataConfig(image_size=16)})
+    with pytest.raises(UsageError, match="--image-size 16 is too small for the perceptual term"):
+        merged_loss(small, loss="simple")
+    assert merged_loss(small, loss="simple", perceptual_weight="0").loss == "simple"
+
+
+def test_the_training_that_goes_with_a_loss_is_that_of_a_new_model_only():
+    """--loss weighted on an old one changes the loss, not the learning rate nor its schedule."""
+    stored = with_loss({})
+    merged = merge(stored, SIMPLE.sections_with({"loss": "weighted"}), loss="weighted")
+    assert merged.training.model_dump() == stored.training.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("stored", "sections", "script"),
+    [
+        (with_loss({}), SECTIONS, r"train_colorization_simple\.py or train_image_restoration\.py"),
+        (with_loss({}), V2, r"train_colorization_simple\.py or train_image_restoration\.py"),
+        (STORED, SIMPLE.sections, r"train_diffusion\.py"),
+        (WITH_TERMS, RESTORATION.sections, r"train_diffusion_v2\.py"),
+    ],
+)
+def test_a_model_is_sent_to_the_scripts_of_its_method(stored, sections, script):
+    with pytest.raises(UsageError, match=f"continue it with .*{script}"):
+        merge(stored, sections)
 
 
 # -- plan ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,618 @@
+"""What the curves and pictures of a run say about it: findings, each with its numbers, its meaning and its cure.
+
+`diagnose` reads a `Record`: the history of a run (training_history.json, or that of a live one) and its windows, the
+means over some tens of steps each, whose own spread says how much of a change is noise. No torch here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from Project7.config import LOSS_WEIGHTS, RunConfig
+
+GRAY = 10.0  # colorfulness below which a photo is nearly gray
+MATURE = 1000  # steps before which nothing is said about colours: they are still coming
+_MANY_GRAY = 0.4  # share of the training photos
+_SWING = 0.1  # of the level: a smaller swing of the loss is no oscillation
+_NOISE = 4.0  # standard errors: a smaller change is noise
+_RANGES = {"ab": (0.1, 0.3), "ab_chrominance": (0.1, 0.3), "l_luminance": (0.05, 0.15)}  # roots of the terms, usual
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One ailment. `sure` is certain, likely or possible; `collapse`: the weights are being lost, not just slow."""
+
+    ailment: str
+    seen: str
+    meaning: str
+    cure: str
+    sure: str
+    collapse: bool = False
+
+    def line(self) -> str:
+        return f"{self.ailment} ({self.sure}): {self.seen}. {self.cure}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The mean of some consecutive steps: the loss that validation knows (without the discriminator's part), the
+    norm of the gradient before clipping, its highest, the learning rate at the end, and steps left out."""
+
+    step: int  # the last one
+    steps: int
+    loss: float
+    loss_std: float
+    grad_norm: float
+    grad_max: float
+    skipped: int = 0
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean loss."""
+        return self.loss_std / math.sqrt(max(1, self.steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is known of a run."""
+
+    name: str  # of the model, for the cures
+    config: RunConfig | None
+    history: Sequence[dict[str, Any]]  # an entry an epoch
+    windows: Sequence[Window]  # under the latest objective
+
+    @property
+    def latest(self) -> dict[str, Any]:
+        return self.history[-1] if self.history else {}
+
+    @property
+    def step(self) -> int:
+        return max([_number(self.latest.get("step")) or 0, *(w.step for w in self.windows)])
+
+
+def read(
+    name: str, config: RunConfig | None, history: Sequence[dict[str, Any]], more: Sequence[Sequence[float]] = ()
+) -> Record:
+    """The record of a history. `more`: windows since its last entry.
+
+    Only what was trained under the latest objective counts: losses under different ones do not compare.
+    """
+    objective = history[-1].get("objective") if history else None
+    same = [entry for entry in history if entry.get("objective") == objective]
+    windows = []
+    for before, entry in zip([{}, *same], same, strict=False):
+        windows += _windows(entry, steps=(_number(entry.get("step")) or 0) - (_number(before.get("step")) or 0))
+    return Record(name, config, same, [*windows, *(Window(*values) for values in more)])
+
+
+def _windows(entry: dict[str, Any], steps: int) -> list[Window]:
+    """Those of an epoch; the epoch itself where it has none (an older history)."""
+    found = entry.get("windows")
+    if isinstance(found, list):
+        return [Window(*w) for w in found if len(w) == 7 and all(_number(v) is not None for v in w)]
+    numbers = [_number(entry.get(key)) for key in ("step", "train_loss", "train_loss_std", "grad_norm")]
+    if numbers[0] is None or numbers[1] is None:
+        return []
+    return [Window(int(numbers[0]), max(1, steps), numbers[1], numbers[2] or 0.0, numbers[3] or 0.0, numbers[3] or 0.0)]
+
+
+def read_log(logs: Path) -> list[list[float]]:
+    """Windows of ten points each from a run's TensorBoard folder: for a run that broke off in its first epoch."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves: dict[str, dict[int, float]] = {"train/loss": {}, "train/grad_norm": {}}
+    for file in sorted(logs.glob("events.*")) if logs.is_dir() else []:
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0})
+        events.Reload()
+        for tag in set(curves) & set(events.Tags()["scalars"]):
+            curves[tag] |= {point.step: point.value for point in events.Scalars(tag)}
+    losses, norms = curves["train/loss"], curves["train/grad_norm"]
+    steps = sorted(step for step in losses if step in norms)
+    windows = []
+    for some in [steps[i : i + 10] for i in range(0, len(steps) - len(steps) % 10, 10)]:
+        values = np.array([[losses[s], norms[s]] for s in some])
+        finite = values[np.isfinite(values).all(axis=1)]
+        if len(finite):
+            loss, norm = finite.T
+            windows.append(
+                [some[-1], len(finite), loss.mean(), loss.std(), norm.mean(), norm.max(), len(some) - len(finite)]
+            )
+    return [[float(value) for value in window] for window in windows]
+
+
+def diagnose(record: Record) -> list[Finding]:
+    """All that is found, the gravest first."""
+    findings = [finding for check in CHECKS for finding in [check(record)] if finding]
+    names = {finding.ailment for finding in findings}
+    for grave, follows in _IMPLIED.items():  # what follows from a graver finding is not said again
+        if grave in names:
+            findings = [finding for finding in findings if finding.ailment not in follows]
+    return sorted(findings, key=lambda f: (not f.collapse, ("certain", "likely", "possible").index(f.sure)))
+
+
+# -- the numbers -----------------------------------------------------------------------------------------------------
+
+
+def not_finite(record: Record) -> Finding | None:
+    """Steps whose gradient was NaN or infinite: they were left out."""
+    steps = sum(w.steps for w in record.windows)
+    skipped = sum(w.skipped for w in record.windows)
+    fp16 = record.config and record.config.training.mixed_precision == "fp16"  # there, some are normal
+    no_score = bool(record.history) and "val_loss" in record.latest and record.latest["val_loss"] is None
+    if not no_score and (skipped < 3 or skipped < (0.05 if fp16 else 0.001) * (steps + skipped)):
+        return None
+    seen = f"{skipped} of {steps + skipped} steps had no finite gradient and were left out"
+    if no_score:
+        seen += "; the validation loss is no number"
+    return Finding(
+        "NaN",
+        seen,
+        "numbers overflow: the steps are too long, or the precision too low",
+        f"{slower(record, 4)}, or --mixed-precision no",
+        "certain" if no_score or skipped > 0.01 * steps else "likely",
+        collapse=no_score,
+    )
+
+
+def divergence(record: Record) -> Finding | None:
+    """The loss has been far lower, and has stayed up since."""
+    windows = record.windows
+    if len(windows) < 6:
+        return None
+    now = sorted(windows[-3:], key=lambda w: w.loss)[1]
+    best = min(windows[:-3], key=lambda w: w.loss)
+    rise = now.loss - best.loss
+    if not (now.loss > 1.5 * best.loss and min(w.loss for w in windows[-3:]) - best.loss > 6 * _error(now, best)):
+        return None
+    return Finding(
+        "divergence",
+        f"the loss was {best.loss:.3g} at step {best.step} and is {now.loss:.3g} now, {rise / best.loss:.0%} more",
+        "training undoes what it had learnt: the learning rate is too high",
+        f"{slower(record, 4)}, from best_model.pth",
+        "certain" if now.loss > 2 * best.loss else "likely",
+        collapse=True,
+    )
+
+
+def exploding_gradients(record: Record) -> Finding | None:
+    norms = [w.grad_norm for w in record.windows]
+    if len(norms) < 8:
+        return None
+    usual, now = float(np.median(norms[1 : len(norms) // 2 + 1])), float(np.median(norms[-3:]))
+    if not now > 10 * usual > 0:
+        return None
+    return Finding(
+        "exploding gradients",
+        f"the norm of the gradient was {usual:.3g} and is {now:.3g} now, {now / usual:.0f} times as much",
+        "each step only follows the clipped direction of a few pictures; divergence comes next",
+        f"{slower(record, 3)}, or a lower --gradient-clip",
+        "likely",
+    )
+
+
+def oscillation(record: Record) -> Finding | None:
+    """Up and down by more than a tenth and more than noise, again and again."""
+    windows = record.windows[2:]  # the first steps of a run fall steeply
+    windows = windows[-max(8, len(windows) // 2) :]
+    if len(windows) < 6:
+        return None
+    turns = turning_points(windows)
+    if len(turns) < 4:
+        return None
+    low, high = min(turns[-4:]), max(turns[-4:])
+    training = record.config.training if record.config else None
+    smaller = f", and --batch-size 8 (it is {training.batch_size})" if training and training.batch_size > 16 else ""
+    warm = ", with --lr-schedule one-cycle" if training and training.lr_schedule == "constant" else ""
+    return Finding(
+        "oscillation",
+        f"the loss went up and down {len(turns)} times in the last {len(windows)} windows, lately between {low:.3g} "
+        f"and {high:.3g}; noise explains {_NOISE * windows[-1].error:.1g}",
+        "each step overshoots: the learning rate is too high, or it did not rise slowly enough",
+        f"{slower(record, 2.5)}{warm}{smaller}",
+        "likely",
+    )
+
+
+def turning_points(windows: Sequence[Window]) -> list[float]:
+    """The losses at which the curve turned round, by more than a tenth of its level and four standard errors.
+
+    An extreme counts as a turning point once the curve has come back from it by that much.
+    """
+    turns: list[float] = []
+    extreme, direction = windows[0], 0
+    for window in windows[1:]:
+        change = window.loss - extreme.loss
+        enough = abs(change) > max(_SWING * extreme.loss, _NOISE * _error(window, extreme))
+        if direction == 0:
+            if enough:
+                extreme, direction = window, int(math.copysign(1, change))
+        elif change * direction >= 0:
+            extreme = window
+        elif enough:
+            turns.append(extreme.loss)
+            extreme, direction = window, -direction
+    return turns
+
+
+def plateau(record: Record) -> Finding | None:
+    """Nothing is learnt, although the windows are long enough to see one per cent."""
+    windows = record.windows
+    if len(windows) < 12 or record.step < MATURE:
+        return None
+    quarter = len(windows) // 4
+    first, third, fourth = windows[:2], windows[-2 * quarter : -quarter], windows[-quarter:]
+    level, before, now = (float(np.mean([w.loss for w in part])) for part in (first, third, fourth))
+    error = math.hypot(*(math.sqrt(sum(w.error**2 for w in part)) / len(part) for part in (third, fourth)))
+    if not (now > 0.95 * level and before - now < 2 * error and 2 * error < 0.01 * now):
+        return None
+    channels = record.config.model.model_channels if record.config and record.config.model.method == "regression" else 0
+    wider = f"--model-channels {max(128, channels * 4 // 3)}" if channels else "a wider model"
+    faster = f"--learning-rate {record.config.training.learning_rate * 3:.1g}" if record.config else "--learning-rate"
+    return Finding(
+        "plateau",
+        f"the loss began at {level:.3g} and is {now:.3g}; over the last half it fell by {before - now:.2g}, "
+        f"less than the noise of {2 * error:.1g}",
+        "nothing is learnt: the learning rate is too low, the model too small, or the photos have no colour",
+        f"{faster} with --lr-schedule constant; then {wider}; look at the photos with: project7 data",
+        "likely",
+    )
+
+
+def overfitting(record: Record) -> Finding | None:
+    """Validation rises, three epochs in a row or more, while training falls."""
+    entries = [e for e in record.history if _number(e.get("val_loss")) and _number(e.get("train_loss"))]
+    if len(entries) < 5:
+        return None
+    best = min(range(len(entries)), key=lambda i: entries[i]["val_loss"])
+    tail = [entry["val_loss"] for entry in entries[best:]]
+    rising = (
+        len(tail) > 3 and tail[-1] > 1.02 * tail[0] and all(b > a for a, b in zip(tail[-4:], tail[-3:], strict=False))
+    )
+    falling = entries[-1]["train_loss"] < 0.99 * entries[best]["train_loss"]
+    if not (rising and falling):
+        return None
+    return Finding(
+        "overfitting",
+        f"validation rose from {tail[0]:.3g} (epoch {entries[best]['epoch']}) to {tail[-1]:.3g}, while training fell "
+        f"from {entries[best]['train_loss']:.3g} to {entries[-1]['train_loss']:.3g}",
+        "the photos are learnt by heart: there are too few of them for this model and time",
+        "stop here (best_model.pth is from before), train on more photos, or cut more squares of each: --crops 8",
+        "certain" if tail[-1] > 1.1 * tail[0] else "likely",
+    )
+
+
+def stalled(record: Record) -> Finding | None:
+    """No better validation for ten epochs and 40 % of the run, at a rate that has not fallen."""
+    losses = [_number(entry.get("val_loss")) for entry in record.history]
+    if len(losses) < 12 or None in losses or (record.config and record.config.training.lr_schedule != "constant"):
+        return None
+    since = len(losses) - 1 - losses.index(min(losses))
+    if since < max(10, 0.4 * len(losses)):
+        return None
+    return Finding(
+        "stalled",
+        f"the validation loss has not been lower than {min(losses):.4g} for {since} epochs",
+        "at this learning rate there is no more to learn",
+        f"end with a falling rate: --resume {record.name} --epochs 5 --lr-schedule cosine",
+        "possible",
+    )
+
+
+# -- the balance of the terms ----------------------------------------------------------------------------------------
+
+
+def unbalanced(record: Record) -> Finding | None:
+    """One term drowns another."""
+    weighted = {n: abs(v) for n, v in (record.latest.get("weighted_terms") or {}).items() if _number(v) is not None}
+    config = record.config
+    if config and config.loss:
+        return unbalanced_loss(record, weighted)
+    own, rest = weighted.get("mse") or weighted.get("classification"), ("perceptual", "adversarial")
+    loud = [(weighted[name] / own, name) for name in rest if own and name in weighted and weighted[name] > 5 * own]
+    if not loud:
+        return None
+    times, name = max(loud)
+    weight = getattr(config.objective, f"{name}_weight") / times if config and config.objective else 0.01
+    return Finding(
+        "unbalanced terms",
+        f"{name} counts {times:.0f} times as much as the method's own loss ({weighted[name]:.3g} against {own:.3g})",
+        "the network is hardly trained to denoise any more",
+        f"--resume {record.name} --{name}-weight {weight:.1g}",
+        "likely",
+    )
+
+
+def unbalanced_loss(record: Record, weighted: dict[str, float]) -> Finding | None:
+    loss, name = record.config.loss, record.name
+    terms = LOSS_WEIGHTS[loss.loss]
+    if not loss.ab_weight and not loss.lab_weight:
+        return Finding(
+            "unbalanced terms",
+            "--ab-weight is 0",
+            "nothing teaches the network which colours are right",
+            f"--resume {name} --ab-weight {terms['ab_weight']:g}",
+            "certain",
+        )
+    chroma = sum(weighted.get(n, 0) for n in ("ab", "ab_chrominance", "lab", "saturation"))
+    perceptual = weighted.get("perceptual", 0)
+    if chroma and perceptual > 10 * chroma:
+        raised = loss.ab_weight * perceptual / chroma / 4
+        return Finding(
+            "unbalanced terms",
+            f"the terms of colour count {chroma:.3g}, {perceptual / chroma:.0f} times less than perceptual "
+            f"({perceptual:.3g})",
+            "the network learns textures that look right, and no colours",
+            f"--resume {name} --ab-weight {raised:.1g}, or --perceptual-weight {loss.perceptual_weight / 3:.1g}",
+            "likely",
+        )
+    lightness = weighted.get("l_luminance", 0)
+    if record.config.model.outputs == "lab" and chroma and lightness > chroma:
+        return Finding(
+            "unbalanced terms",
+            f"lightness counts {lightness:.3g}, colour only {chroma:.3g}",
+            "the network repairs lightness and neglects colour, which should count 2 to 4 times as much",
+            f"--resume {name} --l-weight {loss.l_weight * chroma / lightness / 3:.1g}, or a higher --ab-weight",
+            "likely",
+        )
+    return None
+
+
+def unusual_terms(record: Record) -> Finding | None:
+    """The root of a squared error far outside what trained models have."""
+    terms = record.latest.get("val_terms") or {}
+    restores = bool(record.config) and getattr(record.config.model, "outputs", "ab") == "lab"
+    loss = record.config.loss if record.config else None
+    if not loss or record.step < MATURE:
+        return None
+    for name, (_, highest) in _RANGES.items():
+        value = _number(terms.get(name))
+        if name == "l_luminance" and not restores:
+            continue
+        if value is not None and math.sqrt(value) > highest:
+            weight = "l_weight" if name == "l_luminance" else "ab_weight"
+            return Finding(
+                "unusual error",
+                f"the root of {name} is {math.sqrt(value):.2f} after {record.step} steps; usual is at most {highest:g}",
+                "the answers are further off than a gray picture would be",
+                f"--resume {record.name} --{weight.replace('_', '-')} {(getattr(loss, weight) or 1) * 1.5:.2g}; or "
+                f"{slower(record, 3)}",
+                "likely",
+            )
+    return None
+
+
+def discriminator_has_won(record: Record) -> Finding | None:
+    terms = record.latest.get("terms") or {}
+    critic, truth, estimate = (_number(terms.get(n)) for n in ("critic", "critic_of_truth", "critic_of_estimate"))
+    if None in (critic, truth, estimate) or critic > 0.1 or truth - estimate < 2:
+        return None
+    rate = record.config.objective.gan_learning_rate if record.config and record.config.objective else 2e-4
+    return Finding(
+        "discriminator has won",
+        f"its hinge loss is {critic:.2g}: it tells true colours ({truth:+.1f}) from estimated ones ({estimate:+.1f}) "
+        "every time",
+        "its opinion no longer says which way colours would look truer",
+        f"--resume {record.name} --gan-learning-rate {rate / 4:.1g}, or a lower --adversarial-weight",
+        "likely",
+    )
+
+
+# -- the colours -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Colours:
+    """The fixed validation pictures of the latest entry, beside the truth. Mean ab a picture: (K, 2), Lab units."""
+
+    colorfulness: float
+    colorfulness_truth: float
+    means: np.ndarray
+    means_truth: np.ndarray
+    spread: float  # within a picture
+    spread_truth: float
+
+
+def colours(record: Record) -> Colours | None:
+    """None where there are none yet, or too few steps to judge by."""
+    entry = record.latest
+    keys = ("colorfulness", "colorfulness_truth", "picture_ab", "picture_ab_truth", "ab_spread", "ab_spread_truth")
+    if record.step < MATURE or any(entry.get(key) is None for key in keys):
+        return None
+    found = [np.array(entry[key], dtype=float) if key.startswith("picture") else float(entry[key]) for key in keys]
+    usable = found[2].shape == found[3].shape and found[2].ndim == 2 and len(found[2]) > 1
+    return Colours(*found) if usable and found[1] > GRAY else None
+
+
+def constant_output(record: Record) -> Finding | None:
+    found = colours(record)
+    if (
+        not found
+        or found.spread > 0.1 * found.spread_truth
+        or _between(found.means) > 0.1 * _between(found.means_truth)
+    ):
+        return None
+    a, b = found.means.mean(axis=0)
+    return Finding(
+        "constant output",
+        f"all pictures get one flat colour (a {a:+.0f}, b {b:+.0f}): within a picture ab varies by {found.spread:.1f}, "
+        f"the truth by {found.spread_truth:.1f}",
+        "the network ignores the photo",
+        colour_cure(record),
+        "certain",
+        collapse=True,
+    )
+
+
+def one_tint(record: Record) -> Finding | None:
+    found = colours(record)
+    if not found:
+        return None
+    middle, lengths = found.means.mean(axis=0), np.hypot(*found.means.T)
+    together = float(np.hypot(*found.means.sum(axis=0)) / max(lengths.sum(), 1e-9))  # 1: all of one hue
+    if not (np.hypot(*middle) > 4 and together > 0.95 and _between(found.means) < 0.15 * _between(found.means_truth)):
+        return None
+    return Finding(
+        "one tint",
+        f"all pictures are {hue(*middle)} (a {middle[0]:+.0f}, b {middle[1]:+.0f}): their mean colours differ by "
+        f"{_between(found.means):.1f}, those of the truth by {_between(found.means_truth):.1f}",
+        "one colour for everything is the safest answer that the network has found",
+        colour_cure(record),
+        "likely",
+        collapse=True,
+    )
+
+
+def colourless(record: Record) -> Finding | None:
+    found = colours(record)
+    if not found or found.colorfulness > 0.2 * found.colorfulness_truth:
+        return None
+    return Finding(
+        "colourless",
+        f"colorfulness {found.colorfulness:.1f} where the truth has {found.colorfulness_truth:.1f}, after "
+        f"{record.step} steps",
+        "the network answers with the average of all colours, which is gray",
+        colour_cure(record),
+        "likely",
+        collapse=True,
+    )
+
+
+def bias(record: Record) -> Finding | None:
+    """Sepia, purple, green ...: off in one direction, by more than chance among so few pictures explains."""
+    found = colours(record)
+    if not found:
+        return None
+    off = found.means - found.means_truth
+    mean, error = off.mean(axis=0), off.std(axis=0, ddof=1) / math.sqrt(len(off))
+    if not (np.hypot(*mean) > 8 and np.hypot(*mean) > _NOISE * np.hypot(*error)):
+        return None
+    name = {"yellow": "sepia", "orange": "sepia"}.get(hue(*mean), hue(*mean))
+    return Finding(
+        f"{name} bias",
+        f"the pictures are on average a {mean[0]:+.0f}, b {mean[1]:+.0f} off the truth (chance explains "
+        f"{_NOISE * np.hypot(*error):.0f})",
+        "the network is too cautious, or its loss favours one hue",
+        colour_cure(record),
+        "likely",
+    )
+
+
+def over_saturated(record: Record) -> Finding | None:
+    found = colours(record)
+    if not found or found.colorfulness < max(1.5 * found.colorfulness_truth, found.colorfulness_truth + 15):
+        return None
+    config = record.config
+    cures = {
+        "regression": "a lower --saturation-weight and a higher --perceptual-weight (--preset conservative)",
+        "classification": "a higher --temperature, a lower --rebalance",
+        "diffusion": "--prediction-type v_prediction with --zero-terminal-snr, or longer training",
+    }
+    critic = bool(config) and config.objective is not None and config.objective.gan
+    return Finding(
+        "over-saturation",
+        f"colorfulness {found.colorfulness:.0f} where the truth has {found.colorfulness_truth:.0f}",
+        "colours are bolder than life",
+        "a lower --adversarial-weight" if critic else cures[config.model.method if config else "diffusion"],
+        "likely",
+    )
+
+
+def gray_data(record: Record) -> Finding | None:
+    share = _number(record.latest.get("gray_share"))
+    return None if share is None else gray_share_finding(share)
+
+
+def gray_share_finding(share: float) -> Finding | None:
+    """share: of the training photos that are nearly gray."""
+    if share < _MANY_GRAY:
+        return None
+    return Finding(
+        "gray data",
+        f"{share:.0%} of the training photos are nearly gray (colorfulness below {GRAY:g})",
+        "gray photos teach gray answers",
+        f"train on the others: --min-colorfulness {GRAY:g}",
+        "certain",
+    )
+
+
+CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
+    not_finite,
+    divergence,
+    constant_output,
+    one_tint,
+    colourless,
+    exploding_gradients,
+    oscillation,
+    discriminator_has_won,
+    gray_data,
+    unbalanced,
+    unusual_terms,
+    bias,
+    over_saturated,
+    overfitting,
+    plateau,
+    stalled,
+)
+_IMPLIED = {
+    "constant output": {"one tint", "colourless", "sepia bias"},
+    "one tint": {"colourless", "sepia bias"},
+    "divergence": {"exploding gradients", "oscillation"},
+}
+
+
+# -- cures and words -------------------------------------------------------------------------------------------------
+
+
+def slower(record: Record, times: float) -> str:
+    """A lower learning rate, as flags of a resumed run."""
+    if not record.config:
+        return "a lower --learning-rate"
+    rate = record.config.training.learning_rate / times
+    schedule = record.config.training.lr_schedule
+    return f"--resume {record.name} --learning-rate {rate:.1g} --lr-schedule {schedule}"
+
+
+def colour_cure(record: Record) -> str:
+    """What brings colours back, by method; for regression the emergency measures of each loss."""
+    config = record.config
+    if config is None:
+        return "train longer, or at a lower --learning-rate"
+    resumed, training = f"--resume {record.name}", config.training
+    larger = "" if training.batch_size >= 8 else f", and a --batch-size of 8 or more (it is {training.batch_size})"
+    if config.model.method == "diffusion":
+        plain = config.model.prediction_type == "epsilon" or not config.model.zero_terminal_snr
+        return ("a new model with --prediction-type v_prediction" if plain else slower(record, 3)) + larger
+    if config.model.method == "classification":
+        return f"a new model with --rebalance 0.5 (it is {config.model.rebalance:g}), or colour with --temperature 0.2"
+    if config.loss is None or config.loss.loss == "weighted":
+        wider = max(128, config.model.model_channels * 4 // 3)
+        return f"{resumed} --perceptual-weight 0.01, or a new model with --model-channels {wider}{larger}"
+    if config.loss.loss == "simple":
+        return f"{resumed} --perceptual-weight 2 --learning-rate 2e-04 --lr-schedule {training.lr_schedule}{larger}"
+    ab = max(LOSS_WEIGHTS["enhanced"]["ab_weight"], config.loss.ab_weight) + 1
+    stronger = f"--ab-weight {ab:g} --saturation-weight {max(1.0, 2 * (config.loss.saturation_weight or 0)):g}"
+    return f"{resumed} {stronger} --perceptual-weight {min(0.3, config.loss.perceptual_weight):g}{larger}"
+
+
+def hue(a: float, b: float) -> str:
+    """The name of a direction in the ab plane."""
+    names = ("magenta-red", "orange", "yellow", "green", "green", "blue-green", "blue", "purple")
+    return names[round(math.degrees(math.atan2(b, a)) / 45) % 8]
+
+
+def _between(means: np.ndarray) -> float:
+    """How far the pictures' mean colours lie apart: (K, 2) -> the root of their mean square distance to the middle."""
+    return float(np.sqrt(np.square(means - means.mean(axis=0)).sum(axis=1).mean()))
+
+
+def _error(a: Window, b: Window) -> float:
+    return math.hypot(a.error, b.error)
+
+
+def _number(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if usable else None
