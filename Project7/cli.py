@@ -1,4 +1,4 @@
-"""project7 colorize | models | doctor | data | palette | download | demo: the command line.
+"""project7 colorize | evaluate | compare | models | doctor | data | palette | download | demo: the command line.
 
 Heavy modules are imported by the command that needs them.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from Project7 import errors, flags, model_folder
-from Project7.config import ClassificationConfig, ColorizeConfig, DataConfig, TrainingConfig, build
+from Project7.config import ClassificationConfig, ColorizeConfig, DataConfig, EvaluateConfig, TrainingConfig, build
 from Project7.errors import ProjectError, UsageError
 
 _RECIPES = """training is done by the scripts, which ask what they need:
@@ -34,7 +34,7 @@ def command(argv: list[str] | None = None) -> int:
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (add_colorize, add_models, add_doctor, add_data, add_palette, add_download, add_demo):
+    for add in COMMANDS:
         add(commands)
     arguments = parser.parse_args(argv)
     if not arguments.command:
@@ -132,6 +132,81 @@ def default_model(models_dir: Path) -> str:
         f"choose one with --model: {', '.join(names)}" if names else "train one: python -m Project7.train_diffusion"
     )
     raise UsageError(f"Which model? There are {len(names) or 'none'} in {models_dir}; {choice}.")
+
+
+# -- evaluate, compare -----------------------------------------------------------------------------------------------
+
+
+def add_evaluate(commands) -> None:
+    about = "measure models on photos with known colours, beside gray and the mean colour"
+    parser = commands.add_parser("evaluate", help=about, description=about.capitalize() + ".")
+    parser.add_argument("--model", action="append", required=True, metavar="NAME|PATH", help="once for each model")
+    parser.add_argument("--data", required=True, metavar="PATH", help="a folder or zip of colour photos, or 'samples'")
+    parser.add_argument("--split", choices=("train", "val"), help="part of a divided set such as Tiny ImageNet (val)")
+    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result, for `project7 compare`")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write a sheet, the worst photos, bias by class")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR")
+    flags.add_settings(parser, EvaluateConfig)
+    parser.set_defaults(run=evaluate)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    settings: EvaluateConfig = build(EvaluateConfig, flags.given(arguments, EvaluateConfig))
+    paths = [model_folder.find_weights(model, arguments.models_dir) for model in arguments.model]
+    names = [path.parent.name if path.name == "best_model.pth" else path.stem for path in paths]
+    twice = next((name for name in names if names.count(name) > 1 or name in ("gray", "mean-colour")), None)
+    if twice:
+        raise UsageError(f"Two rows of the table would be called {twice}; give models of different names.")
+    console = Console(stderr=True, soft_wrap=True)
+
+    from Project7 import evaluate as evaluation
+    from Project7.checkpoints import load_checkpoint
+    from Project7.config import from_dict
+    from Project7.dataset import open_photos
+    from Project7.report import counting, evaluation_table, write_evaluation_pictures
+
+    size = settings.size or from_dict(load_checkpoint(paths[0])["config"], paths[0]).data.image_size
+    where = {"split": arguments.split, "limit": settings.limit, "cache_dir": arguments.cache_dir}
+    with counting(console) as progress:
+        photos = open_photos(arguments.data, size=size, progress=progress, **where)
+        answers = evaluation.baselines(photos)
+        for path, name in zip(paths, names, strict=True):
+            answers.append(evaluation.answer(path, name, photos, settings, progress=progress))
+        result = evaluation.evaluate(answers, photos, settings, split=arguments.split, progress=progress)
+    Console(width=None if sys.stdout.isatty() else 200).print(evaluation_table(result["rows"]))
+    for line in evaluation.verdicts(result["differences"]):
+        print(line)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        evaluation.write_result(arguments.json, result)
+        print(f"Result: {arguments.json}")
+    if arguments.pictures:
+        for path in write_evaluation_pictures(arguments.pictures, answers, photos):
+            print(f"Picture: {path}")
+    return 0
+
+
+def add_compare(commands) -> None:
+    about = "put results of `project7 evaluate --json` into one table, if they were measured alike"
+    parser = commands.add_parser("compare", help=about, description=about.capitalize() + ".")
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
+    parser.add_argument("--despite", nargs="+", default=[], metavar="KEY", help="keys of the protocol that may differ")
+    parser.set_defaults(run=compare)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from Project7.evaluate import joined, read_result
+    from Project7.report import evaluation_table
+
+    results = [(str(path), read_result(path)) for path in arguments.results]
+    rows = joined(results, despite=arguments.despite)
+    Console(width=None if sys.stdout.isatty() else 200).print(evaluation_table(rows))
+    return 0
 
 
 # -- models, data, download, demo ------------------------------------------------------------------------------------
@@ -314,6 +389,18 @@ def demo(arguments: argparse.Namespace) -> int:
 
     return run_demo(arguments.output, arguments.models_dir)
 
+
+COMMANDS = (
+    add_colorize,
+    add_evaluate,
+    add_compare,
+    add_models,
+    add_doctor,
+    add_data,
+    add_palette,
+    add_download,
+    add_demo,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -161,7 +161,7 @@ def gray(rgb: Tensor) -> Tensor:
 def without_chroma(L: Tensor) -> Tensor:
     """L (B, 1, H, W) in [-1, 1] -> the gray picture of that lightness, (B, 3, H, W) uint8."""
     nothing = torch.zeros_like(L)
-    return show(torch.cat([(L.float() + 1) * 50, nothing, nothing], dim=1))
+    return show(torch.cat([(L.float() + 1) * 50, nothing, nothing], dim=1))[:, 1:2].repeat(1, 3, 1, 1)
 
 
 def channels_first(picture: np.ndarray) -> Tensor:

@@ -387,7 +387,8 @@ class LossConfig(BaseModel):
             flag = "--" + foreign[0].replace("_", "-")
             owners = " or ".join(f"--loss {loss}" for loss, weights in LOSS_WEIGHTS.items() if foreign[0] in weights)
             raise ValueError(f"the {self.loss} loss has no term for {flag}; use it with {owners}")
-        if not any(getattr(self, name) for name in terms if name not in ("a_weight", "b_weight")):
+        silent = {"a_weight", "b_weight"} | ({"ab_weight"} if self.a_weight == self.b_weight == 0 else set())
+        if not any(getattr(self, name) for name in terms if name not in silent):
             raise ValueError("all weights of the loss are 0, and one must be above; leave out one of them")
         if self.perceptual_net == "random" and self.perceptual_weights:
             raise ValueError(
@@ -415,8 +416,11 @@ class RunConfig(BaseModel):
             return self
         if self.model.method != "regression" or self.objective:
             raise ValueError("a loss of losses.py is for a regression model without further objectives")
-        if self.loss.loss == "weighted" and self.model.outputs == "lab":
-            raise ValueError("the weighted loss says nothing about lightness; use --loss simple or enhanced for it")
+        if self.model.outputs == "lab" and not (self.loss.lab_weight or self.loss.l_weight):
+            raise ValueError(
+                f"this {self.loss.loss} loss says nothing about lightness, which the model is to restore (--outputs "
+                "lab); use --loss enhanced with an --l-weight, or simple with a --lab-weight"
+            )
         if self.loss.perceptual_weight and self.data.image_size < _LPIPS_SMALLEST:
             raise ValueError(
                 f"--image-size {self.data.image_size} is too small for the perceptual term ({_LPIPS_SMALLEST} pixels "
@@ -446,6 +450,30 @@ class ColorizeConfig(BaseModel):
         "short side of the picture that the network sees, in pixels (default: that of its training)",
         ge=8,
         le=4096,
+    )
+    batch_size: int = setting(32, "pictures that go through the network together", ge=1, le=4096)
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute")
+
+
+class EvaluateConfig(BaseModel):
+    """How models are measured."""
+
+    model_config = SETTINGS
+
+    limit: int | None = setting(None, "use only this many photos", ge=2)
+    size: int | None = setting(
+        None, "side of the centre squares in pixels (default: that of the first model's training)", ge=16, le=1024
+    )
+    samples: int = setting(1, "answers to each photo: more than 1 gives best-of and diversity", ge=1, le=1000)
+    seed: int = setting(0, "of the samples", ge=0, lt=2**63)
+    steps: int = setting(20, "denoising steps of a diffusion model", ge=1, le=10_000)
+    sampler: Literal[SAMPLERS] = setting("dpm++", "sampler of a diffusion model")
+    temperature: float | None = setting(
+        None, "of a classification model's annealed mean (default: as trained)", ge=0, le=10
+    )
+    precision: Literal["fp32", "bf16"] = setting("fp32", "of the network: full, or autocast to bfloat16")
+    lpips_weights: str | None = setting(
+        None, "file of torchvision's AlexNet, for LPIPS (default: torchvision's cache; never downloaded)", min_length=1
     )
     batch_size: int = setting(32, "pictures that go through the network together", ge=1, le=4096)
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute")

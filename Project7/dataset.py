@@ -122,6 +122,29 @@ def open_dataset(
     return parts[0], parts[1]
 
 
+def open_photos(
+    data: str,
+    *,
+    size: int,
+    split: str | None = None,
+    limit: int | None = None,
+    cache_dir: Path | None = None,
+    progress: Counter | None = None,
+) -> ImageSet:
+    """The centre squares of photos to measure with, in an order of their own that does not depend on `limit`.
+
+    split: "train" or "val" of a set that is divided (None: val); a plain folder is used whole, and has no split.
+    Raises UsageError where that is asked for all the same.
+    """
+    source = scan(data)
+    if source.validation is None and split:
+        raise UsageError(f"--data {data} is not divided into train and val; leave --split out, it is used whole.")
+    photos = source.training if source.validation is None or split == "train" else source.validation
+    config = DataConfig(data=data, image_size=size)
+    where = cache_dir or default_cache_dir()
+    return open_part(source, "test", shuffled(photos, 0), config, limit, 0, where, progress)
+
+
 def default_cache_dir() -> Path:
     """$PROJECT7_CACHE, else project7 in $XDG_CACHE_HOME or ~/.cache."""
     if os.environ.get("PROJECT7_CACHE"):

@@ -6,6 +6,7 @@ none of which can explode. A term for variety of the form -log(variance) is not 
 as the variance goes to 0, just where a picture of one colour would need a gentle push.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ class ColorizationLossSimple(nn.Module):
 
     Terms: `perceptual`, `lab`, `ab`, `diversity`; one of weight 0 is left out, and LPIPS then needs no network.
     """
+
+    name = "simple"
 
     def __init__(
         self,
@@ -66,6 +69,8 @@ class ColorizationWeightedLoss(nn.Module):
     units the weight rises smoothly (3 x^2 - 2 x^3): a step would tear regions of one colour apart. Terms: `ab` and, at
     a tiny weight if at all (0.01), `perceptual`.
     """
+
+    name = "weighted"
 
     def __init__(
         self,
@@ -120,8 +125,18 @@ class ColorizationLossEnhanced(nn.Module):
             ab_chrominance=ab_weight,
             saturation=saturation_weight,
         )
+        if not (a_weight >= 0 and b_weight >= 0):
+            raise ValueError(f"a_weight and b_weight are 0 or more, not {a_weight} and {b_weight}")
         self.a_weight, self.b_weight = a_weight, b_weight
         self.perceptual = lpips_for(self.weights, perceptual_net, perceptual_weights, device)
+
+    @property
+    def name(self) -> str:
+        return (
+            "enhanced"
+            if self.a_weight == self.b_weight == 1
+            else f"enhanced (a {self.a_weight:g}, b {self.b_weight:g})"
+        )
 
     @classmethod
     def preset(cls, name: str, **settings: Any) -> "ColorizationLossEnhanced":
@@ -171,7 +186,7 @@ def total_and_terms(loss: nn.Module, rgb: Tensor, truth: Tensor) -> tuple[Tensor
 
 def above_zero(**weights: float) -> dict[str, float]:
     """The terms that count. Raises ValueError for a weight below 0, or where nothing counts."""
-    below = {name: weight for name, weight in weights.items() if weight < 0}
+    below = {name: weight for name, weight in weights.items() if not weight >= 0}  # NaN too
     if below or not any(weights.values()):
         raise ValueError(f"weights of a loss are 0 or more, and one is above 0; these are {below or weights}")
     return {name: weight for name, weight in weights.items() if weight}
@@ -179,7 +194,8 @@ def above_zero(**weights: float) -> dict[str, float]:
 
 def lpips_for(weights: dict[str, float], net: str, file: str | None, device: torch.device | str) -> nn.Module | None:
     """The network of the perceptual term; None where the term has no weight."""
-    return load_lpips(net, file).to(device) if "perceptual" in weights else None
+    # A copy: the loaded one is kept, and moving it would move it for all.
+    return copy.deepcopy(load_lpips(net, file)).to(device) if "perceptual" in weights else None
 
 
 def wanted(terms: dict[str, Callable[[], Tensor]], weights: dict[str, float]) -> Terms:

@@ -46,3 +46,27 @@ def energy_score(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def _rms(ab: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(ab).mean(axis=(-3, -2, -1)))
+
+
+def diversity(samples: np.ndarray) -> np.ndarray:
+    """How far several answers to a photo lie apart: (K, B, 2, H, W), K > 1 -> (B,), the mean over pairs, in Lab
+    units."""
+    return np.mean([_rms(samples[k] - samples[j]) for k in range(len(samples)) for j in range(k)], axis=0)
+
+
+def ssim(rgb: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Structural similarity (Wang et al. 2004: Gaussian window, sigma 1.5), the mean over the channels: (B, H, W, 3)
+    uint8 twice, H and W of 11 or more -> (B,)."""
+    from skimage.metrics import structural_similarity
+
+    settings = {"channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    pairs = zip(rgb, truth, strict=True)
+    return np.array([structural_similarity(found, true, data_range=255, **settings) for found, true in pairs])
+
+
+def ciede2000(rgb: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The mean CIEDE2000 difference (Sharma et al. 2005) over the pixels of a photo: (B, H, W, 3) uint8 twice ->
+    (B,)."""
+    from skimage.color import deltaE_ciede2000, rgb2lab
+
+    return deltaE_ciede2000(rgb2lab(rgb), rgb2lab(truth)).mean(axis=(1, 2))

@@ -9,6 +9,7 @@ batch.Estimate), and is divided by the whole batch: so micro-steps and processes
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,10 @@ class Objective:
         self.loss = make_loss(loss, device) if loss else None
         self.active = False
         if config and config.perceptual_weight:
-            self.perceptual = load_perceptual(config.perceptual_net, config.perceptual_weights).to(device)
+            # A copy: the loaded one is kept, and moving it would move it for all.
+            self.perceptual = copy.deepcopy(load_perceptual(config.perceptual_net, config.perceptual_weights)).to(
+                device
+            )
         if config and config.gan:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
@@ -91,7 +95,7 @@ class Objective:
             f"{weight:g} {name}{f' ({self.loss.perceptual.name})' if self.loss and name == 'perceptual' else ''}"
             for name, weight in weights.items()
         ]
-        return " + ".join(terms)
+        return (f"{self.loss.name}: " if self.loss else "") + " + ".join(terms)
 
     @property
     def own_weight(self) -> float:

@@ -83,8 +83,9 @@ class PerceptualLoss(nn.Module):
 class LPIPS(nn.Module):
     """Learned Perceptual Image Patch Similarity (Zhang et al. 2018, eq. 1), with the weights of the `lpips` package.
 
-    The sum over five layers of w . (f - f_true)^2, the mean over places, f of unit length over the channels. Its own
-    `forward` has a NaN gradient where all features of a place are 0, which is why the sum is written out here.
+    The sum over five layers of w . (f - f_true)^2, the mean over places, f of unit length over the channels. The
+    package's own `forward` divides by a length whose slope is infinite at 0 (NaN in the features, which only the ReLU
+    before them hides, and a gradient without bound near it), which is why the sum is written out here.
     name: what the log and the history call it.
     """
 

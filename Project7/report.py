@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from Project7.atomic_file import write_text
 from Project7.config import RunConfig
 from Project7.errors import sentence
 from Project7.health import Finding, Record
@@ -143,6 +146,58 @@ class Report:
         return self.writer
 
 
+# -- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def evaluation_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows of a result; in brackets half the width of the 95 % interval."""
+    columns = ("psnr", "ssim", "ab_rmse", "ciede2000", "colorfulness", "colorfulness_difference", "energy_score")
+    more = ("best_psnr", "ab_rmse_of_mean", "diversity", "lpips", "fid", "ab_rmse_dark", "ab_rmse_middle")
+    names = [*columns, *more, "ab_rmse_light", "seconds_per_photo"]
+    shown = [name for name in names if any(row.get(name) is not None for row in rows) or name in ("lpips", "fid")]
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("model")
+    for name in shown:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(Text(row["model"]), *(_measure(row, name) for name in shown))
+    return table
+
+
+def _measure(row: dict[str, Any], name: str) -> str:
+    value, interval = row.get(name), row.get("intervals", {}).get(name)
+    if value is None:
+        return "n/a"
+    around = f" ({(interval[1] - interval[0]) / 2:.2g})" if interval and None not in interval else ""
+    return f"{value:.3f}" if name in ("ssim", "seconds_per_photo", "lpips") else f"{value:.2f}{around}"
+
+
+def write_evaluation_pictures(folder: Path, answers: Sequence[Any], photos: Any) -> Iterator[Path]:
+    """sheet.png (gray | each model | truth), worst-MODEL.png, and classes-MODEL.json where photos have classes.
+
+    answers: of evaluate.Answer, the two baselines first. photos: a dataset.ImageSet.
+    """
+    from Project7.evaluate import class_bias, worst
+
+    folder.mkdir(parents=True, exist_ok=True)
+    truth = np.array(photos.images)
+    shown = [answers[0], *answers[2:]]
+
+    def write(name: str, places) -> Path:
+        columns = [answer.pictures[0][places] for answer in shown]
+        save_png(folder / name, sheet([*columns, truth[places]], smallest=128))
+        return folder / name
+
+    yield write("sheet.png", slice(0, 16))
+    for answer in answers[2:]:
+        yield write(f"worst-{answer.name}.png", worst(answer, truth))
+        rows = list(class_bias(answer, photos))
+        if rows:
+            table = folder / f"classes-{answer.name}.json"
+            write_text(table, json.dumps(rows, indent=1) + "\n")
+            yield table
+
+
 # -- the doctor's report -----------------------------------------------------------------------------------------------
 
 
@@ -205,8 +260,9 @@ def draw_curves(record: Record) -> bytes:
         for key in keys:
             values = [np.nan if entry.get(key) is None else entry[key] for entry in entries]
             axes.plot(places, values, marker=".", label={"val_loss": "validation"}.get(key, key.replace("_", ", ")))
-    norm.plot(steps, [window.grad_norm for window in record.windows], linewidth=1)
-    norm.set(ylabel="gradient norm", yscale="log" if len(steps) else "linear")
+    norms = [window.grad_norm for window in record.windows]
+    norm.plot(steps, norms, linewidth=1)
+    norm.set(ylabel="gradient norm", yscale="log" if min(norms) > 0 and max(norms) > 30 * min(norms) else "linear")
     loss.set(ylabel="loss", title=record.name)
     colours.set(xlabel="step", ylabel="colorfulness")
     for axes in (loss, colours):

@@ -262,6 +262,8 @@ def test_join_computes_in_float32_whatever_a_network_answers_in():
         assert lab.dtype == torch.float32
         torch.testing.assert_close(lab[:, 0], (L[:, 0] + 1) * 50)  # L keeps all its digits
         torch.testing.assert_close(lab, join(L, ab, MEAN, STD), rtol=0.01, atol=0.1)
+    rough = L.bfloat16()
+    torch.testing.assert_close(join(rough, ab, MEAN, STD)[:, :1], (rough.float() + 1) * 50)
 
 
 def test_scaled_brings_the_channels_of_lab_to_one_order():

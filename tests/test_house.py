@@ -27,7 +27,8 @@ methods
 checkpoints health
 objective
 trainer colorize resume
-evaluate report
+evaluate
+report
 prompts
 recipe
 demo

@@ -1,0 +1,344 @@
+"""Saved models against a set of photos: measures a photo, their means with intervals, and the protocol behind them.
+
+Rows for gray (ab = 0) and for the mean colour of the photos always stand beside: a model that does not beat them has
+learnt nothing. Everything is measured on 8-bit sRGB, as a person would see it.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from Project7 import color, metrics
+from Project7.atomic_file import write_text
+from Project7.checkpoints import load_model
+from Project7.colorize import pick_device
+from Project7.config import EvaluateConfig
+from Project7.dataset import ImageSet
+from Project7.errors import ProjectError, UsageError
+
+BANDS = {"dark": (0.0, 33.0), "middle": (33.0, 67.0), "light": (67.0, 100.1)}  # of the true L
+RESAMPLES = 1000  # of the bootstrap
+PROTOCOL = 1  # raise it when the same photos and answers give other numbers
+_TOGETHER = 64  # photos measured at a time
+Measures = dict[str, np.ndarray]  # name -> a value a photo (N,)
+Counter = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A model's colours for all photos."""
+
+    name: str
+    pictures: np.ndarray  # (K, N, H, W, 3) uint8: K samples
+    seconds: float  # a photo and sample; NaN for what needs no network
+    sha256: str = ""  # of the file of weights
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # method, sampler, steps ...
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+def baselines(photos: ImageSet) -> list[Answer]:
+    """Gray, and the mean ab of all these photos everywhere: what is known without looking."""
+    L, ab = lab_of(np.array(photos.images))
+    mean = ab.mean(axis=(0, 2, 3), keepdims=True)
+    answers = []
+    for name, chroma in (("gray", np.zeros_like(mean)), ("mean-colour", mean)):
+        lab = torch.from_numpy(np.concatenate([L, np.broadcast_to(chroma, ab.shape)], axis=1).astype(np.float32))
+        answers.append(Answer(name, color.channels_last(color.show(lab))[None], math.nan))
+    return answers
+
+
+@torch.no_grad()
+def answer(
+    weights: Path, name: str, photos: ImageSet, settings: EvaluateConfig, progress: Counter | None = None
+) -> Answer:
+    """Colours every photo `settings.samples` times. The noise of a sample is keyed by seed, sample and photo, so that
+    neither the order of the photos nor the size of the batches matters."""
+    where = pick_device(settings.device)
+    model, config = load_model(weights, where)
+    options = {name: value for name in model.OPTIONS if (value := getattr(settings, name, None)) is not None}
+    if "variety" in model.OPTIONS and settings.samples > 1:
+        options["variety"] = 1.0
+    count, together = len(photos.images), settings.batch_size
+    pictures = np.empty((settings.samples, *photos.images.shape), np.uint8)
+    spent = 0.0
+    for start in range(0, count, together):
+        rgb = color.channels_first(np.array(photos.images[start : start + together])).to(where)
+        L, _ = color.split(rgb, model.ab_mean, model.ab_std)
+        begin = time.perf_counter()
+        for k in range(settings.samples):
+            noise = [generator(settings.seed, k, n) for n in photos.names[start : start + together]]
+            with torch.autocast(where.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                ab = model.colorize(L, generator=noise, **options)
+            lab = color.join(L, ab, model.ab_mean, model.ab_std)
+            pictures[k, start : start + together] = color.channels_last(color.show(lab))
+        spent += time.perf_counter() - begin
+        if progress:
+            progress(f"colouring with {name}", min(start + together, count), count)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    used = {"method": config.model.method, **options}
+    return Answer(name, pictures, spent / settings.samples / count, digest, used)
+
+
+def generator(seed: int, sample: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{sample}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+# -- measures --------------------------------------------------------------------------------------------------------
+
+
+def measure(pictures: np.ndarray, truth: np.ndarray, lpips: torch.nn.Module | None = None) -> Measures:
+    """pictures (K, N, H, W, 3), truth (N, H, W, 3), uint8 -> the measures of each photo.
+
+    Those of one answer are of the first sample; `best_psnr`, `energy_score`, `diversity` and `mean_ab_mse` of all K.
+    """
+    parts = [
+        measure_some(pictures[:, i : i + _TOGETHER], truth[i : i + _TOGETHER], lpips)
+        for i in range(0, len(truth), _TOGETHER)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def measure_some(pictures: np.ndarray, truth: np.ndarray, lpips: torch.nn.Module | None) -> Measures:
+    first, count = pictures[0], len(pictures)
+    L, ab_truth = lab_of(truth)
+    ab = np.stack([lab_of(sample)[1] for sample in pictures])  # (K, N, 2, H, W)
+    squared = np.square(ab[0] - ab_truth)
+    found = {
+        "psnr": metrics.psnr(first, truth),
+        "ssim": metrics.ssim(first, truth),
+        "ab_mse": squared.mean(axis=(1, 2, 3)),
+        "ciede2000": metrics.ciede2000(first, truth),
+        "colorfulness": metrics.colorfulness(first),
+        "colorfulness_truth": metrics.colorfulness(truth),
+        "tint_a": (ab[0] - ab_truth)[:, 0].mean(axis=(1, 2)),
+        "tint_b": (ab[0] - ab_truth)[:, 1].mean(axis=(1, 2)),
+        "energy_score": metrics.energy_score(ab, ab_truth),
+    }
+    for name, (low, high) in BANDS.items():
+        inside = (L[:, 0] >= low) & (L[:, 0] < high)
+        found[f"pixels_{name}"] = inside.sum(axis=(1, 2)).astype(float)
+        found[f"squared_{name}"] = (squared.mean(axis=1) * inside).sum(axis=(1, 2))
+    if count > 1:
+        found["best_psnr"] = np.max([metrics.psnr(sample, truth) for sample in pictures], axis=0)
+        found["mean_ab_mse"] = np.square(ab.mean(axis=0) - ab_truth).mean(axis=(1, 2, 3))
+        found["diversity"] = metrics.diversity(ab)
+    if lpips is not None:
+        with torch.no_grad():
+            both = [color.channels_first(p).float() / 255 for p in (first, truth)]
+            found["lpips"] = lpips(*both).numpy()
+    return found
+
+
+def lab_of(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, H, W, 3) uint8 -> L (N, 1, H, W) and ab (N, 2, H, W), Lab units."""
+    lab = color.rgb_to_lab(color.channels_first(rgb)).numpy()
+    return lab[:, :1], lab[:, 1:]
+
+
+def summarize(found: Measures, photos: np.ndarray | None = None) -> dict[str, float]:
+    """The numbers of a row: means over the photos (their places in `photos`; all, if None), and roots of means."""
+    some = {name: values if photos is None else values[photos] for name, values in found.items()}
+    mean = {name: float(values.mean()) for name, values in some.items()}
+    row = {name: mean[name] for name in ("psnr", "ssim", "ciede2000", "colorfulness", "energy_score")}
+    row["ab_rmse"] = math.sqrt(mean["ab_mse"])
+    row["colorfulness_difference"] = abs(mean["colorfulness"] - mean["colorfulness_truth"])
+    row["colorfulness_error"] = float(np.abs(some["colorfulness"] - some["colorfulness_truth"]).mean())
+    row |= {"tint_a": mean["tint_a"], "tint_b": mean["tint_b"]}
+    for band in BANDS:
+        pixels = some[f"pixels_{band}"].sum()
+        row[f"ab_rmse_{band}"] = math.sqrt(some[f"squared_{band}"].sum() / pixels) if pixels else math.nan
+    for name in ("best_psnr", "diversity", "lpips"):
+        if name in mean:
+            row[name] = mean[name]
+    if "mean_ab_mse" in mean:
+        row["ab_rmse_of_mean"] = math.sqrt(mean["mean_ab_mse"])
+    return row
+
+
+def intervals(found: Measures, other: Measures | None = None, *, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % intervals by the bootstrap over photos (Efron 1979); of the difference to `other` where that is given.
+
+    Both are resampled with the same photos: the difference of two models on the same photos is far better known than
+    either alone.
+    """
+    count = len(found["psnr"])
+    random = np.random.default_rng(seed)
+    rows: list[dict[str, float]] = []
+    for _ in range(RESAMPLES):
+        photos = random.integers(0, count, count)
+        row = summarize(found, photos)
+        if other is not None:
+            second = summarize(other, photos)
+            row = {name: row[name] - second[name] for name in row if name in second}
+        rows.append(row)
+    return {n: tuple(np.nanquantile([row[n] for row in rows], (0.025, 0.975)).tolist()) for n in rows[0]}
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    answers: Sequence[Answer],
+    photos: ImageSet,
+    settings: EvaluateConfig,
+    *,
+    split: str | None = None,
+    progress: Counter | None = None,
+) -> dict[str, Any]:
+    """{"protocol": ..., "rows": [...], "differences": [...]}, as `--json` writes it.
+
+    A difference is of a model to the first model: its interval, and whether that leaves out 0.
+    """
+    truth = np.array(photos.images)
+    lpips, reason = find_lpips(settings.lpips_weights, truth.shape[1])
+    protocol = make_protocol(photos, settings, split=split, without_lpips=reason)
+    found: dict[str, Measures] = {}
+    for number, answer in enumerate(answers, start=1):
+        found[answer.name] = measure(answer.pictures, truth, lpips)
+        if progress:
+            progress("measuring", number, len(answers))
+    rows = [make_row(answer, found[answer.name]) for answer in answers]
+    models = [answer.name for answer in answers if answer.sha256]
+    differences = []
+    for name in models[1:]:
+        between = intervals(found[name], found[models[0]])
+        differences += [
+            {"model": name, "to": models[0], "measure": key, "interval": [low, high], "differs": not low <= 0 <= high}
+            for key, (low, high) in between.items()
+        ]
+    return {"protocol": protocol, "rows": rows, "differences": differences}
+
+
+def make_row(answer: Answer, found: Measures) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": answer.name, **summarize(found), "fid": None}
+    row.setdefault("lpips", None)
+    row["intervals"] = {name: list(interval) for name, interval in intervals(found).items()}
+    row["seconds_per_photo"] = None if math.isnan(answer.seconds) else answer.seconds
+    if answer.sha256:
+        row |= {"model_sha256": answer.sha256, "settings": answer.settings}
+    return row
+
+
+def find_lpips(weights: str | None, size: int) -> tuple[torch.nn.Module | None, str]:
+    """LPIPS of AlexNet (from `weights`, or torchvision's cache), or None and the reason. Nothing is downloaded here."""
+    from Project7.perceptual_loss import cached, load_lpips
+
+    if size < 32:
+        return None, f"photos of {size} px are too small for AlexNet"
+    if weights is None and not cached("AlexNet").exists():
+        return None, f"no {cached('AlexNet').name} in torchvision's cache; give --lpips-weights FILE"
+    return load_lpips("alex", weights), ""
+
+
+def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | None, without_lpips: str):
+    """All that a number depends on but the model."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "numpy", "scikit-image")}
+    return {
+        "version": PROTOCOL,
+        "photos": len(photos.images),
+        "fingerprint": photos.fingerprint,
+        "split": split,
+        "size": int(photos.images.shape[1]),
+        "crop": "centre square, antialiased",
+        "gray": "the photo's own Lab L, unrounded",
+        **{name: getattr(settings, name) for name in ("samples", "seed", "sampler", "steps", "temperature")},
+        "precision": settings.precision,
+        "psnr": f"8-bit RGB, a photo, at most {metrics.PSNR_CAP:g} dB, then the mean",
+        "energy_norm": "root mean square over a photo's ab, K (K - 1) pairs",
+        "missing": {"fid": "it needs Inception's weights"} | ({"lpips": without_lpips} if without_lpips else {}),
+        "versions": versions,
+    }
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    write_text(path, json.dumps(plain(result), indent=1) + "\n")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A file of `--json`. Raises ProjectError for anything else."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        usable = isinstance(result["protocol"], dict) and all(isinstance(row["model"], str) for row in result["rows"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProjectError(f"{path} is not a result of `project7 evaluate --json` ({type(error).__name__}).") from None
+    if not usable:
+        raise ProjectError(f"{path} is not a result of `project7 evaluate --json`.")
+    return result
+
+
+def joined(results: Sequence[tuple[str, dict[str, Any]]], *, despite: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows of several results (file, result) for one table.
+
+    Raises UsageError that says what differs where their protocols do, in more than versions and what `despite` names.
+    """
+    first_file, first = results[0]
+    for file, result in results[1:]:
+        keys = (set(first["protocol"]) | set(result["protocol"])) - {"versions", "missing", *despite}
+        unlike = sorted(k for k in keys if first["protocol"].get(k) != result["protocol"].get(k))
+        if unlike:
+            said = "; ".join(f"{k}: {first['protocol'].get(k)!r} and {result['protocol'].get(k)!r}" for k in unlike)
+            raise UsageError(
+                f"{first_file} and {file} were not measured alike ({said}); measure them anew with the same settings, "
+                f"or name what may differ: --despite {' '.join(unlike)}."
+            )
+    rows: list[dict[str, Any]] = []
+    for file, result in results:
+        for row in result["rows"]:
+            name = row["model"] if "model_sha256" not in row else f"{row['model']} ({Path(file).name})"
+            if name not in {r["model"] for r in rows}:  # gray and mean-colour are the same in all
+                rows.append({**row, "model": name})
+    return rows
+
+
+def verdicts(differences: Sequence[dict[str, Any]]) -> list[str]:
+    """A plain sentence for each pair of models and the measures that matter most."""
+    lines = []
+    for found in differences:
+        if found["measure"] in ("energy_score", "psnr", "ab_rmse"):
+            low, high = found["interval"]
+            word = "differ" if found["differs"] else "do not differ beyond chance"
+            pair = f"{found['model']} and {found['to']}"
+            lines.append(f"{pair} {word} in {found['measure']}: {low:+.3f} to {high:+.3f} (95 %, the same photos)")
+    return lines
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+def worst(answer: Answer, truth: np.ndarray, count: int = 10) -> np.ndarray:
+    """The photos with the largest error of ab in the first sample: their places, the worst first."""
+    found = measure(answer.pictures[:1], truth)
+    return np.argsort(-found["ab_mse"])[:count]
+
+
+def class_bias(answer: Answer, photos: ImageSet) -> Iterator[dict[str, Any]]:
+    """A row a class of Tiny ImageNet, the worst first: how far its mean colour and its colorfulness are off."""
+    labels = np.array(photos.labels)
+    found = measure(answer.pictures[:1], np.array(photos.images))
+    rows = []
+    for label in sorted(set(photos.labels) - {""}):
+        inside = labels == label
+        row = {name: float(found[name][inside].mean()) for name in ("tint_a", "tint_b", "psnr")}
+        truth = float(found["colorfulness_truth"][inside].mean())
+        less = float(found["colorfulness"][inside].mean()) - truth
+        rows.append({"class": label, "photos": int(inside.sum()), **row, "colorfulness": less, "truth": truth})
+    yield from sorted(rows, key=lambda row: -math.hypot(row["tint_a"], row["tint_b"]))
