@@ -19,6 +19,7 @@ MATURE = 1000  # steps before which nothing is said about colours: they are stil
 _MANY_GRAY = 0.4  # share of the training photos
 _SWING = 0.1  # of the level: a smaller swing of the loss is no oscillation
 _NOISE = 4.0  # standard errors: a smaller change is noise
+_BOLD_RATE = 3e-3  # a learning rate above is the first suspect, whatever is seen
 _RANGES = {"ab": (0.1, 0.3), "ab_chrominance": (0.1, 0.3), "l_luminance": (0.05, 0.15)}  # roots of the terms, usual
 
 
@@ -582,6 +583,8 @@ def colour_cure(record: Record) -> str:
     if config is None:
         return "train longer, or at a lower --learning-rate"
     resumed, training = f"--resume {record.name}", config.training
+    if training.learning_rate > _BOLD_RATE:
+        return f"a new model with --learning-rate 1e-4 (it is {training.learning_rate:g})"
     larger = "" if training.batch_size >= 8 else f", and a --batch-size of 8 or more (it is {training.batch_size})"
     if config.model.method == "diffusion":
         plain = config.model.prediction_type == "epsilon" or not config.model.zero_terminal_snr

@@ -61,7 +61,10 @@ def tinted(images: np.ndarray, a: float, b: float, *, chroma: float = 1.0) -> np
 WEIGHTED, ENHANCED = {"loss": "weighted"}, {"loss": "enhanced"}
 # provoked: (what the doctor must say, the run, what is done to the training photos)
 SICK = {
-    "learning rate 500 times too high": ({"oscillation", "divergence", "NaN"}, run_config(learning_rate=0.5)),
+    "learning rate 500 times too high": (
+        {"oscillation", "divergence", "NaN", "constant output"},
+        run_config(learning_rate=0.5),
+    ),
     "learning rate 50 times too high": (
         {"oscillation", "divergence", "NaN", "exploding gradients"},
         run_config(DIFFUSION, learning_rate=0.05),

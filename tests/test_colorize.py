@@ -82,6 +82,21 @@ def test_bands_are_the_whole(colorizer, monkeypatch):
     assert np.abs(whole - banded).max() <= 1
 
 
+@pytest.mark.parametrize("size", [(32, 48), (64, 96), (20, 30)], ids=["as seen", "larger", "smaller"])
+def test_an_answer_of_three_channels_changes_lightness_where_it_says_so(size):
+    """First the change of L, in the network's range: 20 units of L lighter on the left, and nothing on the right."""
+    change = torch.zeros(1, 3, 32, 48)
+    change[:, 0, :, :24] = 0.4
+    mean, std = torch.zeros(2), torch.ones(2)
+    L, small = torch.full((1, 1, *size), -0.2), torch.full((1, 1, 32, 48), -0.2)
+    found = lightness(module.paint(L, small, change, mean, std)) - 40
+    edge = size[1] // 8
+    assert np.abs(found[:, : size[1] // 2 - edge] - 20).max() < 1
+    assert np.abs(found[:, size[1] // 2 + edge :]).max() < 1
+    gray = module.paint(L, small, change[:, 1:], mean, std)
+    assert np.abs(lightness(gray) - 40).max() < 1, "with two channels nothing changes"
+
+
 def test_the_network_never_sees_more_than_the_working_size(colorizer, monkeypatch):
     shapes = []
     original = colorizer.model.colorize

@@ -4,12 +4,23 @@ import pytest
 from rich.console import Console
 
 from Project7 import prompts, recipe
-from Project7.config import SECTIONS, ObjectiveConfig, RunConfig, TrainingConfig, build, to_json
+from Project7.config import (
+    SECTIONS,
+    LossConfig,
+    ObjectiveConfig,
+    RegressionConfig,
+    RunConfig,
+    TrainingConfig,
+    build,
+    to_json,
+)
 from Project7.errors import UsageError
 from Project7.perceptual_loss import WeightsMissing
 
 MSE = recipe.Recipe("train.py", "About.", SECTIONS)
 V2 = recipe.Recipe("train_v2.py", "About.", SECTIONS | {"objective": ObjectiveConfig}, stages=True)
+SIMPLE = recipe.regression("train_simple.py", "About.", loss="simple", outputs="ab")
+RESTORATION = recipe.regression("train_restoration.py", "About.", loss="enhanced", outputs="lab")
 QUESTIONS = "features time_dim timesteps batch_size learning_rate data mse_weight perceptual_weight gan".split()
 ANSWERED = [f"--{name.replace('_', '-')}=x" for name in QUESTIONS[:-1]] + ["--no-gan"]  # all but the epochs
 
@@ -233,6 +244,56 @@ def test_the_recipe_without_terms_asks_for_none(tmp_path, person):
     assert person == []
 
 
+# -- direct regression: the settings follow from the loss ------------------------------------------------------------
+
+
+def test_a_recipe_without_consequences_has_the_same_settings_whatever_is_answered():
+    assert MSE.sections_with({}) is MSE.sections_with({"loss": "weighted"}) is MSE.sections
+
+
+@pytest.mark.parametrize(
+    ("of", "given", "loss", "outputs", "rate", "course"),
+    [
+        (SIMPLE, {}, "simple", "ab", 1e-4, "constant"),
+        (SIMPLE, {"loss": "weighted"}, "weighted", "ab", 5e-5, "one-cycle"),
+        (SIMPLE, {"loss": "enhanced", "preset": "maximum"}, "enhanced", "ab", 1e-4, "constant"),
+        (RESTORATION, {}, "enhanced", "lab", 1e-4, "constant"),
+        (SIMPLE, {"loss": "weighted", "learning_rate": "1e-3"}, "weighted", "ab", 1e-3, "one-cycle"),
+    ],
+)
+def test_what_is_answered_brings_the_other_defaults_along(of, given, loss, outputs, rate, course):
+    kinds = of.sections_with(given)
+    found = {
+        name: build(kind, {n: v for n, v in given.items() if n in kind.model_fields}) for name, kind in kinds.items()
+    }
+    assert (found["loss"].loss, found["model"].outputs, found["data"].image_size) == (loss, outputs, 256)
+    assert (found["training"].learning_rate, found["training"].lr_schedule) == (rate, course)
+    assert list(kinds) == list(of.sections), "the same flags"
+    assert all(set(kinds[name].model_fields) == set(of.sections[name].model_fields) for name in kinds)
+
+
+def test_a_loss_that_does_not_exist_is_said_by_the_settings_and_not_here():
+    kinds = SIMPLE.sections_with({"loss": "huber"})
+    with pytest.raises(UsageError, match="--loss huber: input should be"):
+        build(kinds["loss"], {"loss": "huber"})
+
+
+@pytest.mark.parametrize("of", [SIMPLE, RESTORATION])
+def test_a_model_is_asked_for_its_loss_only_when_it_comes_from_the_list(tmp_path, person, monkeypatch, of):
+    model(tmp_path, model=RegressionConfig(), loss=LossConfig())
+    gather(tmp_path, "--resume", "old", "--epochs", "3", of=of)
+    assert person == [], "--resume alone goes on as before"
+    monkeypatch.setattr(prompts, "ask_model", lambda *_, **settings: ("old", False))
+    gather(tmp_path, "--epochs", "3", of=of)
+    assert person == [("loss",)]
+
+
+def test_a_model_without_a_loss_of_its_own_is_asked_for_one(tmp_path, person):
+    model(tmp_path, model=RegressionConfig())
+    gather(tmp_path, "--resume", "old", "--epochs", "3", of=SIMPLE)
+    assert person == [("loss",)]
+
+
 # -- the features of the perceptual term -----------------------------------------------------------------------------
 
 
@@ -279,3 +340,43 @@ def test_a_file_that_is_not_vgg16_is_asked_for_again(monkeypatch):
 def test_nobody_to_ask_ends_the_run(monkeypatch):
     with pytest.raises(WeightsMissing):
         settle(monkeypatch, ObjectiveConfig(), asking=False)
+
+
+def settle_lpips(monkeypatch, loss, *, answers=()):
+    """The same for the loss of direct regression, where LPIPS has no network."""
+    asked, answers = [], iter(answers)
+
+    def load(net, weights):
+        if net != "random" and weights != "good.pth":
+            raise WeightsMissing("They cannot be had.")
+
+    monkeypatch.setattr("Project7.perceptual_loss.load_lpips", load)
+    monkeypatch.setattr(prompts, "ask_perceptual", lambda *said: asked.append(said) or next(answers))
+    settings = RunConfig(model=RegressionConfig(), loss=loss)
+    return recipe.settle_perceptual(settings, Console(quiet=True), asking=True).loss, asked
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [{"loss": "weighted"}, {"perceptual_weight": 0}, {"perceptual_net": "random"}, {"perceptual_weights": "good.pth"}],
+)
+def test_a_loss_that_has_its_features_asks_nothing(monkeypatch, loss):
+    assert settle_lpips(monkeypatch, LossConfig(**loss)) == (LossConfig(**loss), [])
+
+
+@pytest.mark.parametrize(("net", "network"), [("alex", "AlexNet"), ("vgg", "VGG16")])
+def test_the_network_of_lpips_is_asked_for_by_its_name(monkeypatch, net, network):
+    answers = [{"perceptual_weights": "bad.pth"}, {"perceptual_weights": "good.pth"}]
+    loss, asked = settle_lpips(monkeypatch, LossConfig(perceptual_net=net), answers=answers)
+    assert (loss.perceptual_net, loss.perceptual_weights) == (net, "good.pth")
+    assert asked == [("They cannot be had.", network)] * 2
+
+
+@pytest.mark.parametrize(
+    "answer", [{"perceptual_net": "random", "perceptual_weights": "none"}, {"perceptual_weight": "0"}]
+)
+def test_the_other_terms_of_a_loss_stay_where_lpips_has_no_network(monkeypatch, answer):
+    given = {"loss": "enhanced", "preset": "vibrant", "ab_weight": 7, "b_weight": 2}
+    loss, _ = settle_lpips(monkeypatch, LossConfig(**given), answers=[answer])
+    assert loss == build(LossConfig, given | answer)
+    assert (loss.ab_weight, loss.b_weight, loss.preset) == (7, 2, "vibrant")

@@ -300,6 +300,9 @@ def test_a_change_beyond_black_and_white_ends_there(change, value):
         model.unet.leave[-1].bias[0] = change
     answer = np.asarray(colorizer(model).colorize(photo(40, 30)))
     assert np.abs(answer.astype(int) - value).max() <= 2
+    L = make_batch().L
+    lab = color.join(L, model.colorize(L), model.ab_mean, model.ab_std)
+    assert lab[:, 0].unique().tolist() == [100 if value else 0]
 
 
 def test_bands_of_a_restored_photo_are_the_whole(monkeypatch):

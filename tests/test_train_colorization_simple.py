@@ -458,7 +458,7 @@ def test_objectives_whose_terms_only_look_alike_are_told_apart(mine, name, flags
 def test_the_schedule_of_the_weighted_loss_has_an_end(tmp_path, photos):
     """Its one cycle is over; who adds epochs says what they have, and may say another rate then."""
     small = ["--name", "m", "--data", photos, "--epochs", 1, "--yes", *SMALL, "--loss", "weighted"]
-    assert train(tmp_path, *small) == 0
+    assert train(tmp_path, *small, "--batch-size", 1) == 0
     assert history(tmp_path / "m")[0]["learning_rate"] < 5e-5 / 1e3, "it ends with almost nothing"
     with pytest.raises(UsageError, match="--lr-schedule constant, cosine or one-cycle"):
         train(tmp_path, "--resume", "m", *AGAIN)
