@@ -150,17 +150,17 @@ class Report:
 
 
 def evaluation_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows of a result; in brackets half the width of the 95 % interval."""
+    """The rows of a result as columns; in brackets half the width of the 95 % interval."""
     columns = ("psnr", "ssim", "ab_rmse", "ciede2000", "colorfulness", "colorfulness_difference", "energy_score")
     more = ("best_psnr", "ab_rmse_of_mean", "diversity", "lpips", "fid", "ab_rmse_dark", "ab_rmse_middle")
     names = [*columns, *more, "ab_rmse_light", "seconds_per_photo"]
     shown = [name for name in names if any(row.get(name) is not None for row in rows) or name in ("lpips", "fid")]
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("model")
-    for name in shown:
-        table.add_column(name.replace("_", " "), justify="right")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
     for row in rows:
-        table.add_row(Text(row["model"]), *(_measure(row, name) for name in shown))
+        table.add_column(Text(row["model"]), justify="right")
+    for name in shown:
+        table.add_row(name.replace("_", " "), *(_measure(row, name) for row in rows))
     return table
 
 
