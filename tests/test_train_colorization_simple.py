@@ -480,7 +480,7 @@ def test_the_loss_changes_in_a_copy_and_the_old_model_stays(mine):
         ("simple", "--preset vibrant", "presets are of the enhanced loss"),
         ("simple", "--saturation-weight 1", "use it with --loss enhanced"),
         ("weighted", "--ab-weight 0", "all weights of the loss are 0"),
-        ("restoration", "--loss weighted", "says nothing about lightness; use --loss simple or enhanced"),
+        ("restoration", "--loss weighted", "says nothing about lightness.* use --loss enhanced with an --l-weight"),
         ("simple", "--outputs lab", "--outputs is ab in this model, not lab"),
         ("restoration", "--fade 0.1", "--fade is 0.6 in this model, not 0.1"),
         ("simple", "--model-channels 8", "--model-channels is 4 in this model, not 8"),
@@ -646,12 +646,13 @@ BAD = [
     (SCRIPT, "--model-channels 3", ["--model-channels 3"]),
     (SCRIPT, "--channel-multipliers 1,0", ["--channel-multipliers 0"]),
     (SCRIPT, "--outputs rgb", ["--outputs rgb"]),
-    (SCRIPT, "--loss weighted --outputs lab", ["--loss simple or enhanced"]),
+    (SCRIPT, "--loss weighted --outputs lab", ["says nothing about lightness", "--loss enhanced"]),
     (SCRIPT, "--chroma-scale 3", ["--chroma-scale 3"]),
     (SCRIPT, "--gan", ["--gan"]),
     (SCRIPT, "--strategy two-stage", ["--strategy"]),
     (SCRIPT, "--timesteps 50", ["--timesteps"]),
-    (RESTORATION_SCRIPT, "--loss weighted", ["says nothing about lightness", "--loss simple or enhanced"]),
+    (RESTORATION_SCRIPT, "--loss weighted", ["says nothing about lightness", "--loss enhanced"]),
+    (RESTORATION_SCRIPT, "--l-weight 0", ["says nothing about lightness", "--l-weight"]),
     (RESTORATION_SCRIPT, "--fade 1", ["--fade 1"]),
     (RESTORATION_SCRIPT, "--fade -0.1", ["--fade -0.1"]),
 ]
@@ -672,7 +673,7 @@ def test_bad_requests_are_refused_and_leave_nothing(tmp_path, photos, script, fl
     ("script", "flags", "words"),
     [
         BAD[0],
-        (RESTORATION_SCRIPT, "--loss weighted", ["use --loss simple or enhanced"]),
+        (RESTORATION_SCRIPT, "--loss weighted", ["use --loss enhanced"]),
         (SCRIPT, "--resume ghost", ["ghost"]),
     ],
 )

@@ -23,11 +23,12 @@ from accelerate.state import AcceleratorState
 from Project7 import model_folder, trainer
 from Project7.batch import Step
 from Project7.checkpoints import load_checkpoint, load_model
-from Project7.config import DiffusionConfig, ObjectiveConfig, RunConfig, TrainingConfig
+from Project7.config import DiffusionConfig, ObjectiveConfig, RegressionConfig, RunConfig, TrainingConfig
 from Project7.dataset import ImageSet
+from Project7.health import Finding
 from Project7.model_folder import ModelFolder
 from Project7.objective import Objective
-from Project7.trainer import TrainingFailed, learning_rate, make_accelerator, train
+from Project7.trainer import Collapsed, TrainingFailed, learning_rate, make_accelerator, train
 
 WALL_CLOCK = ("seconds", "images_per_second")
 
@@ -841,3 +842,349 @@ def test_bf16_trains_with_every_term(tmp_path, monkeypatch):
     assert {t.dtype for t in state["discriminator_state_dict"].values()} == {torch.float32}
     moments = state["discriminator_optimizer_state_dict"]["state"].values()
     assert all(m["exp_avg"].abs().sum() > 0 for m in moments if m["exp_avg"].numel() > 1)  # see above for the last bias
+
+
+# -- health: what is measured ----------------------------------------------------------------------------------------
+
+
+def quick(epochs: int = 3, **training) -> RunConfig:
+    """A network whose steps take little time; with batches of four, six an epoch."""
+    model = RegressionConfig(model_channels=8, channel_multipliers=(1,))
+    return config(epochs, **training).model_copy(update={"model": model})
+
+
+def entries_of(seen: list[trainer.Progress]) -> list[dict]:
+    return [p.entry for p in seen if p.entry]
+
+
+@pytest.mark.parametrize(("windows", "length"), [(20, 10), (1, 11)])
+def test_the_windows_of_a_run_are_those_of_its_steps(tmp_path, monkeypatch, windows, length):
+    """Of eleven steps an epoch, so many windows are wanted, and ten steps at least: they go on over its end."""
+    monkeypatch.setattr(trainer, "WINDOWS", windows)
+    seen = run(tmp_path, quick(batch_size=2))
+    steps = steps_of(seen)
+    found = [w for entry in entries_of(seen) for w in entry["windows"]]
+    assert [w[:2] for w in found] == [[length * n, length] for n in (1, 2, 3)]
+    for number, (_, _, loss, spread, norm, highest, skipped) in enumerate(found):
+        part = steps[length * number :][:length]
+        losses, norms = [p.losses["loss"] for p in part], [p.grad_norm for p in part]
+        assert (loss, norm) == pytest.approx((np.mean(losses), np.mean(norms)), rel=1e-5)
+        assert spread == pytest.approx(np.std(losses), rel=1e-3)
+        assert (highest, skipped) == (max(norms), 0)
+
+
+def test_the_windows_leave_out_the_opinion_of_the_discriminator(tmp_path):
+    objective = terms(gan=True, feature_matching_weight=2.0, adversarial_weight=3.0, gan_start=4, gan_warmup=2)
+    seen = run(tmp_path, config(epochs=1, batch_size=2, objective=objective))
+    ((*_, loss, _, _, _, _),) = seen[-1].entry["windows"]
+    parts = [[p.losses.get(f"weighted_{name}", 0) for name in ("mse", "perceptual")] for p in steps_of(seen)[:10]]
+    assert loss == pytest.approx(np.sum(parts, axis=1).mean(), rel=1e-5)
+    assert abs(loss - np.mean([p.losses["loss"] for p in steps_of(seen)[:10]])) > 0.01
+
+
+@pytest.mark.parametrize("bad", [range(2, 4), range(13), range(4, 19)])
+def test_the_windows_count_the_steps_that_were_left_out(tmp_path, monkeypatch, bad):
+    """All of them: a dozen bad steps in a row, too."""
+    poison(monkeypatch, bad, loss_too=False)
+    seen = run(tmp_path, quick(epochs=3, batch_size=2))
+    windows = [w for entry in entries_of(seen) for w in entry["windows"]]
+    assert sum(w[-1] for w in windows) == len(bad)
+    good = [p.losses["loss"] for p in steps_of(seen) if p.step - 1 not in bad]
+    taken = sum(w[1] for w in windows)
+    assert taken >= len(good) - 10
+    mean = sum(w[1] * w[2] for w in windows) / taken
+    assert mean == pytest.approx(np.mean(good[: int(taken)]), rel=1e-4)
+
+
+def test_a_window_of_few_steps_does_not_claim_to_be_exact(tmp_path, monkeypatch):
+    """Of one step the spread would be 0, and any change of the loss would be more than noise."""
+    poison(monkeypatch, range(1, 15), loss_too=False)
+    windows = [w for entry in entries_of(run(tmp_path, quick(epochs=3, batch_size=2))) for w in entry["windows"]]
+    assert windows
+    assert all(spread > 0 for _, _, _, spread, _, _, _ in windows)
+
+
+@pytest.fixture(scope="module")
+def quick_whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quick")
+    run(folder, quick(batch_size=2))
+    return load_checkpoint(folder / "last_model.pth")
+
+
+@pytest.mark.parametrize("step", [4, 10, 11, 13, 25])
+def test_a_run_left_within_a_window_has_the_same_history(tmp_path, quick_whole, step):
+    run(tmp_path, quick(batch_size=2), leave=lambda p: p.step == step)
+    left = load_checkpoint(tmp_path / "last_model.pth")
+    assert left["progress"]["window"].get("steps", 0) == step % 10
+    run(tmp_path, quick(batch_size=2), resume=left)
+    assert_same_run(quick_whole, load_checkpoint(tmp_path / "last_model.pth"))
+    history = json.loads((tmp_path / "training_history.json").read_text())
+    assert [entry["windows"] for entry in history] == [entry["windows"] for entry in quick_whole["history"]]
+    assert [len(entry["windows"]) for entry in history] == [1, 1, 1]
+
+
+def test_the_windows_of_an_epoch_are_those_of_one_objective(tmp_path):
+    """The terms come in at its ninth step, and what was measured before is not compared with them."""
+    run(tmp_path, config(epochs=1, batch_size=1), leave=lambda p: p.step == 8)
+    source = load_checkpoint(tmp_path / "last_model.pth")
+    assert source["progress"]["window"]["steps"] == 8
+    seen = run(tmp_path, config(epochs=1, batch_size=1, objective=terms(mse_weight=3.0)), resume=source)
+    ((step, steps, loss, *_),) = seen[-1].entry["windows"]
+    assert (step, steps) == (18, 10)
+    assert loss == pytest.approx(np.mean([p.losses["loss"] for p in steps_of(seen)[:10]]), rel=1e-5)
+
+
+def test_the_history_is_json_even_where_a_measure_is_no_number(tmp_path, monkeypatch):
+    """JSON has no NaN, and other programs that read the file would refuse it."""
+    monkeypatch.setattr(trainer.Run, "validation_sums", lambda self, start: torch.tensor([math.nan, math.inf, 9.0]))
+    run(tmp_path, quick(epochs=1))
+    text = (tmp_path / "training_history.json").read_text()
+    (entry,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert entry["val_loss"] is None
+    assert [finding["ailment"] for finding in entry["findings"]] == ["NaN"]
+
+
+def test_the_colours_of_each_picture_are_measured(tmp_path):
+    shown = run(tmp_path, quick(epochs=1))[-1].comparison
+    lab = trainer.color.rgb_to_lab(trainer.color.channels_first(shown.truth))
+    assert np.allclose(shown.picture_ab_truth, lab[:, 1:].mean(dim=(2, 3)), atol=1e-4)
+    assert np.allclose(np.mean(shown.picture_ab_truth, axis=0), shown.mean_ab_truth, atol=1e-4)
+    assert np.allclose(np.mean(shown.picture_ab, axis=0), shown.mean_ab, atol=1e-4)
+    assert shown.ab_spread_truth == pytest.approx(float(lab[:, 1:].var(dim=(2, 3), correction=0).mean() ** 0.5))
+    assert len(shown.picture_ab) == len(shown.picture_ab_truth) == 8
+
+
+# -- health: what is said of it --------------------------------------------------------------------------------------
+
+
+def finding(ailment: str, *, collapse: bool = False) -> Finding:
+    return Finding(ailment, "seen 3 times", "it means this", "do that", "certain", collapse)
+
+
+def find(monkeypatch, by_epoch: dict[int, list[Finding]]) -> None:
+    """The doctor finds these at the end of these epochs."""
+    monkeypatch.setattr(trainer.health, "diagnose", lambda record: by_epoch.get(record.latest["epoch"], []))
+
+
+def test_a_finding_is_in_the_history_and_said_once(tmp_path, monkeypatch):
+    """As long as it lasts: the second is said when it comes, and the first again when it comes back."""
+    one, two = finding("plateau"), finding("one tint")
+    find(monkeypatch, {2: [one], 3: [one], 4: [one, two], 5: [two], 6: [one, two]})
+    settings = quick(epochs=6, image_interval=0)
+    seen = run(tmp_path, settings, leave=lambda p: p.entry and p.entry["epoch"] == 3)
+    seen += run(tmp_path, settings, resume=load_checkpoint(tmp_path / "last_model.pth"))
+    said = {p.entry["epoch"]: p.notes for p in seen if p.entry}
+    line = "Health: {} (certain): seen 3 times. do that."
+    one_line, two_line = line.format("plateau"), line.format("one tint")
+    assert said == {1: (), 2: (one_line,), 3: (), 4: (two_line,), 5: (), 6: (one_line,)}
+    history = json.loads((tmp_path / "training_history.json").read_text())
+    assert [[f["ailment"] for f in entry["findings"]] for entry in history] == [
+        [],
+        ["plateau"],
+        ["plateau"],
+        ["plateau", "one tint"],
+        ["one tint"],
+        ["plateau", "one tint"],
+    ]
+    assert Finding(**history[1]["findings"][0]) == one
+
+
+@pytest.mark.parametrize(("gray", "expected"), [(21, 1.0), (12, 12 / 21), (5, 5 / 21)])
+def test_gray_photos_are_said_before_the_first_step_and_only_then(tmp_path, gray, expected):
+    pictures = np.array(IMAGES[0].images)
+    pictures[:gray] = pictures[:gray].mean(axis=-1, keepdims=True)
+    images = (dataclasses.replace(IMAGES[0], images=pictures), IMAGES[1])
+    seen = run(tmp_path, quick(epochs=2), images=images)
+    assert [n for n, p in enumerate(seen) for note in p.notes if "gray" in note] == ([0] if gray > 10 else [])
+    for entry in entries_of(seen):
+        assert entry["gray_share"] == pytest.approx(expected)
+        assert ["gray data" in f["ailment"] for f in entry["findings"]] == ([True] if gray > 10 else [])
+
+
+# -- health: what is done about a collapse ---------------------------------------------------------------------------
+
+COLLAPSE = [finding("divergence", collapse=True)]
+
+
+def too_fast(monkeypatch, *, after: int, rate: float = 1.0) -> None:
+    """From a step on, the learning rate is far too high."""
+    original = trainer.learning_rate
+    monkeypatch.setattr(trainer, "learning_rate", lambda s, step, n: rate if step >= after else original(s, step, n))
+
+
+def watch_rollbacks(monkeypatch, *, cured: int | None = None) -> list[tuple[dict, dict]]:
+    """What healthy_model.pth and last_model.pth hold after each. `cured`: after so many, nothing goes wrong."""
+    found, original = [], trainer.Run.roll_back
+
+    def roll_back(self, failure):
+        done = original(self, failure)
+        if done:
+            found.append((load_checkpoint(self.folder.healthy), load_checkpoint(self.folder.last)))
+        if done and len(found) == cured:
+            monkeypatch.undo()
+        return done
+
+    monkeypatch.setattr(trainer.Run, "roll_back", roll_back)
+    return found
+
+
+def test_a_real_divergence_is_found_said_and_by_default_no_more(tmp_path, monkeypatch):
+    too_fast(monkeypatch, after=60)
+    seen = run(tmp_path, quick(epochs=10, batch_size=2, learning_rate=1e-3), images=(image_set(20, 1), IMAGES[1]))
+    found = [[f["ailment"] for f in entry["findings"]] for entry in entries_of(seen)]
+    assert found[:6] == [[]] * 6
+    assert found[-1][0] == "divergence"
+    assert notes(seen).count("divergence") == 1
+    assert not (tmp_path / "healthy_model.pth").exists()
+
+
+@pytest.mark.parametrize("on_collapse", ["stop", "rollback"])
+def test_a_healthy_run_ends_as_if_nobody_had_watched(tmp_path, quick_whole, on_collapse):
+    run(tmp_path, quick(batch_size=2, on_collapse=on_collapse))
+    assert_same_run(quick_whole, load_checkpoint(tmp_path / "last_model.pth"))
+    assert (tmp_path / "healthy_model.pth").exists() == (on_collapse == "rollback")
+
+
+def test_stop_ends_the_run_with_one_sentence_and_a_folder_to_go_on_from(tmp_path, monkeypatch):
+    too_fast(monkeypatch, after=60)
+    settings = quick(epochs=20, batch_size=2, learning_rate=1e-3, on_collapse="stop")
+    images = (image_set(20, 1), IMAGES[1])
+    with pytest.raises(Collapsed, match=r"^divergence \(certain\): .*best_model\.pth") as caught:
+        run(tmp_path, settings, images=images)
+    assert isinstance(caught.value, TrainingFailed)
+    assert caught.value.exit_code == 1
+    assert "\n" not in str(caught.value)
+    last = load_checkpoint(tmp_path / "last_model.pth")
+    assert last["epoch"] == len(last["history"]) < 20
+    assert last["history"][-1]["findings"][0]["ailment"] == "divergence"
+    assert load_checkpoint(tmp_path / "best_model.pth")["epoch"] <= 7
+    monkeypatch.undo()
+    on = settings.training.model_copy(update={"on_collapse": "warn", "epochs": last["epoch"] + 1})
+    seen = run(tmp_path, settings.model_copy(update={"training": on}), resume=last, images=images)
+    assert seen[-1].entry["epoch"] == last["epoch"] + 1
+
+
+@pytest.mark.parametrize("on_collapse", ["warn", "stop", "rollback"])
+def test_running_out_of_memory_is_no_collapse(tmp_path, monkeypatch, on_collapse):
+    """A lower learning rate would not help."""
+
+    def never(self, count, places, rgb):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.Run, "backward", never)
+    found = watch_rollbacks(monkeypatch)
+    with pytest.raises(TrainingFailed, match="memory") as caught:
+        run(tmp_path, quick(on_collapse=on_collapse))
+    assert not isinstance(caught.value, Collapsed)
+    assert found == []
+
+
+GOES_BACK = {"regression": quick(on_collapse="rollback"), "gan": config(3, objective=V2["gan"], on_collapse="rollback")}
+
+
+@pytest.mark.parametrize("name", GOES_BACK)
+def test_a_rollback_restores_the_last_healthy_state_and_lowers_the_rate(tmp_path, monkeypatch, name):
+    """Weights, EMA, AdamW, discriminator, place in the data, means and history: all of it, bit for bit."""
+    find(monkeypatch, {2: COLLAPSE})
+    rollbacks = watch_rollbacks(monkeypatch, cured=1)
+    seen = run(tmp_path / "a", GOES_BACK[name])
+    ((healthy, last),) = rollbacks
+    assert (healthy["step"], healthy["epoch"]) == (6, 1)
+    for part in ("model_state_dict", "raw_state_dict", "loss_state_dict"):
+        assert_equal(healthy[part], last[part], part)
+    assert_equal(healthy["optimizer_state_dict"]["state"], last["optimizer_state_dict"]["state"], "AdamW")
+    assert timeless(healthy["history"]) == timeless(last["history"])
+    changed = {n for n, v in last["progress"].items() if healthy["progress"][n] != v}
+    assert changed - {"seconds"} == {"rate_scale", "rollbacks"}
+    assert last["progress"]["rate_scale"] == pytest.approx(0.4)
+    assert notes(seen).count("Rolled back from step 12 to step 6") == 1
+
+    # and it goes on as a run that was at that place, and had that rate
+    run(tmp_path / "b", GOES_BACK[name], resume=last)
+    assert_same_run(load_checkpoint(tmp_path / "a" / "last_model.pth"), load_checkpoint(tmp_path / "b/last_model.pth"))
+
+
+def test_the_history_tells_of_a_rollback(tmp_path, monkeypatch):
+    find(monkeypatch, {2: COLLAPSE})
+    watch_rollbacks(monkeypatch, cured=1)
+    seen = run(tmp_path, quick(on_collapse="rollback"))
+    history = json.loads((tmp_path / "training_history.json").read_text())
+    assert [(entry["epoch"], entry["step"]) for entry in history] == [(1, 6), (2, 12), (3, 18)]
+    assert "rollbacks" not in history[0]
+    for entry in history[1:]:
+        (event,) = entry["rollbacks"]
+        assert (event["from_step"], event["to_step"], event["rate_scale"]) == (12, 6, 0.4)
+        assert event["reason"].startswith("divergence (certain): seen 3 times")
+        assert entry["learning_rate"] == pytest.approx(0.4e-4)
+        assert entry["findings"] == []
+    rates = {(p.step, n): p.learning_rate for n, p in enumerate(steps_of(seen))}
+    assert [rate for (step, _), rate in rates.items() if step == 8] == pytest.approx([1e-4, 0.4e-4])
+
+
+def test_there_are_two_rollbacks_at_most(tmp_path, monkeypatch):
+    find(monkeypatch, {2: COLLAPSE})
+    rollbacks = watch_rollbacks(monkeypatch)
+    with pytest.raises(Collapsed, match="divergence"):
+        run(tmp_path, quick(on_collapse="rollback"))
+    assert [last["progress"]["rate_scale"] for _, last in rollbacks] == pytest.approx([0.4, 0.16])
+    assert [healthy["step"] for healthy, _ in rollbacks] == [6, 6], "the healthy state is not lowered, or moved"
+    last = load_checkpoint(tmp_path / "last_model.pth")
+    assert [event["rate_scale"] for event in last["progress"]["rollbacks"]] == pytest.approx([0.4, 0.16])
+    assert last["epoch"] == 2
+
+
+def test_a_rollback_outlives_the_program(tmp_path, monkeypatch):
+    """Left after the first: the rate stays low, and one more is left."""
+    find(monkeypatch, {2: COLLAPSE})
+    rollbacks = watch_rollbacks(monkeypatch)
+    settings = quick(on_collapse="rollback")
+    seen = run(tmp_path, settings, leave=lambda p: "Rolled back" in " ".join(p.notes))
+    assert seen[-1].step == 7
+    left = load_checkpoint(tmp_path / "last_model.pth")
+    assert (left["progress"]["rate_scale"], len(left["progress"]["rollbacks"]), left["step"]) == (0.4, 1, 7)
+    with pytest.raises(Collapsed):
+        run(tmp_path, settings, resume=left)
+    assert [last["progress"]["rate_scale"] for _, last in rollbacks] == pytest.approx([0.4, 0.16])
+
+
+def test_a_program_that_ends_between_a_collapse_and_its_rollback_still_goes_back_to_health(tmp_path, monkeypatch):
+    """The collapsed state is what last_model.pth holds then; it is not taken for the healthy one."""
+    find(monkeypatch, {2: COLLAPSE, 3: COLLAPSE})
+    rollbacks = watch_rollbacks(monkeypatch, cured=1)
+    settings = quick(on_collapse="rollback")
+    run(tmp_path, settings, leave=lambda p: p.entry and p.entry["findings"])
+    left = load_checkpoint(tmp_path / "last_model.pth")
+    assert (left["step"], load_checkpoint(tmp_path / "healthy_model.pth")["step"]) == (12, 6)
+    run(tmp_path, settings, resume=left)
+    assert [last["step"] for _, last in rollbacks] == [6]
+
+
+def test_a_rollback_goes_to_before_the_divergence_began(tmp_path, monkeypatch):
+    """It is certain only after three windows, which are three epochs here: their ends are no healthy states."""
+    too_fast(monkeypatch, after=60)
+    rollbacks = watch_rollbacks(monkeypatch, cured=1)
+    settings = quick(epochs=10, batch_size=2, learning_rate=1e-3, on_collapse="rollback")
+    seen = run(tmp_path, settings, images=(image_set(20, 1), IMAGES[1]))
+    assert [healthy["step"] for healthy, _ in rollbacks] == [60]
+    assert seen[-1].entry["findings"] == []
+    assert seen[-1].entry["train_loss"] < 1.2 * load_checkpoint(tmp_path / "best_model.pth")["train_loss"]
+
+
+def test_a_rollback_goes_to_before_the_steps_without_a_finite_gradient(tmp_path, monkeypatch):
+    """They change nothing: from weights whose gradient is NaN, a lower learning rate leads nowhere."""
+    poison(monkeypatch, range(8, 1000), loss_too=True)
+    rollbacks = watch_rollbacks(monkeypatch, cured=1)
+    seen = run(tmp_path, quick(epochs=5, on_collapse="rollback"))
+    assert [healthy["step"] for healthy, _ in rollbacks] == [6]
+    assert "Rolled back from step 28 to step 6" in notes(seen)
+    assert [entry["epoch"] for entry in json.loads((tmp_path / "training_history.json").read_text())] == [1, 2, 3, 4, 5]
+    assert load_checkpoint(tmp_path / "last_model.pth")["progress"]["skipped_in_a_row"] == 0
+
+
+def test_a_run_that_collapses_before_its_first_epoch_ends_goes_back_to_its_beginning(tmp_path, monkeypatch):
+    poison(monkeypatch, range(2, 1000), loss_too=True)
+    rollbacks = watch_rollbacks(monkeypatch, cured=1)
+    seen = run(tmp_path, quick(epochs=2, batch_size=1, on_collapse="rollback"))
+    assert [healthy["step"] for healthy, _ in rollbacks] == [0]
+    assert seen[-1].entry["epoch"] == 2
+    assert seen[-1].entry["skipped_steps"] == 0
