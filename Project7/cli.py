@@ -4,6 +4,7 @@ Heavy modules are imported by the command that needs them.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from Project7 import errors, flags, model_folder
 from Project7.config import ClassificationConfig, ColorizeConfig, DataConfig, EvaluateConfig, TrainingConfig, build
 from Project7.errors import ProjectError, UsageError
+from Project7.processes import own_share, several_processes, start_missing_processes
 
 _RECIPES = """training is done by the scripts, which ask what they need:
   python -m Project7.train_diffusion        diffusion, mean squared error alone
@@ -67,6 +69,7 @@ def colorize(arguments: argparse.Namespace) -> int:
 
     from Project7.photo import find_photos
 
+    start_missing_processes()
     console = Console(stderr=True, soft_wrap=True)
     settings: ColorizeConfig = build(ColorizeConfig, flags.given(arguments, ColorizeConfig))
     weights = model_folder.find_weights(arguments.model or default_model(arguments.models_dir), arguments.models_dir)
@@ -82,7 +85,8 @@ def colorize(arguments: argparse.Namespace) -> int:
     from Project7.checkpoints import unsealed_note
     from Project7.colorize import Colorizer, colorize_files, method_options, plan_outputs
 
-    jobs = plan_outputs(found, arguments.output, variants=settings.variants, confidence=settings.confidence)
+    plan = {"variants": settings.variants, "confidence": settings.confidence, "suffix": f".{settings.format}"}
+    jobs = own_share(plan_outputs(found, arguments.output, **plan))
     colorizer = Colorizer.load(weights, device=settings.device)
     if note := unsealed_note(weights):
         console.print(note, highlight=False, markup=False)
@@ -117,7 +121,8 @@ def show_outcomes(outcomes, total: int, output: Path, console) -> int:
     parts = [f"{counts['done']} coloured"]
     parts += [f"{counts['exists']} skipped (they exist)"] * bool(counts["exists"])
     parts += [f"{counts['failed']} failed"] * bool(counts["failed"])
-    print(f"{', '.join(parts)}: {output}")
+    who = f"process {os.environ['RANK']}: " if several_processes() else ""
+    print(f"{who}{', '.join(parts)}: {output}")
     return 1 if counts["failed"] else 0
 
 

@@ -5,6 +5,7 @@ lightness (guided_filter.py), which is kept as it is. So the cost of the network
 """
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from Project7.errors import ProjectError, UsageError, sentence
 from Project7.guided_filter import bicubic_matrix, enlarge_rows, line_coefficients
 from Project7.methods import METHODS
 from Project7.model_folder import default_models_dir, find_weights
-from Project7.photo import Photo, from_array, open_photo, save_png, to_image
+from Project7.photo import Photo, from_array, open_photo, save_photo, save_png, to_image
 
 _LONGEST = 4  # sides of the working picture differ at most by this factor: a 65,500 x 1 strip stays cheap
 _ROWS = 512 * 1024  # pixels of the full-size photo that are coloured at a time
@@ -165,7 +166,9 @@ def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collec
 def pick_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(device for device, there in available.items() if there))
+        name = next(device for device, there in available.items() if there)
+    if name == "cuda" and available["cuda"] and "LOCAL_RANK" in os.environ:  # one of several processes: a GPU each
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     if not available.get(name):
         raise UsageError(f"--device {name}: there is no such device here; use --device auto.")
     return torch.device(name)
@@ -235,20 +238,22 @@ class Outcome:
 
 
 def plan_outputs(
-    found: Sequence[tuple[Path, Path]], output: Path, *, variants: int, confidence: bool = False
+    found: Sequence[tuple[Path, Path]], output: Path, *, variants: int, confidence: bool = False, suffix: str = ".png"
 ) -> list[Job]:
     """`found` (file, path relative to its folder) -> jobs: OUTPUT/<subfolder>/<stem>.png, or <stem>-1.png ... for
-    variants.
+    variants, with another suffix where that is given.
 
     Two inputs of one stem keep their full names (a.jpg.png), so no answer overwrites another. Raises UsageError where
     even those clash, or where an output would be an input.
     """
-    short = [targets(output / relative.parent, relative.stem, variants) for _, relative in found]
+    short = [targets(output / relative.parent, relative.stem, variants, suffix) for _, relative in found]
     names = Counter(path for paths in short for path in paths)
     jobs = [
         Job(
             file,
-            paths if all(names[p] == 1 for p in paths) else targets(output / relative.parent, relative.name, variants),
+            paths
+            if all(names[p] == 1 for p in paths)
+            else targets(output / relative.parent, relative.name, variants, suffix),
         )
         for (file, relative), paths in zip(found, short, strict=True)
     ]
@@ -270,10 +275,10 @@ def confidence_path(job: Job) -> Path:
     return job.targets[0].with_name(f"{job.targets[0].stem}-confidence.png")
 
 
-def targets(folder: Path, name: str, variants: int) -> tuple[Path, ...]:
+def targets(folder: Path, name: str, variants: int, suffix: str) -> tuple[Path, ...]:
     if variants == 1:
-        return (folder / f"{name}.png",)
-    return tuple(folder / f"{name}-{k}.png" for k in range(1, variants + 1))
+        return (folder / f"{name}{suffix}",)
+    return tuple(folder / f"{name}-{k}{suffix}" for k in range(1, variants + 1))
 
 
 def colorize_files(
@@ -320,7 +325,7 @@ def colorize_batch(
         try:
             for path, rgb in zip(job.targets, pictures, strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                save_png(path, rgb, alpha=photo.alpha, exif=photo.exif)
+                save_photo(path, rgb, alpha=photo.alpha, exif=photo.exif)
             if confidence:
                 sure = colorizer.confidence(photo, working_size=options.get("working_size"))
                 save_png(confidence_path(job), np.repeat((sure * 255).round().astype(np.uint8)[..., None], 3, axis=2))

@@ -444,6 +444,7 @@ class ColorizeConfig(BaseModel):
     variety: float | None = setting(
         None, "how far a classification model leaves the likeliest answer (0; with --variants 1)", ge=0, le=10
     )
+    format: Literal["png", "jpg", "webp"] = setting("png", "of the pictures: lossless, or smaller files")
     confidence: bool = setting(False, "also write a classification model's map of where it is sure (white)")
     working_size: int | None = setting(
         None,

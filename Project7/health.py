@@ -263,6 +263,21 @@ def plateau(record: Record) -> Finding | None:
     )
 
 
+def ignorance(record: Record) -> Finding | None:
+    """A diffusion model whose error is that of answering 0: its targets have unit variance."""
+    mse = _number((record.latest.get("terms") or {}).get("mse"))
+    diffusion = record.config and record.config.model.method == "diffusion"
+    if not diffusion or mse is None or mse < 0.9 or record.step < MATURE:
+        return None
+    return Finding(
+        "plateau",
+        f"the squared error is {mse:.2f} after {record.step} steps, and would be 1 if the network always answered 0",
+        "nothing is learnt: the learning rate is far too high, or far too low",
+        f"a new model with --learning-rate 1e-4 (it is {record.config.training.learning_rate:g})",
+        "certain",
+    )
+
+
 def overfitting(record: Record) -> Finding | None:
     """Validation rises, three epochs in a row or more, while training falls."""
     entries = [e for e in record.history if _number(e.get("val_loss")) and _number(e.get("train_loss"))]
@@ -555,6 +570,7 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     bias,
     over_saturated,
     overfitting,
+    ignorance,
     plateau,
     stalled,
 )

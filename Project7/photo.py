@@ -178,14 +178,35 @@ def save_png(path: Path, rgb: np.ndarray, *, alpha: np.ndarray | None = None, ex
 
     Raises ProjectError naming the path where it cannot be written; an earlier file is then as it was.
     """
-    image = to_image(rgb, alpha=alpha)
+    _save(path, rgb, alpha, exif, "PNG")
+
+
+def save_photo(path: Path, rgb: np.ndarray, *, alpha: np.ndarray | None = None, exif: bytes | None = None) -> None:
+    """Writes .png, .jpg (no transparency: white shows through) or .webp by the name of the file; see save_png."""
+    kind = {".jpg": "JPEG", ".webp": "WEBP"}.get(Path(path).suffix, "PNG")
+    if kind == "JPEG" and alpha is not None:
+        over = alpha[..., None].astype(np.float32) / 255
+        rgb, alpha = (rgb * over + 255 * (1 - over)).round().astype(np.uint8), None
+    _save(path, rgb, alpha, exif, kind)
+
+
+_OPTIONS: dict[str, dict[str, object]] = {
     # zlib's run-length strategy: measured on photos, faster and no larger than the default at level 1 to 3
-    options = {"compress_level": 1, "compress_type": zlib.Z_RLE, "icc_profile": image.info["icc_profile"]}
-    if exif:
-        options["exif"] = exif
+    "PNG": {"compress_level": 1, "compress_type": zlib.Z_RLE},
+    "JPEG": {"quality": 95, "subsampling": "4:4:4"},  # colour is what the picture was made for
+    "WEBP": {"quality": 92, "method": 2},
+}
+
+
+def _save(path: Path, rgb: np.ndarray, alpha: np.ndarray | None, exif: bytes | None, kind: str) -> None:
+    image = to_image(rgb, alpha=alpha)
+    longest = {"JPEG": 65_500, "WEBP": 16_383}.get(kind)
+    if longest and max(image.size) > longest:
+        raise ProjectError(f"{_shown(path)}: {kind} ends at {longest} pixels a side, not {max(image.size)}; use PNG.")
+    options = _OPTIONS[kind] | {"icc_profile": image.info["icc_profile"]} | ({"exif": exif} if exif else {})
     try:
         with replacing(Path(path)) as file:
-            image.save(file, "PNG", **options)
+            image.save(file, kind, **options)
     except OSError as error:  # it names the temporary file, which says nothing to a person
         raise ProjectError(f"{_shown(path)} could not be written: {error.strerror or error}.") from error
 

@@ -2,7 +2,11 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def is_main_process() -> bool:
@@ -11,6 +15,11 @@ def is_main_process() -> bool:
 
 def several_processes() -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def own_share(items: Sequence[T]) -> Sequence[T]:
+    """Every N-th of them, for this one of N processes: each item is some process's, and only one's."""
+    return items[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
 
 
 def start_missing_processes() -> None:

@@ -66,7 +66,7 @@ SICK = {
         run_config(learning_rate=0.5),
     ),
     "learning rate 50 times too high": (
-        {"oscillation", "divergence", "NaN", "exploding gradients"},
+        {"oscillation", "divergence", "NaN", "exploding gradients", "plateau"},
         run_config(DIFFUSION, learning_rate=0.05),
     ),
     "no clipping, learning rate 1": (

@@ -381,7 +381,7 @@ def test_colours_are_judged_from_step_1000_on(name):
 
 @pytest.mark.parametrize("last", [MATURE - 1, MATURE])
 def test_a_plateau_is_one_from_step_1000_on(last):
-    flat = [dataclasses.replace(w, step=last - 30 + n) for n, w in enumerate(windows([0.9] * 31, std=0.02))]
+    flat = [dataclasses.replace(w, step=last * (n + 1) // 30) for n, w in enumerate(windows([0.9] * 30, std=0.02))]
     assert said(record(flat)) == ({"plateau"} if last == MATURE else set())
 
 

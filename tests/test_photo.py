@@ -24,6 +24,7 @@ from Project7.photo import (
     find_photos,
     from_array,
     open_photo,
+    save_photo,
     save_png,
     side_by_side,
     to_image,
@@ -933,3 +934,32 @@ def test_find_photos_ends_in_loops_and_takes_each_folder_once(tmp_path):
 def test_photo_imports_no_torch():
     code = "import sys, Project7.photo; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parent.parent)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_picture_is_written_in_the_format_of_its_name_tagged_srgb_and_nearly_as_it_is(tmp_path, suffix):
+    rgb = np.zeros((40, 30, 3), np.uint8)
+    rgb[..., 0] = np.linspace(0, 250, 30).astype(np.uint8)
+    rgb[20:, :, 2] = 200  # a sharp edge between colours, which subsampled chroma would smear
+    save_photo(tmp_path / f"a{suffix}", rgb)
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert image.format == {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}[suffix]
+        assert "icc_profile" in image.info
+        found = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(found - rgb).mean() < (0.01 if suffix == ".png" else 4)
+
+
+def test_transparency_stays_in_webp_and_is_white_in_jpeg(tmp_path):
+    rgb, alpha = np.full((8, 8, 3), 30, np.uint8), np.zeros((8, 8), np.uint8)
+    for suffix in (".webp", ".jpg"):
+        save_photo(tmp_path / f"a{suffix}", rgb, alpha=alpha)
+    with Image.open(tmp_path / "a.webp") as image:
+        assert np.asarray(image.convert("RGBA"))[..., 3].max() == 0
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert np.asarray(image).min() > 250
+
+
+def test_a_side_that_a_format_cannot_hold_is_said(tmp_path):
+    with pytest.raises(ProjectError, match="WEBP ends at 16383 pixels a side, not 20000; use PNG"):
+        save_photo(tmp_path / "a.webp", np.zeros((1, 20_000, 3), np.uint8))
+    assert not list(tmp_path.iterdir())

@@ -464,6 +464,15 @@ def test_the_loss_of_the_model_so_far_is_the_default(person):
     assert answers == {}
 
 
+def test_typing_the_loss_of_the_model_so_far_is_like_enter(person):
+    """Resuming takes it for a repetition that changes nothing, so the weights shown are the model's."""
+    current = LossConfig(loss="enhanced", preset="vibrant", ab_weight=7)
+    seen, answers = person(losses(SIMPLE), {LOSS_QUESTION: "enhanced"}, current=current)
+    weights = ["Perceptual weight [0.3]", "L weight [0.2]", "ab weight [7]", "Saturation weight [1]"]
+    assert seen == [f"{LOSS_QUESTION} [enhanced]", f"{PRESET_QUESTION} [vibrant]", *weights]
+    assert answers.get("loss", "enhanced") == "enhanced"
+
+
 @pytest.mark.parametrize("of", [SIMPLE, RESTORATION])
 def test_another_preset_for_the_model_so_far_shows_the_weights_of_that_preset(person, of):
     """Enter keeps the model's enhanced loss, whatever the recipe begins with."""

@@ -216,7 +216,7 @@ def test_what_does_not_go_with_the_loss_is_refused(stored, given, said):
 
 def test_what_goes_together_is_checked_over_the_parts_too():
     """The weighted loss knows no lightness, and LPIPS no picture of 16 pixels."""
-    with pytest.raises(UsageError, match="weighted loss says nothing about lightness.*use --loss enhanced"):
+    with pytest.raises(UsageError, match=r"weighted loss says nothing about lightness.*use --loss enhanced"):
         merged_loss(with_loss({"loss": "enhanced"}, outputs="lab"), loss="weighted")
     small = with_loss({"loss": "weighted"}).model_copy(update={"data": DataConfig(image_size=16)})
     with pytest.raises(UsageError, match="--image-size 16 is too small for the perceptual term"):
