@@ -92,6 +92,9 @@ def colorize(arguments: argparse.Namespace) -> int:
         console.print(note, highlight=False, markup=False)
     if settings.confidence:
         colorizer.check_confidence()
+    if settings.variants > 1 and not colorizer.model.OPTIONS:
+        method = colorizer.config.model.method
+        raise UsageError(f"--variants {settings.variants}: a {method} model has one answer only; leave the flag out.")
     outcomes = colorize_files(
         colorizer,
         jobs,

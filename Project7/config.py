@@ -5,6 +5,7 @@ No torch here, so that `--help` and the first question appear at once.
 
 import json
 import math
+from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -513,6 +514,12 @@ def setting_fields(sections: Sections) -> dict[str, tuple[str, Any]]:
 def extra(field: Any, key: str) -> Any:
     """`ask` or `fixed` of a field made by `setting`."""
     return (field.json_schema_extra or {}).get(key)
+
+
+def kept(stored: BaseModel, new: Iterable[str]) -> dict[str, Any]:
+    """What is inherited beside new settings: all but what follows from one of them."""
+    fields, names = type(stored).model_fields, set(new)
+    return {n: v for n, v in stored.model_dump().items() if not set(extra(fields[n], "follows") or ()) & names}
 
 
 def parse_text(text: str, kind: Any) -> Any:

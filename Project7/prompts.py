@@ -12,7 +12,7 @@ import questionary
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
-from Project7.config import Sections, build, extra, setting_fields
+from Project7.config import Sections, build, extra, kept, setting_fields
 from Project7.errors import UsageError
 from Project7.flags import default_text
 from Project7.model_folder import ModelSummary, check_name, list_models, open_folder
@@ -144,30 +144,31 @@ def ask_settings(
     for name, (section, field) in questions(sections_with(given)).items():
         so_far = {**given, **answers}
         config = sections_with(so_far)[section]
-        default = default_of(name, config, so_far)
-        if hasattr(current, name) and not set(extra(field, "follows") or ()) & set(so_far):
-            default = getattr(current, name)
-        if name in given or default is None or _idle(name, {"gan": getattr(current, "gan", False)} | so_far):
+        known = (kept(current, so_far) if current else {}) | so_far
+        default = default_of(name, config, known)
+        if name in given or default is None or _idle(name, known):
             continue
         if section != heading:
             heading = section
             Console().print(f"\n[bold]{_HEADINGS[section]}[/bold]")
         if name in _EXPLANATIONS:
             Console().print(_EXPLANATIONS[name], highlight=False)
-        answer = ask_setting(name, field, config, default=default)
-        if answer:
+        answer = ask_setting(name, field, config, known, default=default)
+        if answer and not (current and answer == default_text(default)):  # a repetition changes nothing
             answers[name] = answer
     return answers
 
 
-def ask_setting(name: str, field: FieldInfo, config: type, default: Any) -> str:
+def ask_setting(name: str, field: FieldInfo, config: type, known: dict[str, Any], *, default: Any) -> str:
+    """known: the answers so far, without some of which this one has no meaning."""
     yes_or_no = f"(y/n) [{'y' if default else 'n'}]"
     shown = yes_or_no if isinstance(default, bool) else f"[{default_text(default)}]"
 
     def valid(text: str) -> bool | str:
         try:
             if text.strip():
-                build(config, {name: text})
+                beside = {n: known[n] for n in extra(field, "follows") or () if n in known}
+                build(config, beside | {name: text})
         except UsageError as error:
             return str(error).removeprefix(f"--{name.replace('_', '-')} ")
         return True
@@ -212,6 +213,12 @@ def _is_number_of_epochs(text: str) -> bool | str:
 
 def ask_epochs_to_add(model: str, done: int) -> str:
     return _ask(f"{model} has finished its {done} epochs. How many more? [10]:", _is_number_of_epochs) or "10"
+
+
+def ask_schedule(schedule: str) -> str:
+    """The course of the learning rate in added epochs, where that of the run so far has come to its end."""
+    choices = {"cosine: falls to nothing again": "cosine", "constant": "constant", "one-cycle": "one-cycle"}
+    return _choose(f"The {schedule} learning rate has ended. Which course shall the new epochs have?", choices)
 
 
 def _ask(message: str, validate: Callable[[str], bool | str]) -> str:

@@ -108,7 +108,7 @@ def regression(script: str, description: str, *, loss: str, outputs: str) -> Rec
     """The recipe of direct regression: its training settings are those that go with the loss. The defaults differ."""
 
     def following(given: dict[str, Any]) -> Sections:
-        brought = LOSS_TRAINING.get(given.get("loss", loss), {})
+        brought = LOSS_TRAINING.get(given.get("loss", loss).strip(), {})
         asked = {"weight_decay": "Weight decay", "lr_schedule": "Course of the learning rate"}
         return {
             "loss": with_defaults(LossConfig, loss=loss),
@@ -216,6 +216,9 @@ def gather_resume(
         raise UsageError(f"There is a model {name!r} already; choose another --name for the copy.")
     if summary.complete and "epochs" not in given and asking:
         given["epochs"] = prompts.ask_epochs_to_add(resume, summary.epochs)
+        schedule = summary.config.training.lr_schedule
+        if schedule != "constant" and "lr_schedule" not in given:
+            given["lr_schedule"] = prompts.ask_schedule(schedule)
     part = next((name for name in ("objective", "loss") if name in recipe.sections), None)
     current = getattr(summary.config, part, None) if part else None
     if asking and part and (current is None or not arguments.resume):

@@ -389,7 +389,7 @@ def loss_text(loss) -> str:
     weights = {n.removesuffix("_weight"): getattr(loss, n) for n in type(loss).model_fields if n.endswith("_weight")}
     parts = [f"{weight:g} {name}" for name, weight in weights.items() if weight and name not in ("a", "b")]
     balance = f", a : b = {loss.a_weight:g} : {loss.b_weight:g}" if loss.a_weight != loss.b_weight else ""
-    net = f" ({loss.perceptual_net})" if loss.perceptual_weight else ""
+    net = f" ({loss.perceptual_weights or loss.perceptual_net})" if loss.perceptual_weight else ""
     return f"{loss.loss}: {' + '.join(parts)}{balance}{net}"
 
 

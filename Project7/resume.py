@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from Project7.checkpoints import CheckpointError, load_checkpoint, unsealed_note
-from Project7.config import RunConfig, Sections, build, extra, from_dict, setting_fields
+from Project7.config import RunConfig, Sections, build, extra, from_dict, kept, setting_fields
 from Project7.dataset import ImageSet
 from Project7.errors import UsageError
 from Project7.model_folder import ModelFolder
@@ -57,7 +55,7 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
         before = getattr(getattr(stored, section), name)
         if name == "epochs":
             value = done + value
-        elif value == before:
+        elif value == before and not set(extra(field, "follows") or ()) & set(given):
             continue
         elif name == "data":
             pass  # the same images may lie elsewhere now; check_data compares the pictures themselves
@@ -76,12 +74,6 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
     merged = {n: build(sections[n], kept(getattr(stored, n), new) | new) for n, new in changes.items()}
     whole = {name: getattr(stored, name) for name in RunConfig.model_fields}
     return build(RunConfig, whole | merged | {"shipped": False})
-
-
-def kept(stored: BaseModel, new: dict[str, Any]) -> dict[str, Any]:
-    """What is inherited beside new settings: all but what follows from one of them."""
-    fields = type(stored).model_fields
-    return {n: v for n, v in stored.model_dump().items() if not set(extra(fields[n], "follows") or ()) & set(new)}
 
 
 def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:

@@ -1,20 +1,26 @@
 """project7 as a person calls it: whole processes, exit codes, what is printed."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pexpect
 import pytest
 import torch
 from PIL import Image
 
+from Project7 import cli, model_folder
 from Project7.checkpoints import save_checkpoint
 from Project7.config import DataConfig, DiffusionConfig, ObjectiveConfig, RunConfig, to_json
 from Project7.dataset import sample_photos
+from Project7.errors import ProjectError, UsageError
 from Project7.methods import build
+from Project7.model_folder import ModelFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = RunConfig(
@@ -176,7 +182,7 @@ def test_help_names_every_command_and_every_training_script(place):
 
 
 def test_help_of_every_command(place):
-    for command in ("colorize", "models", "data", "download", "demo"):
+    for command in ("colorize", "models", "doctor", "data", "download", "demo"):
         done = project7(command, "--help", cwd=place)
         assert done.returncode == 0
         assert "usage: project7" in done.stdout
@@ -199,3 +205,182 @@ def test_a_models_folder_that_cannot_be_written(place):
     assert done.returncode == 1
     assert "--models-dir" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+# -- doctor ----------------------------------------------------------------------------------------------------------
+
+HEALTHY = 0.2 + 0.8 * 0.9 ** np.arange(60)
+SICK = [*HEALTHY, 0.5, 0.6, 0.7]  # a divergence
+
+
+def trained(models: Path, losses=HEALTHY, *, name="m", **entry) -> ModelFolder:
+    """The folder of a run with such training losses, a window each: what it has before its first epoch ends, and an
+    entry of the history."""
+    folder = ModelFolder(models / name)
+    model_folder.create(folder)
+    model_folder.write_config(folder, CONFIG)
+    if len(losses):
+        windows = [[100 * n, 100, float(loss), 0.0, 1.0, 2.0, 0] for n, loss in enumerate(losses, start=1)]
+        latest = {"epoch": 1, "step": windows[-1][0], "train_loss": 0.3, "val_loss": 0.3, "windows": windows}
+        model_folder.write_history(folder, [latest | entry])
+    return folder
+
+
+def log(folder: ModelFolder, losses) -> None:
+    """What TensorBoard has of a run: a point every ten steps."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder.logs)) as writer:
+        for n, loss in enumerate(np.repeat(losses, 10), start=1):
+            writer.add_scalar("train/loss", loss, 10 * n)
+            writer.add_scalar("train/grad_norm", 1.0, 10 * n)
+
+
+def doctor(folder: ModelFolder) -> int:
+    """In this process: quick. Returns the exit code."""
+    return cli.command(["doctor", folder.name, "--models-dir", str(folder.path.parent)])
+
+
+def test_a_healthy_run_exits_0(tmp_path, capsys):
+    folder = trained(tmp_path)
+    assert doctor(folder) == 0
+    out, err = capsys.readouterr()
+    assert (err, "\x1b" in out) == ("", False)
+    assert "m: 1 epoch, 6000 steps" in out
+    assert "looks healthy" in out
+    assert "doctor.png" in out
+
+
+def test_findings_exit_1_with_their_cure(tmp_path, capsys):
+    folder = trained(tmp_path, SICK, gray_share=0.8)
+    assert doctor(folder) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    for words in ("divergence", "gray data", "certain", "--resume m", "--min-colorfulness 10", "6300 steps"):
+        assert words in out
+
+
+def test_the_curves_are_drawn_beside_the_model_and_nothing_else_is_touched(tmp_path):
+    folder = trained(tmp_path, SICK)
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    doctor(folder)
+    after = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    with Image.open(folder.path / "doctor.png") as picture:
+        assert min(picture.size) > 500
+    assert after.pop("doctor.png")
+    assert after == before
+    doctor(folder)
+    assert {path.name for path in folder.path.iterdir()} == {*before, "doctor.png"}
+
+
+def test_a_run_that_broke_off_in_its_first_epoch_is_read_from_its_log(tmp_path, capsys):
+    folder = trained(tmp_path, [])
+    log(folder, SICK)
+    assert doctor(folder) == 1
+    out = capsys.readouterr().out
+    assert "m: 0 epochs, 6300 steps" in out
+    assert "divergence" in out
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\x00", b"null"])
+def test_a_damaged_history_is_said_and_the_log_read(tmp_path, capsys, content):
+    folder = trained(tmp_path, SICK)
+    log(folder, HEALTHY)
+    folder.history.write_bytes(content)
+    assert doctor(folder) == 0
+    assert "training_history.json is damaged" in " ".join(capsys.readouterr().out.split())
+    assert folder.history.read_bytes() == content, "a person may still mend it"
+
+
+def test_a_history_with_numbers_that_json_does_not_know_is_read(tmp_path, capsys):
+    folder = trained(tmp_path)
+    (entry,) = model_folder.read_history(folder)
+    bad = {"val_loss": float("nan"), "colorfulness": float("inf"), "epoch": 2}
+    folder.history.write_text(json.dumps([entry, entry | bad, entry | {"epoch": 3}]))
+    assert doctor(folder) == 0
+    assert "3 epochs" in capsys.readouterr().out
+
+
+def test_an_older_history_without_windows_is_read(tmp_path, capsys):
+    folder = trained(tmp_path)
+    entries = [{"epoch": n, "step": 100 * n, "train_loss": loss} for n, loss in enumerate(SICK, start=1)]
+    model_folder.write_history(folder, entries)
+    assert doctor(folder) == 1
+    assert "divergence" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage"])
+def test_without_a_configuration_the_curves_are_read(tmp_path, capsys, damage):
+    folder = trained(tmp_path, SICK)
+    folder.last.touch()  # what makes the folder a model
+    folder.config.unlink() if damage == "missing" else folder.config.write_text("{")
+    assert doctor(folder) == 1
+    assert "a lower --learning-rate" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_run_of_which_nothing_was_logged_exits_1_with_one_sentence(tmp_path, damaged):
+    folder = trained(tmp_path, [])
+    if damaged:
+        folder.history.write_text("{")
+    with pytest.raises(ProjectError, match="Nothing was logged for 'm'") as caught:
+        doctor(folder)
+    assert caught.value.exit_code == 1
+    assert not (folder.path / "doctor.png").exists()
+
+
+def test_the_doctor_of_nobody_exits_2_and_names_the_models(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(UsageError, match=r"No model 'n' .* are m\."):
+        doctor(ModelFolder(tmp_path / "n"))
+    done = project7("doctor", "n", "--models-dir", tmp_path, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_model_without_a_run_of_its_own_has_no_log(place):
+    """Only weights, from elsewhere."""
+    with pytest.raises(ProjectError, match="Nothing was logged for 'tiny'"):
+        doctor(ModelFolder(place / "models" / "tiny"))
+
+
+C_LOCALE = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "dumb"}
+
+
+@pytest.mark.parametrize("settings", [C_LOCALE, {"PYTHONIOENCODING": "ascii"}])
+def test_in_a_pipe_the_doctor_writes_plain_lines_that_its_encoding_knows(tmp_path, monkeypatch, settings):
+    models = tmp_path / "Schüler"
+    trained(models, SICK)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    done = project7("doctor", "m", "--models-dir", models, cwd=tmp_path, encoding="utf-8", errors="strict")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "divergence" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 160
+    assert (models / "m" / "doctor.png").exists()
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    trained(tmp_path, SICK)
+    command = f"{sys.executable} -m Project7 doctor m --models-dir {tmp_path} | head -1; exit ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode in (0, 1), done.stderr) == (True, "")
+    assert done.stdout == "m: 1 epoch, 6300 steps\n"
+
+
+def test_the_table_fits_a_narrow_terminal(tmp_path):
+    trained(tmp_path, SICK)
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "Project7", "doctor", "m", "--models-dir", str(tmp_path)],
+        cwd=str(tmp_path),
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"},
+        encoding="utf-8",
+        timeout=120,
+        dimensions=(50, 40),
+    )
+    shown = re.sub(r"\x1b\[[\d;]*m", "", child.read())
+    child.close()
+    assert child.exitstatus == 1
+    assert max(map(len, shown.splitlines())) <= 40
+    assert "sure" in shown

@@ -83,7 +83,7 @@ def test_loss_is_finite_and_reaches_every_parameter(changes, size):
 def test_the_estimate_has_the_size_of_the_picture_and_a_gradient(changes, size):
     model = tiny(**changes)
     batch = make_batch(5, size, image_share=0.6)
-    ab_hat, truth, places, weight = model(batch).estimate
+    ab_hat, truth, places, weight, _ = model(batch).estimate
     count = len(places)
     assert 2 <= count <= 4
     assert ab_hat.shape == truth.shape == (count, 2, *size)
@@ -192,8 +192,8 @@ def test_a_batch_in_two_parts_has_the_loss_of_the_whole(changes):
         part = model(Batch(batch.L[own], batch.ab[own], BatchRandom(3, 0, start, count, 5), 0.6))
         torch.testing.assert_close(part.loss, whole.loss[own], rtol=1e-4, atol=1e-5)
         estimates.append(part.estimate._replace(places=part.estimate.places + start))
-    together = [torch.cat(parts) for parts in zip(*estimates, strict=True)]
-    for ours, expected in zip(together, whole.estimate, strict=True):
+    together = [torch.cat(parts) for parts in list(zip(*estimates, strict=True))[:4]]
+    for ours, expected in zip(together, whole.estimate[:4], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 

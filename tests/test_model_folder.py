@@ -7,7 +7,9 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from Project7.config import RunConfig, TrainingConfig
 from Project7.errors import ProjectError, UsageError
@@ -221,6 +223,57 @@ def test_config_and_history_come_back_as_written(tmp_path):
     assert read_config(folder) == config
     assert read_history(folder) == [{"epoch": 1, "val_loss": 0.5}]
     assert json.loads(folder.history.read_text()) == [{"epoch": 1, "val_loss": 0.5}]
+
+
+HISTORY = [
+    {
+        "epoch": 1,
+        "windows": [[10, 10, 0.5, -1.5e-07, 1e300, 0.0, 0], [20, 10, 0.25, 0.125, 1.0, 2.0, 3]],
+        "picture_ab": [[1.0, -2.0], [3.0, 4.0]],
+        "mean_ab": [1.0, 2.0],
+        "empty": [],
+        "mixed": [1, None, "x", [True]],
+        "findings": [{"seen": '[a] 3 of 10 [1, 2] "[4]"', "collapse": False}],
+    }
+]
+
+
+def test_lists_of_numbers_stand_on_one_line_of_the_history(tmp_path):
+    """A run of a hundred epochs has two thousand windows of seven numbers."""
+    folder = ModelFolder(tmp_path)
+    write_history(folder, HISTORY)
+    lines = [line.strip() for line in folder.history.read_text().splitlines()]
+    for line in ("[10, 10, 0.5, -1.5e-07, 1e+300, 0.0, 0],", "[3.0, 4.0]", '"mean_ab": [1.0, 2.0],', '"empty": [],'):
+        assert line in [line.replace("[ ", "[").replace(" ]", "]") for line in lines]
+
+
+def test_a_history_of_lists_comes_back_as_written(tmp_path):
+    folder = ModelFolder(tmp_path)
+    write_history(folder, HISTORY)
+    assert read_history(folder) == HISTORY
+
+
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+@hypothesis.given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_whatever_json_can_say_comes_back_as_written(tmp_path_factory, value):
+    folder = ModelFolder(tmp_path_factory.mktemp("history"))
+    write_history(folder, [{"value": value}])
+    assert read_history(folder) == [{"value": value}]
+
+
+def test_the_healthy_state_has_a_file_of_its_own(tmp_path):
+    """It is no model to colour with, and does not make a folder one."""
+    folder = ModelFolder(tmp_path / "a")
+    folder.path.mkdir()
+    folder.healthy.touch()
+    assert folder.healthy.name == "healthy_model.pth"
+    assert not folder.exists()
+    assert list_models(tmp_path) == []
 
 
 def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
