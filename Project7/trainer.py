@@ -386,13 +386,14 @@ class Run:
         for running_means in self.validate():
             means = running_means
             yield self.report(phase="validate")
+        comparison = self.compare()
         is_best = means["loss"] < self.state.best_val_loss  # never a NaN
         if is_best:
             self.state.best_val_loss = means["loss"]
-        comparison = self.compare()
         entry = self.history_entry(means, comparison)
         self.history.append(entry)
         collapse = self.examine(entry)
+        is_best &= not (collapse and self.settings.on_collapse == "rollback")  # these weights are given up
         self.state = dataclasses.replace(
             self.state, epoch=self.state.epoch + 1, position=0, sums={}, counts={}, windows=[], seconds=0.0
         )
@@ -402,7 +403,8 @@ class Run:
         report = self.report(comparison=comparison)
         yield dataclasses.replace(report, epoch=self.state.epoch, entry=entry, is_best=is_best)
         if collapse and self.settings.on_collapse != "warn":
-            raise Collapsed(f"{collapse} The best weights are kept in {self.folder.best}.")
+            kept = f" The best weights are kept in {self.folder.best}." if self.folder.best.exists() else ""
+            raise Collapsed(collapse + kept)
 
     def validate(self) -> Iterator[dict[str, float]]:
         """Yields the running means of the validation loss and its terms.
