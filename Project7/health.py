@@ -576,7 +576,7 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
 )
 _IMPLIED = {
     "constant output": {"one tint", "colourless", "sepia bias"},
-    "one tint": {"colourless", "sepia bias"},
+    "one tint": {"colourless"},
     "divergence": {"exploding gradients", "oscillation"},
 }
 
