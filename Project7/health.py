@@ -14,6 +14,7 @@ import numpy as np
 
 from Project7.config import LOSS_WEIGHTS, RunConfig
 
+CRITIC_TERMS = ("adversarial", "feature_matching")  # opinions that change: no measure of progress
 GRAY = 10.0  # colorfulness below which a photo is nearly gray
 MATURE = 1000  # steps before which nothing is said about colours: they are still coming
 _MANY_GRAY = 0.4  # share of the training photos
@@ -72,7 +73,7 @@ class Record:
 
     @property
     def step(self) -> int:
-        return max([_number(self.latest.get("step")) or 0, *(w.step for w in self.windows)])
+        return max([number(self.latest.get("step")) or 0, *(w.step for w in self.windows)])
 
 
 def read(
@@ -86,7 +87,7 @@ def read(
     same = [entry for entry in history if entry.get("objective") == objective]
     windows = []
     for before, entry in zip([{}, *same], same, strict=False):
-        windows += _windows(entry, steps=(_number(entry.get("step")) or 0) - (_number(before.get("step")) or 0))
+        windows += _windows(entry, steps=(number(entry.get("step")) or 0) - (number(before.get("step")) or 0))
     return Record(name, config, same, [*windows, *(Window(*values) for values in more)])
 
 
@@ -94,8 +95,9 @@ def _windows(entry: dict[str, Any], steps: int) -> list[Window]:
     """Those of an epoch; the epoch itself where it has none (an older history)."""
     found = entry.get("windows")
     if isinstance(found, list):
-        return [Window(*w) for w in found if len(w) == 7 and all(_number(v) is not None for v in w)]
-    numbers = [_number(entry.get(key)) for key in ("step", "train_loss", "train_loss_std", "grad_norm")]
+        rows = [w for w in found if isinstance(w, list | tuple) and len(w) == 7]
+        return [Window(*w) for w in rows if all(number(v) is not None for v in w)]
+    numbers = [number(entry.get(key)) for key in ("step", "train_loss", "train_loss_std", "grad_norm")]
     if numbers[0] is None or numbers[1] is None:
         return []
     return [Window(int(numbers[0]), max(1, steps), numbers[1], numbers[2] or 0.0, numbers[3] or 0.0, numbers[3] or 0.0)]
@@ -106,12 +108,14 @@ def read_log(logs: Path) -> list[list[float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     curves: dict[str, dict[int, float]] = {"train/loss": {}, "train/grad_norm": {}}
+    curves |= {f"train/weighted_{name}": {} for name in CRITIC_TERMS}
     for file in sorted(logs.glob("events.*")) if logs.is_dir() else []:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0})
         events.Reload()
         for tag in set(curves) & set(events.Tags()["scalars"]):
             curves[tag] |= {point.step: point.value for point in events.Scalars(tag)}
-    losses, norms = curves["train/loss"], curves["train/grad_norm"]
+    losses, norms, *critic = curves.values()
+    losses = {step: loss - sum(part.get(step, 0.0) for part in critic) for step, loss in losses.items()}
     steps = sorted(step for step in losses if step in norms)
     windows = []
     for some in [steps[i : i + 10] for i in range(0, len(steps) - len(steps) % 10, 10)]:
@@ -126,12 +130,15 @@ def read_log(logs: Path) -> list[list[float]]:
 
 
 def diagnose(record: Record) -> list[Finding]:
-    """All that is found, the gravest first."""
-    findings = [finding for check in CHECKS for finding in [check(record)] if finding]
-    names = {finding.ailment for finding in findings}
-    for grave, follows in _IMPLIED.items():  # what follows from a graver finding is not said again
-        if grave in names:
-            findings = [finding for finding in findings if finding.ailment not in follows]
+    """All that is found, the gravest first; what follows from a graver finding is not said again."""
+    named: dict[str, Finding] = {}
+    for finding in [check(record) for check in CHECKS]:
+        if finding:
+            named.setdefault(finding.ailment, finding)
+    for grave, follows in _IMPLIED.items():
+        if grave in named:
+            named = {name: f for name, f in named.items() if not {name, name.split()[-1]} & follows}
+    findings = named.values()
     return sorted(findings, key=lambda f: (not f.collapse, ("certain", "likely", "possible").index(f.sure)))
 
 
@@ -190,14 +197,14 @@ def exploding_gradients(record: Record) -> Finding | None:
         "exploding gradients",
         f"the norm of the gradient was {usual:.3g} and is {now:.3g} now, {now / usual:.0f} times as much",
         "each step only follows the clipped direction of a few pictures; divergence comes next",
-        f"{slower(record, 3)}, or a lower --gradient-clip",
+        f"{slower(record, 3)}, or a new model with a lower --gradient-clip",
         "likely",
     )
 
 
 def oscillation(record: Record) -> Finding | None:
     """Up and down by more than a tenth and more than noise, again and again."""
-    windows = record.windows[2:]  # the first steps of a run fall steeply
+    windows = merged(record.windows)[2:]  # the first steps of a run fall steeply
     windows = windows[-max(8, len(windows) // 2) :]
     if len(windows) < 6:
         return None
@@ -205,17 +212,35 @@ def oscillation(record: Record) -> Finding | None:
     if len(turns) < 4:
         return None
     low, high = min(turns[-4:]), max(turns[-4:])
-    training = record.config.training if record.config else None
-    smaller = f", and --batch-size 8 (it is {training.batch_size})" if training and training.batch_size > 16 else ""
-    warm = ", with --lr-schedule one-cycle" if training and training.lr_schedule == "constant" else ""
+    batch = record.config.training.batch_size if record.config else 0
+    smaller = f"; or a new model with --batch-size 8 (it is {batch})" if batch > 16 else ""
     return Finding(
         "oscillation",
         f"the loss went up and down {len(turns)} times in the last {len(windows)} windows, lately between {low:.3g} "
         f"and {high:.3g}; noise explains {_NOISE * windows[-1].error:.1g}",
         "each step overshoots: the learning rate is too high, or it did not rise slowly enough",
-        f"{slower(record, 2.5)}{warm}{smaller}",
+        f"{slower(record, 2.5, schedule='one-cycle')}{smaller}",
         "likely",
     )
+
+
+def merged(windows: Sequence[Window], most: int = 40) -> list[Window]:
+    """At most so many windows, neighbours taken together, and one spread for all: of many short windows some pair
+    always lies far apart, and a spread measured in ten steps is a guess."""
+    if not windows:
+        return []
+    with np.errstate(over="ignore"):
+        spread = float(
+            np.sqrt(np.average(np.square([w.loss_std for w in windows]), weights=[w.steps for w in windows]))
+        )
+    together = []
+    for some in np.array_split(np.arange(len(windows)), min(most, len(windows))):
+        part = [windows[i] for i in some]
+        steps = sum(w.steps for w in part)
+        loss, norm = (sum(w.steps * getattr(w, n) for w in part) / steps for n in ("loss", "grad_norm"))
+        highest, skipped = max(w.grad_max for w in part), sum(w.skipped for w in part)
+        together.append(Window(part[-1].step, steps, loss, spread, norm, highest, skipped))
+    return together
 
 
 def turning_points(windows: Sequence[Window]) -> list[float]:
@@ -244,6 +269,8 @@ def plateau(record: Record) -> Finding | None:
     windows = record.windows
     if len(windows) < 12 or record.step < MATURE:
         return None
+    if windows[0].step > 3 * (windows[0].steps + windows[0].skipped):
+        return None  # it came in trained, and what it began at is not known
     quarter = len(windows) // 4
     first, third, fourth = windows[:2], windows[-2 * quarter : -quarter], windows[-quarter:]
     level, before, now = (float(np.mean([w.loss for w in part])) for part in (first, third, fourth))
@@ -265,9 +292,12 @@ def plateau(record: Record) -> Finding | None:
 
 def ignorance(record: Record) -> Finding | None:
     """A diffusion model whose error is that of answering 0: its targets have unit variance."""
-    mse = _number((record.latest.get("terms") or {}).get("mse"))
+    mse = number(_dict(record.latest, "terms").get("mse"))
     diffusion = record.config and record.config.model.method == "diffusion"
     if not diffusion or mse is None or mse < 0.9 or record.step < MATURE:
+        return None
+    found = colours(record)
+    if found and not 0.5 < variance_of_truth(found, record.config.model) < 1.5:
         return None
     return Finding(
         "plateau",
@@ -280,21 +310,24 @@ def ignorance(record: Record) -> Finding | None:
 
 def overfitting(record: Record) -> Finding | None:
     """Validation rises, three epochs in a row or more, while training falls."""
-    entries = [e for e in record.history if _number(e.get("val_loss")) and _number(e.get("train_loss"))]
+    entries = [e for e in record.history if number(e.get("val_loss")) and number(e.get("train_loss"))]
     if len(entries) < 5:
         return None
     best = min(range(len(entries)), key=lambda i: entries[i]["val_loss"])
+    learnt = [
+        e["train_loss"] - sum(number(_dict(e, "weighted_terms").get(n)) or 0 for n in CRITIC_TERMS) for e in entries
+    ]
     tail = [entry["val_loss"] for entry in entries[best:]]
     rising = (
         len(tail) > 3 and tail[-1] > 1.02 * tail[0] and all(b > a for a, b in zip(tail[-4:], tail[-3:], strict=False))
     )
-    falling = entries[-1]["train_loss"] < 0.99 * entries[best]["train_loss"]
+    falling = learnt[-1] < 0.99 * learnt[best]
     if not (rising and falling):
         return None
     return Finding(
         "overfitting",
-        f"validation rose from {tail[0]:.3g} (epoch {entries[best]['epoch']}) to {tail[-1]:.3g}, while training fell "
-        f"from {entries[best]['train_loss']:.3g} to {entries[-1]['train_loss']:.3g}",
+        f"validation rose from {tail[0]:.3g} (epoch {entries[best].get('epoch', best + 1)}) to {tail[-1]:.3g}, while "
+        f"training fell from {learnt[best]:.3g} to {learnt[-1]:.3g}",
         "the photos are learnt by heart: there are too few of them for this model and time",
         "stop here (best_model.pth is from before), train on more photos, or cut more squares of each: --crops 8",
         "certain" if tail[-1] > 1.1 * tail[0] else "likely",
@@ -303,7 +336,7 @@ def overfitting(record: Record) -> Finding | None:
 
 def stalled(record: Record) -> Finding | None:
     """No better validation for ten epochs and 40 % of the run, at a rate that has not fallen."""
-    losses = [_number(entry.get("val_loss")) for entry in record.history]
+    losses = [number(entry.get("val_loss")) for entry in record.history]
     if len(losses) < 12 or None in losses or (record.config and record.config.training.lr_schedule != "constant"):
         return None
     since = len(losses) - 1 - losses.index(min(losses))
@@ -323,7 +356,8 @@ def stalled(record: Record) -> Finding | None:
 
 def unbalanced(record: Record) -> Finding | None:
     """One term drowns another."""
-    weighted = {n: abs(v) for n, v in (record.latest.get("weighted_terms") or {}).items() if _number(v) is not None}
+    terms = _dict(record.latest, "weighted_terms")
+    weighted = {name: abs(value) for name, value in terms.items() if number(value) is not None}
     config = record.config
     if config and config.loss:
         return unbalanced_loss(record, weighted)
@@ -379,13 +413,13 @@ def unbalanced_loss(record: Record, weighted: dict[str, float]) -> Finding | Non
 
 def unusual_terms(record: Record) -> Finding | None:
     """The root of a squared error far outside what trained models have."""
-    terms = record.latest.get("val_terms") or {}
+    terms = _dict(record.latest, "val_terms")
     restores = bool(record.config) and getattr(record.config.model, "outputs", "ab") == "lab"
     loss = record.config.loss if record.config else None
     if not loss or record.step < MATURE:
         return None
     for name, (_, highest) in _RANGES.items():
-        value = _number(terms.get(name))
+        value = number(terms.get(name))
         if name == "l_luminance" and not restores:
             continue
         if value is not None and math.sqrt(value) > highest:
@@ -402,8 +436,8 @@ def unusual_terms(record: Record) -> Finding | None:
 
 
 def discriminator_has_won(record: Record) -> Finding | None:
-    terms = record.latest.get("terms") or {}
-    critic, truth, estimate = (_number(terms.get(n)) for n in ("critic", "critic_of_truth", "critic_of_estimate"))
+    terms = _dict(record.latest, "terms")
+    critic, truth, estimate = (number(terms.get(n)) for n in ("critic", "critic_of_truth", "critic_of_estimate"))
     if None in (critic, truth, estimate) or critic > 0.1 or truth - estimate < 2:
         return None
     rate = record.config.objective.gan_learning_rate if record.config and record.config.objective else 2e-4
@@ -434,13 +468,25 @@ class Colours:
 
 def colours(record: Record) -> Colours | None:
     """None where there are none yet, or too few steps to judge by."""
-    entry = record.latest
     keys = ("colorfulness", "colorfulness_truth", "picture_ab", "picture_ab_truth", "ab_spread", "ab_spread_truth")
-    if record.step < MATURE or any(entry.get(key) is None for key in keys):
+    try:
+        found = [np.array(record.latest.get(key), dtype=float) for key in keys]
+    except (TypeError, ValueError):  # not numbers at all
         return None
-    found = [np.array(entry[key], dtype=float) if key.startswith("picture") else float(entry[key]) for key in keys]
-    usable = found[2].shape == found[3].shape and found[2].ndim == 2 and len(found[2]) > 1
-    return Colours(*found) if usable and found[1] > GRAY else None
+    shapes = [values.shape for values in found]
+    usable = all(np.isfinite(values).all() for values in found) and len(shapes[2]) == 2 and shapes[2][0] > 1
+    if not usable or shapes[2] != shapes[3] or shapes[2][1] != 2 or any(shapes[i] for i in (0, 1, 4, 5)):
+        return None
+    if record.step < MATURE or found[1] < GRAY:
+        return None
+    single = {i: float(found[i]) for i in (0, 1, 4, 5)}
+    return Colours(single[0], single[1], found[2], found[3], single[4], single[5])
+
+
+def variance_of_truth(found: Colours, model: Any) -> float:
+    """Of the true ab as the network sees it: 1 for natural photos."""
+    off = found.means_truth - np.array(model.ab_mean)
+    return float((np.square(off).mean() + found.spread_truth**2) / np.square(model.ab_std).mean())
 
 
 def constant_output(record: Record) -> Finding | None:
@@ -538,7 +584,7 @@ def over_saturated(record: Record) -> Finding | None:
 
 
 def gray_data(record: Record) -> Finding | None:
-    share = _number(record.latest.get("gray_share"))
+    share = number(record.latest.get("gray_share"))
     return None if share is None else gray_share_finding(share)
 
 
@@ -575,21 +621,21 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     stalled,
 )
 _IMPLIED = {
-    "constant output": {"one tint", "colourless", "sepia bias"},
-    "one tint": {"colourless"},
-    "divergence": {"exploding gradients", "oscillation"},
+    "constant output": {"one tint", "colourless", "bias"},
+    "one tint": {"colourless", "bias"},
+    "divergence": {"exploding gradients", "oscillation", "plateau", "stalled"},
 }
 
 
 # -- cures and words -------------------------------------------------------------------------------------------------
 
 
-def slower(record: Record, times: float) -> str:
-    """A lower learning rate, as flags of a resumed run."""
+def slower(record: Record, times: float, *, schedule: str | None = None) -> str:
+    """A lower learning rate, as flags of a resumed run; its course as it was where none is given."""
     if not record.config:
         return "a lower --learning-rate"
     rate = record.config.training.learning_rate / times
-    schedule = record.config.training.lr_schedule
+    schedule = schedule or record.config.training.lr_schedule
     return f"--resume {record.name} --learning-rate {rate:.1g} --lr-schedule {schedule}"
 
 
@@ -601,7 +647,7 @@ def colour_cure(record: Record) -> str:
     resumed, training = f"--resume {record.name}", config.training
     if training.learning_rate > _BOLD_RATE:
         return f"a new model with --learning-rate 1e-4 (it is {training.learning_rate:g})"
-    larger = "" if training.batch_size >= 8 else f", and a --batch-size of 8 or more (it is {training.batch_size})"
+    larger = "" if training.batch_size >= 8 else f", or a new model with --batch-size 8 (it is {training.batch_size})"
     if config.model.method == "diffusion":
         plain = config.model.prediction_type == "epsilon" or not config.model.zero_terminal_snr
         return ("a new model with --prediction-type v_prediction" if plain else slower(record, 3)) + larger
@@ -632,6 +678,13 @@ def _error(a: Window, b: Window) -> float:
     return math.hypot(a.error, b.error)
 
 
-def _number(value: Any) -> float | None:
+def _dict(entry: dict[str, Any], key: str) -> dict[str, Any]:
+    """A part of an entry; an empty one where a foreign history holds something else."""
+    found = entry.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None for everything else that a file may hold."""
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return value if usable else None

@@ -17,7 +17,7 @@ from rich.text import Text
 from Project7.atomic_file import write_text
 from Project7.config import RunConfig
 from Project7.errors import sentence
-from Project7.health import Finding, Record
+from Project7.health import Finding, Record, number
 from Project7.model_folder import ModelFolder
 from Project7.photo import save_png, side_by_side
 from Project7.trainer import WEIGHTED
@@ -230,7 +230,7 @@ def curves_of(record: Record) -> dict[str, list[float]]:
         "gradient norm": [window.grad_norm for window in record.windows],
         "colorfulness": [entry.get("colorfulness") for entry in record.history],
     }
-    return {name: [v for v in values if isinstance(v, int | float)] for name, values in curves.items()}
+    return {name: [v for v in values if number(v) is not None] for name, values in curves.items()}
 
 
 def sparkline(values: list[float], encoding: str, *, width: int = 40) -> str:
@@ -258,7 +258,7 @@ def draw_curves(record: Record) -> bytes:
     places = [entry["step"] for entry in entries]
     for axes, keys in ((loss, ["val_loss"]), (colours, ["colorfulness", "colorfulness_truth"])):
         for key in keys:
-            values = [np.nan if entry.get(key) is None else entry[key] for entry in entries]
+            values = [np.nan if number(entry.get(key)) is None else entry[key] for entry in entries]
             axes.plot(places, values, marker=".", label={"val_loss": "validation"}.get(key, key.replace("_", ", ")))
     norms = [window.grad_norm for window in record.windows]
     norm.plot(steps, norms, linewidth=1)

@@ -35,7 +35,6 @@ VALIDATION_BATCH = 32  # fixed, because the noise of validation is keyed by it
 PICTURES = 8  # the fixed validation photos of the comparison pictures
 WEIGHTED = "weighted_"  # before the name of a term: times its weight in the objective
 BAD_STEPS_IN_A_ROW = 20  # so many steps without a finite gradient, and the run has failed
-CRITIC_TERMS = ("adversarial", "feature_matching")  # opinions that change: no measure of progress
 WINDOWS = 20  # an epoch, of ten steps at least: the means that health.py reads
 ROLLBACKS = 2  # at most, in a run
 SLOWER = 0.4  # times the learning rate after each
@@ -554,7 +553,7 @@ class Run:
         if row["skipped"] or not math.isfinite(row["loss"]):
             values = {"skipped": 1}
         else:
-            loss = row["loss"] - sum(row.get(WEIGHTED + name, 0) for name in CRITIC_TERMS)
+            loss = row["loss"] - sum(row.get(WEIGHTED + name, 0) for name in health.CRITIC_TERMS)
             values = {"steps": 1, "loss": loss, "loss_squared": loss**2, "grad_norm": row["grad_norm"]}
             window["grad_max"] = max(window.get("grad_max", 0.0), row["grad_norm"])
         for name, value in values.items():

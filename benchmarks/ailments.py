@@ -88,8 +88,8 @@ SICK = {
         run_config(REGRESSION.model_copy(update={"outputs": "lab"}), loss={**ENHANCED, "l_weight": 50}),
     ),
     "gray photos": ({"gray data"}, run_config(loss=WEIGHTED, epochs=2), lambda x: tinted(x, 0, 0, chroma=0)),
-    "sepia photos": ({"sepia bias"}, run_config(loss=WEIGHTED), lambda x: tinted(x, 8, 25, chroma=0.3)),
-    "purple photos": ({"purple bias"}, run_config(loss=WEIGHTED), lambda x: tinted(x, 20, -25, chroma=0.3)),
+    "sepia photos": ({"sepia bias", "one tint"}, run_config(loss=WEIGHTED), lambda x: tinted(x, 8, 25, chroma=0.3)),
+    "purple photos": ({"purple bias", "one tint"}, run_config(loss=WEIGHTED), lambda x: tinted(x, 20, -25, chroma=0.3)),
     "vivid photos": (
         {"over-saturation"},
         run_config(DIFFUSION, epochs=12),

@@ -116,6 +116,7 @@ def sick(config=None) -> dict[str, tuple[str, Record]]:
         "steep": ("exploding gradients", made(windows(np.linspace(1, 0.5, 20), norms=np.geomspace(1, 100, 20)))),
         "up and down": ("oscillation", made(UP_AND_DOWN)),
         "nothing learnt": ("plateau", made(windows([0.9] * 24, std=0.02))),
+        "always 0": ("plateau", made(terms={"mse": 0.97}, step=2000)),
         "by heart": ("overfitting", Record("m", config, OVERFITTED, [])),
         "no better": ("stalled", Record("m", config, STALLED, [])),
         "loud features": (
@@ -262,14 +263,38 @@ def test_a_swing_of_less_than_a_tenth_is_none(swing):
     assert found == ({"oscillation"} if swing > 0.1 else set())
 
 
+@pytest.mark.parametrize("now", [0.55, 0.59, 0.61, 0.9])
+def test_a_rise_by_half_is_a_divergence_and_a_smaller_one_is_none(now):
+    assert said(record([1, 0.8, 0.6, 0.5, 0.4, now, now, now])) == ({"divergence"} if now > 0.6 else set())
+
+
 def test_a_spike_that_passes_is_no_divergence():
     assert said(record([1, 0.8, 0.6, 0.5, 0.4, 3, 0.5, 0.4])) == set()
     assert said(record([1, 0.8, 0.6, 0.5, 0.4, 0.4, 3, 0.4])) == set()
 
 
 def test_a_slow_fall_is_no_plateau():
-    """Half a per cent a window, seen through its noise."""
-    assert said(record(windows(0.995 ** np.arange(40), std=0.03))) == set()
+    """A tenth of a per cent a window, seen through its noise."""
+    assert said(record(windows(np.linspace(1, 0.96, 40), std=0.03))) == set()
+
+
+def test_only_a_diffusion_models_error_says_that_it_knows_nothing():
+    """A regression model's error is that of its photos' colours: 0.9 may be the best there is."""
+    for model, mse, expected in (
+        (DiffusionConfig(), 0.95, {"plateau"}),
+        (DiffusionConfig(), 0.5, set()),
+        (RegressionConfig(), 0.95, set()),
+        (ClassificationConfig(), 0.95, set()),
+    ):
+        assert said(record(config=run_config(model), terms={"mse": mse})) == expected
+        assert said(record(config=run_config(model), terms={"mse": mse}, step=MATURE - 1)) == set()
+
+
+def test_a_diffusion_model_of_vivid_photos_is_not_called_ignorant():
+    """Of colours three times as far apart, answering 0 would have an error near 9."""
+    vivid = coloured(TRUTH * 3, colorfulness=100, colorfulness_truth=105, ab_spread_truth=45.0, spread=42.0)
+    vivid |= {"picture_ab_truth": (TRUTH * 3).tolist(), "terms": {"mse": 1.2}}
+    assert said(record(falling(20, to=0.3) * 4, config=run_config(), **vivid)) == set()
 
 
 def test_a_plateau_that_is_too_noisy_to_be_seen_is_not_claimed():
@@ -383,6 +408,23 @@ def test_colours_are_judged_from_step_1000_on(name):
 def test_a_plateau_is_one_from_step_1000_on(last):
     flat = [dataclasses.replace(w, step=last * (n + 1) // 30) for n, w in enumerate(windows([0.9] * 30, std=0.02))]
     assert said(record(flat)) == ({"plateau"} if last == MATURE else set())
+
+
+@pytest.mark.parametrize(
+    ("direction", "name"),
+    [
+        ((1, 0), "magenta-red"),
+        ((1, 1), "orange"),
+        ((0, 1), "yellow"),
+        ((-1, 1), "green"),
+        ((-1, 0), "green"),
+        ((-1, -1), "blue-green"),
+        ((0, -1), "blue"),
+        ((1, -1), "purple"),
+    ],
+)
+def test_a_direction_in_the_ab_plane_has_the_name_that_a_person_would_give_it(direction, name):
+    assert health.hue(*direction) == name
 
 
 def test_colours_of_a_gray_set_are_not_judged():
@@ -519,6 +561,13 @@ def test_what_follows_from_a_graver_finding_is_not_said_again():
     for check in (health.oscillation, health.exploding_gradients, health.plateau, health.stalled):
         assert check(run), "a fall that was undone is also this"
     assert said(run) == {"divergence"}
+
+
+def test_no_ailment_is_found_twice():
+    run = record(windows([0.97] * 24, std=0.02), config=run_config(), terms={"mse": 0.97})
+    assert health.ignorance(run)
+    assert health.plateau(run)
+    assert [finding.ailment for finding in diagnose(run)] == ["plateau"]
 
 
 @pytest.mark.parametrize(("a", "b"), [(4, 30), (25, -30), (-30, 5), (30, 0)])

@@ -1044,7 +1044,7 @@ def test_a_real_divergence_is_found_said_and_by_default_no_more(tmp_path, monkey
     seen = run(tmp_path, quick(epochs=8, **FAST), images=TWO_COLOURS)
     found = [[f["ailment"] for f in entry["findings"]] for entry in entries_of(seen)]
     assert found == [[]] * 6 + [["divergence"]] * 2, "certain only when it has lasted"
-    assert notes(seen).count("divergence") == 1
+    assert notes(seen).count("Health: divergence") == 1
     assert not (tmp_path / "healthy_model.pth").exists()
 
 
