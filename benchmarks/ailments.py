@@ -101,6 +101,7 @@ SICK = {
         run_config(
             objective={
                 "gan": True,
+                "gan_width": 16,
                 "perceptual_weight": 0,
                 "gan_learning_rate": 2e-3,
                 "gan_start": 0,
@@ -113,7 +114,7 @@ SICK = {
 HEALTHY = {
     "train_diffusion.py": run_config(DIFFUSION),
     "train_diffusion_v2.py": run_config(DIFFUSION, objective={"perceptual_weight": 0.1}),
-    "train_diffusion_v2.py --gan": run_config(DIFFUSION, objective={"gan": True, "gan_start": 200}),
+    "train_diffusion_v2.py --gan": run_config(DIFFUSION, objective={"gan": True, "gan_start": 200, "gan_width": 16}),
     "train_classification.py": run_config(CLASSES),
     "train_colorization_simple.py": run_config(loss={}),
     "train_colorization_simple.py --loss weighted": run_config(loss=WEIGHTED),
