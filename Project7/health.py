@@ -467,17 +467,20 @@ class Colours:
 
 
 def colours(record: Record) -> Colours | None:
-    """None where there are none yet, or too few steps to judge by."""
+    """None where there are none yet, too few steps to judge by, or gray photos."""
+    found = colours_of(record.latest) if record.step >= MATURE else None
+    return found if found and found.colorfulness_truth > GRAY else None
+
+
+def colours_of(entry: dict[str, Any]) -> Colours | None:
     keys = ("colorfulness", "colorfulness_truth", "picture_ab", "picture_ab_truth", "ab_spread", "ab_spread_truth")
     try:
-        found = [np.array(record.latest.get(key), dtype=float) for key in keys]
+        found = [np.array(entry.get(key), dtype=float) for key in keys]
     except (TypeError, ValueError):  # not numbers at all
         return None
     shapes = [values.shape for values in found]
     usable = all(np.isfinite(values).all() for values in found) and len(shapes[2]) == 2 and shapes[2][0] > 1
     if not usable or shapes[2] != shapes[3] or shapes[2][1] != 2 or any(shapes[i] for i in (0, 1, 4, 5)):
-        return None
-    if record.step < MATURE or found[1] < GRAY:
         return None
     single = {i: float(found[i]) for i in (0, 1, 4, 5)}
     return Colours(single[0], single[1], found[2], found[3], single[4], single[5])
@@ -515,7 +518,8 @@ def one_tint(record: Record) -> Finding | None:
         return None
     middle, lengths = found.means.mean(axis=0), np.hypot(*found.means.T)
     together = float(np.hypot(*found.means.sum(axis=0)) / max(lengths.sum(), 1e-9))  # 1: all of one hue
-    if not (np.hypot(*middle) > 4 and together > 0.95 and _between(found.means) < 0.15 * _between(found.means_truth)):
+    alike = _between(found.means) < 0.15 * _between(found.means_truth)
+    if not (np.hypot(*middle) > 4 and together > 0.95 and alike) or still_coming(record, found):
         return None
     return Finding(
         "one tint",
@@ -526,6 +530,16 @@ def one_tint(record: Record) -> Finding | None:
         "likely",
         collapse=True,
     )
+
+
+def still_coming(record: Record, found: Colours) -> bool:
+    """Whether the pictures have grown apart since two thirds of the steps: a young regression model answers with
+    nearly one colour, and goes on from there."""
+    earlier = [colours_of(e) for e in record.history if 0 < (number(e.get("step")) or 0) <= record.step * 2 / 3]
+    before = next((c for c in reversed(earlier) if c), None)
+    if before is None:
+        return _between(found.means) > 0.07 * _between(found.means_truth)
+    return _between(found.means) > 1.1 * _between(before.means)
 
 
 def colourless(record: Record) -> Finding | None:
