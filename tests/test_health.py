@@ -895,3 +895,15 @@ def test_the_curves_become_a_picture(name):
         assert picture.format == "PNG"
         assert min(picture.size) > 500
         assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_a_young_model_whose_pictures_grow_apart_has_no_one_tint():
+    """As small regression models begin: nearly one colour for everything, and a little less so each epoch."""
+
+    def brown(apart, step):
+        return coloured(np.array([4, 12]) + apart * (TRUTH - TRUTH.mean(axis=0)), spread=5, step=step)
+
+    assert said(Record("m", None, [brown(0.05, 1000), brown(0.12, 2000)], [])) == set()
+    assert said(Record("m", None, [brown(0.12, 1000), brown(0.12, 2000)], [])) == {"one tint"}
+    assert said(Record("m", None, [brown(0.12, 2000)], [])) == set(), "nothing to compare with yet"
+    assert said(Record("m", None, [brown(0.03, 2000)], [])) == {"one tint"}
