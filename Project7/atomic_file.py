@@ -7,6 +7,7 @@ that weights and checksum are replaced in one move.
 
 import errno
 import hashlib
+import math
 import os
 import secrets
 import signal
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from Project7.errors import ProjectError
 
@@ -64,6 +65,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def as_json(value: Any) -> Any:
+    """The same with None for every NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sweep(folder: Path) -> None:

@@ -53,6 +53,9 @@ def run(main: Callable[[], int | None]) -> int:
     lets an unexpected error through with its traceback, for a bug report.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a name that this terminal cannot write is no error
     try:
         code = main() or 0
         if sys.stdout:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from Project7 import color, metrics
-from Project7.atomic_file import write_text
+from Project7.atomic_file import as_json, write_text
 from Project7.checkpoints import load_model
 from Project7.colorize import pick_device
 from Project7.config import EvaluateConfig
@@ -263,14 +263,7 @@ def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | No
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(inner) for inner in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    write_text(path, json.dumps(plain(result), indent=1) + "\n")
+    write_text(path, json.dumps(as_json(result), indent=1) + "\n")
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ _MANY_GRAY = 0.4  # share of the training photos
 _SWING = 0.1  # of the level: a smaller swing of the loss is no oscillation
 _NOISE = 4.0  # standard errors: a smaller change is noise
 _BOLD_RATE = 3e-3  # a learning rate above is the first suspect, whatever is seen
+_IGNORANT = 0.75  # of the variance of its targets; trained models are well below 0.5
 _RANGES = {"ab": (0.1, 0.3), "ab_chrominance": (0.1, 0.3), "l_luminance": (0.05, 0.15)}  # roots of the terms, usual
 
 
@@ -88,7 +89,7 @@ def read(
     windows = []
     for before, entry in zip([{}, *same], same, strict=False):
         windows += _windows(entry, steps=(number(entry.get("step")) or 0) - (number(before.get("step")) or 0))
-    return Record(name, config, same, [*windows, *(Window(*values) for values in more)])
+    return Record(name, config, same, [*windows, *(Window(int(step), *values) for step, *values in more)])
 
 
 def _windows(entry: dict[str, Any], steps: int) -> list[Window]:
@@ -174,13 +175,16 @@ def divergence(record: Record) -> Finding | None:
     now = sorted(windows[-3:], key=lambda w: w.loss)[1]
     best = min(windows[:-3], key=lambda w: w.loss)
     rise = now.loss - best.loss
-    if not (now.loss > 1.5 * best.loss and min(w.loss for w in windows[-3:]) - best.loss > 6 * _error(now, best)):
+    # Noise as a share of the level, and the usual one: exploding windows would hide behind their own spread.
+    share = float(np.median([w.error / w.loss for w in windows if w.loss > 0] or [0.0]))
+    lowest = min(w.loss for w in windows[-3:])
+    if not (now.loss > 1.5 * best.loss and lowest - best.loss > 6 * share * math.hypot(lowest, best.loss)):
         return None
     return Finding(
         "divergence",
         f"the loss was {best.loss:.3g} at step {best.step} and is {now.loss:.3g} now, {rise / best.loss:.0%} more",
         "training undoes what it had learnt: the learning rate is too high",
-        f"{slower(record, 4)}, from best_model.pth",
+        f"{slower(record, 4)}; or a new model with --on-collapse rollback",
         "certain" if now.loss > 2 * best.loss else "likely",
         collapse=True,
     )
@@ -291,10 +295,12 @@ def plateau(record: Record) -> Finding | None:
 
 
 def ignorance(record: Record) -> Finding | None:
-    """A diffusion model whose error is that of answering 0: its targets have unit variance."""
+    """A diffusion model whose error is nearly that of answering 0: its targets have unit variance."""
     mse = number(_dict(record.latest, "terms").get("mse"))
     diffusion = record.config and record.config.model.method == "diffusion"
-    if not diffusion or mse is None or mse < 0.9 or record.step < MATURE:
+    if not diffusion or mse is None or mse < _IGNORANT or record.step < MATURE:
+        return None
+    if record.config.model.noise_shift > 4:  # most timesteps are then pure noise, and tell nothing
         return None
     found = colours(record)
     if found and not 0.5 < variance_of_truth(found, record.config.model) < 1.5:
@@ -438,7 +444,8 @@ def unusual_terms(record: Record) -> Finding | None:
 def discriminator_has_won(record: Record) -> Finding | None:
     terms = _dict(record.latest, "terms")
     critic, truth, estimate = (number(terms.get(n)) for n in ("critic", "critic_of_truth", "critic_of_estimate"))
-    if None in (critic, truth, estimate) or critic > 0.1 or truth - estimate < 2:
+    counts = "adversarial" in _dict(record.latest, "weighted_terms")  # before, it trains alone and may well win
+    if not counts or None in (critic, truth, estimate) or critic > 0.1 or truth - estimate < 2:
         return None
     rate = record.config.objective.gan_learning_rate if record.config and record.config.objective else 2e-4
     return Finding(
@@ -518,7 +525,7 @@ def one_tint(record: Record) -> Finding | None:
         return None
     middle, lengths = found.means.mean(axis=0), np.hypot(*found.means.T)
     together = float(np.hypot(*found.means.sum(axis=0)) / max(lengths.sum(), 1e-9))  # 1: all of one hue
-    alike = _between(found.means) < 0.15 * _between(found.means_truth)
+    alike = _between(found.means) < 0.1 * _between(found.means_truth)
     if not (np.hypot(*middle) > 4 and together > 0.95 and alike) or still_coming(record, found):
         return None
     return Finding(
@@ -539,7 +546,7 @@ def still_coming(record: Record, found: Colours) -> bool:
     before = next((c for c in reversed(earlier) if c), None)
     if before is None:
         return _between(found.means) > 0.07 * _between(found.means_truth)
-    return _between(found.means) > 1.1 * _between(before.means)
+    return _between(found.means) > 1.05 * _between(before.means)
 
 
 def colourless(record: Record) -> Finding | None:
@@ -650,7 +657,7 @@ def slower(record: Record, times: float, *, schedule: str | None = None) -> str:
         return "a lower --learning-rate"
     rate = record.config.training.learning_rate / times
     schedule = schedule or record.config.training.lr_schedule
-    return f"--resume {record.name} --learning-rate {rate:.1g} --lr-schedule {schedule}"
+    return f"--resume {record.name} --learning-rate {rate:.2g} --lr-schedule {schedule}"
 
 
 def colour_cure(record: Record) -> str:

@@ -119,7 +119,7 @@ def plan(checkpoint: dict[str, Any], config: RunConfig, *, new_schedule: bool) -
     stored_epochs = checkpoint["config"]["training"]["epochs"]
     if new_schedule:
         progress = checkpoint.get("progress", {})
-        progress |= {"schedule_start": progress.get("step", 0), "schedule_steps": 0}
+        progress |= {"schedule_start": progress.get("step", 0), "schedule_steps": 0, "rate_scale": 1.0}
     elif planned > stored_epochs and config.training.lr_schedule != "constant":
         raise UsageError(
             f"The {config.training.lr_schedule} learning rate of this model ends with epoch {stored_epochs}; to go on "

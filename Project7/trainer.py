@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from Project7 import color, health, model_folder
-from Project7.atomic_file import replacing
+from Project7.atomic_file import as_json, replacing
 from Project7.batch import Batch, BatchRandom, Step
 from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint, load_moments, save_checkpoint
 from Project7.config import RunConfig, TrainingConfig
@@ -217,7 +217,9 @@ class Run:
             model_folder.write_config(self.folder, self.config)
         self.saved_at = self.clock = time.monotonic()
         self.examine_data()
-        if self.settings.on_collapse == "rollback":
+        if self.settings.on_collapse != "rollback":
+            self.folder.healthy.unlink(missing_ok=True)  # of an earlier part of the run: too far back by now
+        elif not (self.state.step and self.folder.healthy.exists()):
             self.save_last()
             self.mark_healthy()
         try:
@@ -397,7 +399,7 @@ class Run:
             self.state, epoch=self.state.epoch + 1, position=0, sums={}, counts={}, windows=[], seconds=0.0
         )
         self.save_epoch(is_best)
-        if not collapse:
+        if not collapse and not self.state.skipped_in_a_row and not self.suspicious():
             self.mark_healthy()
         report = self.report(comparison=comparison)
         yield dataclasses.replace(report, epoch=self.state.epoch, entry=entry, is_best=is_best)
@@ -470,7 +472,7 @@ class Run:
         if comparison:
             shown = dataclasses.asdict(comparison)
             entry |= {k: v for k, v in shown.items() if not isinstance(v, np.ndarray)}
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+        return as_json(entry)
 
     # -- pictures ----------------------------------------------------------------------------------------------------
 
@@ -560,12 +562,11 @@ class Run:
             window[name] = window.get(name, 0) + value
         taken, skipped = window.get("steps", 0), window.get("skipped", 0)
         an_epoch = math.ceil(len(self.training.images) / self.global_batch)
-        if taken + skipped < max(10, math.ceil(an_epoch / WINDOWS)):
+        if taken < max(10, math.ceil(an_epoch / WINDOWS)):
             return
-        if taken:
-            loss, squared, norm = (window[name] / taken for name in ("loss", "loss_squared", "grad_norm"))
-            spread = max(0.0, squared - loss**2) ** 0.5
-            self.state.windows.append([step, taken, loss, spread, norm, window["grad_max"], skipped])
+        loss, squared, norm = (window[name] / taken for name in ("loss", "loss_squared", "grad_norm"))
+        spread = max(0.0, squared - loss**2) ** 0.5
+        self.state.windows.append([step, taken, loss, spread, norm, window["grad_max"], skipped])
         self.state.window = {}
 
     # -- health ------------------------------------------------------------------------------------------------------
@@ -590,6 +591,11 @@ class Run:
         if self.accelerator.num_processes > 1:  # only the main process has pictures to judge by
             vote = self.accelerator.reduce(vote, "sum")
         return (collapses[0] if collapses else "Another process found a collapse.") if vote.item() else None
+
+    def suspicious(self) -> bool:
+        """Whether the latest loss is far above the lowest: a divergence needs more windows before it is certain."""
+        windows = health.read(self.folder.name, self.config, self.history).windows
+        return bool(windows) and windows[-1].loss > 1.5 * min(window.loss for window in windows)
 
     def mark_healthy(self) -> None:
         """The state that was just saved is where a rollback goes."""

@@ -903,7 +903,7 @@ def test_a_young_model_whose_pictures_grow_apart_has_no_one_tint():
     def brown(apart, step):
         return coloured(np.array([4, 12]) + apart * (TRUTH - TRUTH.mean(axis=0)), spread=5, step=step)
 
-    assert said(Record("m", None, [brown(0.05, 1000), brown(0.12, 2000)], [])) == set()
-    assert said(Record("m", None, [brown(0.12, 1000), brown(0.12, 2000)], [])) == {"one tint"}
-    assert said(Record("m", None, [brown(0.12, 2000)], [])) == set(), "nothing to compare with yet"
+    assert said(Record("m", None, [brown(0.05, 1000), brown(0.08, 2000)], [])) == set()
+    assert said(Record("m", None, [brown(0.08, 1000), brown(0.08, 2000)], [])) == {"one tint"}
+    assert said(Record("m", None, [brown(0.08, 2000)], [])) == set(), "nothing to compare with yet"
     assert said(Record("m", None, [brown(0.03, 2000)], [])) == {"one tint"}
