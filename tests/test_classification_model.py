@@ -364,7 +364,7 @@ def test_the_nudge_does_not_teach_the_classes():
 @every_stride
 def test_the_estimate_is_the_picture_and_teaches_all_heads(stride):
     model, batch = confident(stem_stride=stride), make_batch(4, (13, 9), image_share=1.0)
-    ab_hat, truth, places, weight = model(batch).estimate
+    ab_hat, truth, places, weight, _ = model(batch).estimate
     assert ab_hat.shape == truth.shape == (4, 2, 13, 9)
     assert places.tolist() == [0, 1, 2, 3]
     assert weight.tolist() == [1, 1, 1, 1]

@@ -374,7 +374,7 @@ def test_the_table_fits_a_narrow_terminal(tmp_path):
         sys.executable,
         ["-m", "Project7", "doctor", "m", "--models-dir", str(tmp_path)],
         cwd=str(tmp_path),
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"},
+        env={n: v for n, v in os.environ.items() if n != "COLUMNS"} | {"PYTHONPATH": str(ROOT), "TERM": "xterm"},
         encoding="utf-8",
         timeout=120,
         dimensions=(50, 40),

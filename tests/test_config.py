@@ -651,7 +651,7 @@ def test_a_foreign_weight_in_a_file_is_refused_with_the_file():
         ({"objective": ObjectiveConfig()}, "without further objectives"),
         (
             {"model": RegressionConfig(outputs="lab"), "loss": LossConfig(loss="weighted")},
-            "--loss simple or enhanced",
+            "--loss enhanced with an --l-weight",
         ),
         ({"data": DataConfig(image_size=31)}, "--image-size 31 is too small"),
         (

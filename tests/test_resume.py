@@ -263,7 +263,7 @@ def test_a_complete_run_says_how_to_go_on():
 def test_a_new_schedule_begins_where_the_run_stands():
     assert plan(STORED, done=3, epochs=4, new_schedule=True) == (
         None,
-        {"step": 7, "schedule_start": 7, "schedule_steps": 0},
+        {"step": 7, "schedule_start": 7, "schedule_steps": 0, "rate_scale": 1.0},
     )
 
 
