@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from Project7.batch import Batch, Estimate, Step
 from Project7.config import ClassificationConfig
 from Project7.errors import ProjectError, sentence
-from Project7.guided_filter import enlarge, pad_to_multiple
+from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.layers import AttentionGate, FiLM, ResBlock, SelfAttention2d, group_norm
 from Project7.palette import Palette, SoftEncoder, annealed_mean, rarity_weights
 
@@ -202,16 +202,11 @@ class ClassificationColorizer(nn.Module):
 
     def shrink(self, ab: Tensor) -> Tensor:
         """ab at the resolution of the heads."""
-        stride = self.config.stem_stride
-        return ab if stride == 1 else F.avg_pool2d(pad_to_multiple(ab, stride), stride)
+        return shrink(ab, self.config.stem_stride)
 
     def expand(self, ab: Tensor, L: Tensor) -> Tensor:
         """ab (B, 2, h, w) -> (B, 2, H, W), along the edges of L."""
-        stride = self.config.stem_stride
-        if stride == 1:
-            return ab
-        full = pad_to_multiple(L, stride)
-        return enlarge(ab, F.avg_pool2d(full, stride), full)[..., : L.shape[-2], : L.shape[-1]]
+        return expand(ab, L, self.config.stem_stride)
 
 
 class Encoder(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.config import DiffusionConfig
-from Project7.guided_filter import enlarge, pad_to_multiple
+from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.samplers import make_noise_scheduler, make_sampler, sample
 
 _WEIGHT_FLOOR = 0.05  # of the min-SNR weight: at zero SNR it would be 0 and the last steps go untrained
@@ -146,15 +146,11 @@ class DiffusionColorizer(nn.Module):
 
     def shrink(self, ab: Tensor) -> Tensor:
         """ab (B, 2, H, W) -> x_0 (B, 2, h, w), at the resolution at which chroma is learnt."""
-        scale = self.config.chroma_scale
-        return ab if scale == 1 else F.avg_pool2d(self.fit(ab), scale)
+        return shrink(ab, self.config.chroma_scale)
 
     def expand(self, x_0: Tensor, L: Tensor) -> Tensor:
         """x_0 (B, 2, h, w) -> ab (B, 2, H, W), along the edges of L."""
-        if self.config.chroma_scale == 1:
-            return x_0
-        full = self.fit(L)
-        return enlarge(x_0, F.avg_pool2d(full, self.config.chroma_scale), full)[..., : L.shape[-2], : L.shape[-1]]
+        return expand(x_0, L, self.config.chroma_scale)
 
     def draw_hints(self, x_0: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
         """True colours at random points: for half of the samples none, for the others about 1 to 64 (log-uniform).

@@ -34,6 +34,19 @@ def enlarge(ab: Tensor, L_small: Tensor, L: Tensor) -> Tensor:
     return k * L + c
 
 
+def shrink(ab: Tensor, scale: int) -> Tensor:
+    """ab (B, C, H, W) -> (B, C, h, w), the means of cells of scale x scale; sides are padded until it divides them."""
+    return ab if scale == 1 else F.avg_pool2d(pad_to_multiple(ab, scale), scale)
+
+
+def expand(ab: Tensor, L: Tensor, scale: int) -> Tensor:
+    """The way back, along the edges of L (B, 1, H, W): ab (B, C, h, w) -> (B, C, H, W)."""
+    if scale == 1:
+        return ab
+    full = pad_to_multiple(L, scale)
+    return enlarge(ab, F.avg_pool2d(full, scale), full)[..., : L.shape[-2], : L.shape[-1]]
+
+
 def enlarge_rows(k: Tensor, c: Tensor, L_rows: Tensor, to_rows: Tensor, to_columns: Tensor) -> Tensor:
     """`enlarge` for some rows of a photo that is too big to hold at once.
 

@@ -22,7 +22,7 @@ _SWING = 0.1  # of the level: a smaller swing of the loss is no oscillation
 _NOISE = 4.0  # standard errors: a smaller change is noise
 _BOLD_RATE = 3e-3  # a learning rate above is the first suspect, whatever is seen
 _IGNORANT = 0.75  # of the variance of its targets; trained models are well below 0.5
-_RANGES = {"ab": (0.1, 0.3), "ab_chrominance": (0.1, 0.3), "l_luminance": (0.05, 0.15)}  # roots of the terms, usual
+_HIGHEST = {"ab": 0.3, "ab_chrominance": 0.3, "l_luminance": 0.15}  # of the roots of the terms, as documented
 
 
 @dataclasses.dataclass(frozen=True)
@@ -424,7 +424,7 @@ def unusual_terms(record: Record) -> Finding | None:
     loss = record.config.loss if record.config else None
     if not loss or record.step < MATURE:
         return None
-    for name, (_, highest) in _RANGES.items():
+    for name, highest in _HIGHEST.items():
         value = number(terms.get(name))
         if name == "l_luminance" and not restores:
             continue

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.config import RegressionConfig
-from Project7.guided_filter import enlarge, pad_to_multiple
+from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.layers import ResBlock, SelfAttention2d, group_norm
 
 
@@ -86,16 +86,11 @@ class RegressionColorizer(nn.Module):
 
     def shrink(self, ab: Tensor) -> Tensor:
         """ab (B, 2, H, W) at the resolution at which it is learnt."""
-        scale = self.config.chroma_scale
-        return ab if scale == 1 else F.avg_pool2d(pad_to_multiple(ab, scale), scale)
+        return shrink(ab, self.config.chroma_scale)
 
     def expand(self, ab: Tensor, L: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, H, W), along the edges of L."""
-        scale = self.config.chroma_scale
-        if scale == 1:
-            return ab
-        full = pad_to_multiple(L, scale)
-        return enlarge(ab, F.avg_pool2d(full, scale), full)[..., : L.shape[-2], : L.shape[-1]]
+        return expand(ab, L, self.config.chroma_scale)
 
 
 class UNet(nn.Module):
@@ -122,10 +117,10 @@ class UNet(nn.Module):
         height, width = x.shape[-2:]
         x = self.enter(pad_to_multiple(x, 2 ** len(self.shrink)))
         skips = []
-        for level, shrink in zip(self.down, self.shrink, strict=False):
+        for level, halve in zip(self.down, self.shrink, strict=False):
             x = level(x)
             skips.append(x)
-            x = shrink(x)
+            x = halve(x)
         x = self.middle(self.down[-1](x))
         for level in self.up:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")

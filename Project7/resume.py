@@ -7,7 +7,8 @@ from Project7.checkpoints import CheckpointError, load_checkpoint, unsealed_note
 from Project7.config import RunConfig, Sections, build, extra, from_dict, kept, setting_fields
 from Project7.dataset import ImageSet
 from Project7.errors import UsageError
-from Project7.model_folder import ModelFolder
+from Project7.model_folder import ModelFolder, read_history, set_aside
+from Project7.processes import is_main_process
 
 _SCRIPTS = {
     "diffusion": "train_diffusion.py or train_diffusion_v2.py",
@@ -32,6 +33,8 @@ def load_for_resume(folder: ModelFolder) -> tuple[dict[str, Any], list[str]]:
         notes += [note for note in [unsealed_note(path)] if note]
         if path == folder.best:
             notes.append(f"Continuing from {path.name}: the end of epoch {checkpoint.get('epoch', 0)}.")
+        if is_main_process() and read_history(folder) is None:  # the checkpoint has a history too
+            notes.append(f"{folder.history.name} is damaged; it is kept as {set_aside(folder.history).name}.")
         return checkpoint, notes
     reasons = " ".join(notes) or "it has neither last_model.pth nor best_model.pth."
     raise CheckpointError(f"{folder.name} cannot be resumed: {reasons}")

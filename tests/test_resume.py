@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from Project7 import recipe, resume
-from Project7.checkpoints import CheckpointError
+from Project7.checkpoints import CheckpointError, save_checkpoint
 from Project7.config import (
     PRESETS,
     SECTIONS,
@@ -279,3 +279,15 @@ def test_a_schedule_with_an_end_is_not_gone_past():
 def test_a_folder_without_weights_cannot_be_resumed(tmp_path):
     with pytest.raises(CheckpointError, match=r"m cannot be resumed: it has neither last_model\.pth"):
         resume.load_for_resume(ModelFolder(tmp_path / "m"))
+
+
+def test_a_damaged_history_is_set_aside_and_said_and_the_run_goes_on(tmp_path):
+    folder = ModelFolder(tmp_path / "m")
+    folder.path.mkdir()
+    save_checkpoint(folder.last, {"model_state_dict": {}, "config": {}, "epoch": 2})
+    folder.history.write_text('[{"epoch": 1', encoding="utf-8")
+    checkpoint, notes = resume.load_for_resume(folder)
+    assert checkpoint["epoch"] == 2
+    assert notes == ["training_history.json is damaged; it is kept as training_history.json.damaged-1."]
+    assert (folder.path / "training_history.json.damaged-1").read_text() == '[{"epoch": 1'
+    assert not resume.load_for_resume(folder)[1], "said once"
