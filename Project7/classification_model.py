@@ -184,7 +184,9 @@ class ClassificationColorizer(nn.Module):
     def network(self, L: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """L (B, 1, H, W) -> logits (B, Q, h, w), residual (B, 2, h, w) in Lab units, confidence (B, 1, h, w) before
         the sigmoid, histograms (B, 2, 64) before the softmax; h = H / stem_stride, rounded up."""
-        h, w = (math.ceil(side / self.config.stem_stride) for side in L.shape[-2:])
+        stride = self.config.stem_stride
+        # In whole numbers: math.ceil would fix the size of the picture in an ONNX graph.
+        h, w = ((side + stride - 1) // stride for side in L.shape[-2:])
         x, *skips = reversed(self.encoder(pad_to_multiple(L, 8 * self.config.stem_stride)))
         x = self.attention(x)
         histograms = self.context(x)

@@ -1,4 +1,4 @@
-"""project7 colorize | evaluate | compare | models | doctor | data | palette | download | demo: the command line.
+"""project7 colorize | evaluate | compare | export | models | doctor | data | palette | download | demo: the commands.
 
 Heavy modules are imported by the command that needs them.
 """
@@ -176,6 +176,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from Project7.dataset import open_photos
     from Project7.report import counting, evaluation_table, write_evaluation_pictures
 
+    evaluation.check_files(settings)
     size = settings.size or from_dict(load_checkpoint(paths[0])["config"], paths[0]).data.image_size
     where = {"split": arguments.split, "limit": settings.limit, "cache_dir": arguments.cache_dir}
     with counting(console) as progress:
@@ -214,6 +215,35 @@ def compare(arguments: argparse.Namespace) -> int:
     results = [(str(path), read_result(path)) for path in arguments.results]
     rows = joined(results, despite=arguments.despite)
     Console(width=None if sys.stdout.isatty() else 200).print(evaluation_table(rows))
+    return 0
+
+
+# -- export ----------------------------------------------------------------------------------------------------------
+
+
+def add_export(commands) -> None:
+    about = "write a model for other programs: diffusers' folders, ONNX, and how to use them"
+    parser = commands.add_parser("export", help=about, description=about.capitalize() + ".")
+    parser.add_argument("model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
+    parser.add_argument("--no-onnx", action="store_true", help="leave out model.onnx")
+    parser.add_argument("--force", action="store_true", help="replace what an earlier export wrote there")
+    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    parser.set_defaults(run=export)
+
+
+def export(arguments: argparse.Namespace) -> int:
+    weights = model_folder.find_weights(arguments.model, arguments.models_dir)
+
+    from Project7.checkpoints import unsealed_note
+    from Project7.export import export_model
+
+    if note := unsealed_note(weights):
+        print(note, file=sys.stderr)
+    if note := export_model(weights, arguments.to, with_onnx=not arguments.no_onnx, force=arguments.force):
+        print(f"Note: {note}", file=sys.stderr)
+    for path in sorted(path for path in arguments.to.rglob("*") if path.is_file()):
+        print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
     return 0
 
 
@@ -402,6 +432,7 @@ COMMANDS = (
     add_colorize,
     add_evaluate,
     add_compare,
+    add_export,
     add_models,
     add_doctor,
     add_data,

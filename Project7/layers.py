@@ -55,9 +55,9 @@ class SelfAttention2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        query, key, value = (f(normed).flatten(2).mT for f in (self.query, self.key, self.value))  # (B, H W, channels)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return x + self.gamma * self.project(attended.mT.unflatten(2, x.shape[-2:]))
+        query, key, value = (f(normed).flatten(2).transpose(1, 2) for f in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(query, key, value)  # (B, H W, channels)
+        return x + self.gamma * self.project(attended.transpose(1, 2).unflatten(2, x.shape[-2:]))
 
 
 class AttentionGate(nn.Module):

@@ -154,7 +154,7 @@ def annealed_mean(logits: Tensor, centres: Tensor, temperature: float = 0.38) ->
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it is 0 (the mode), 1 (the mean) or between")
     if temperature < 1e-6:
-        return centres[logits.argmax(dim=1)].movedim(-1, 1)
+        return centres[logits.argmax(dim=1)].permute(0, 3, 1, 2)
     with torch.autocast(logits.device.type, enabled=False):
         probability = torch.softmax(logits.float() / temperature, dim=1)
         return torch.einsum("bqhw,qc->bchw", probability, centres)

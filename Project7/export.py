@@ -1,0 +1,472 @@
+"""A trained model for other programs: diffusers' folders, ONNX, and the constants that go with them.
+
+DIR/unet/, DIR/scheduler/   a diffusion model, as diffusers' own `from_pretrained` reads it
+DIR/model.onnx              the network for onnxruntime and others: any batch, height and width
+DIR/project7.json           ranges, order of channels, noise schedule: what the files do not say themselves
+DIR/README.md               how to colour a photo with them
+"""
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from Project7 import __version__
+from Project7.checkpoints import load_model
+from Project7.config import ColorizeConfig, RunConfig
+from Project7.errors import ProjectError, UsageError
+from Project7.guided_filter import pad_to_multiple
+from Project7.palette import annealed_mean
+from Project7.samplers import make_sampler
+
+_OPSET = 17  # of 2022: every onnxruntime from 1.12 on reads it
+_SIDES = (33, 41)  # of the traced picture: halved and rounded up they stay odd, so that all padding is in the graph
+_TRIALS = ((1, 24, 56), (3, 50, 23))  # batch, height, width at which onnxruntime is compared: less, and more
+_TOLERANCE = 1e-4
+_NEEDED = ("onnx", "onnxruntime")
+_LICENCE = re.compile(r"(licen[cs]e|notice|copying)\b.*", re.IGNORECASE)
+_WRITTEN = {"unet", "scheduler", "model.onnx", "project7.json", "README.md", "MODEL_CARD.md"}
+_FLAT_LIST = re.compile(r"\[([^\[\]{}]*)\]")  # goes on one line of project7.json
+
+Channels = dict[str, tuple[str, ...]]  # of each input or output, by its name; () for timesteps
+
+
+def export_model(weights: Path, to: Path, *, with_onnx: bool = True, force: bool = False) -> str | None:
+    """Writes the model in the file `weights` into the folder `to`, whole or not at all.
+
+    Returns a sentence about what was left out because a package is missing, or None. Raises UsageError where `to` is
+    not free (`force`: where it may not be replaced) or nothing would be written; ProjectError where it cannot be.
+    """
+    with replacing_folder(to, keep=weights, force=force) as folder:
+        model, config = load_model(weights)
+        missing = [name for name in _NEEDED if with_onnx and importlib.util.find_spec(name) is None]
+        note = missing_note(missing)
+        if config.model.method == "diffusion":
+            write_diffusers(folder, model)
+        elif missing:
+            raise ProjectError(f"A {config.model.method} model is exported as ONNX only, and {note}")
+        elif not with_onnx:
+            raise UsageError(f"A {config.model.method} model is exported as ONNX only; leave --no-onnx out.")
+        facts = make_facts(weights, model, config) | {"licence": copy_licence(weights, folder)}
+        if with_onnx and not missing:
+            graph, names = make_graph(model)
+            facts["onnx"] = {"file": "model.onnx", "opset": _OPSET, **names}
+            write_onnx(folder / "model.onnx", graph, facts)
+        (folder / "project7.json").write_text(to_json(facts), encoding="utf-8")
+        (folder / "README.md").write_text(make_readme(facts), encoding="utf-8")
+    return note
+
+
+def missing_note(missing: list[str]) -> str | None:
+    if not missing:
+        return None
+    return (
+        f"model.onnx is left out because {' and '.join(missing)} cannot be found; for it, "
+        f"pip install {' '.join(missing)} and export again with --force."
+    )
+
+
+# -- diffusers -------------------------------------------------------------------------------------------------------
+
+
+def write_diffusers(folder: Path, model: nn.Module) -> None:
+    model.unet.save_pretrained(folder / "unet", safe_serialization=True)
+    ready_scheduler(model).save_pretrained(folder / "scheduler")
+
+
+def ready_scheduler(model: nn.Module):
+    """colorize's DPM-Solver++ on the model's noise schedule, such that its configuration alone gives both again.
+
+    diffusers puts 2^-24 for a zero at the end of abar, and samplers.py mends the result where that is more than the
+    abar before it. A configuration cannot say so, but betas can: the last one is then 1 - abar_T / abar_{T-1}.
+    """
+    steps = min(ColorizeConfig().steps, model.config.timesteps)
+    sampler = make_sampler("dpm++", model.noise_scheduler, steps=steps)
+    plain = type(sampler).from_config(sampler.config)
+    if not torch.equal(plain.alphas_cumprod, sampler.alphas_cumprod):
+        betas = model.noise_scheduler.betas.clone()
+        betas[-1] = 1 - sampler.alphas_cumprod[-1] / sampler.alphas_cumprod[-2]
+        schedule = {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
+        plain = type(sampler).from_config(sampler.config, **schedule)
+    plain.set_timesteps(**places(sampler))
+    return plain
+
+
+def places(sampler) -> dict[str, Any]:
+    """What diffusers' set_timesteps is to be called with: the number of steps, or timesteps that samplers.py chose."""
+    if sampler.config.use_lu_lambdas:
+        return {"num_inference_steps": sampler.num_inference_steps}
+    return {"timesteps": sampler.timesteps.tolist()}
+
+
+# -- ONNX ------------------------------------------------------------------------------------------------------------
+
+
+class Graph(nn.Module):
+    """A function of tensors as the module that torch's exporter asks for; `model` brings the weights."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., Any]):
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *inputs: Tensor):
+        return self.function(*inputs)
+
+
+def make_graph(model: nn.Module) -> tuple[Graph, dict[str, Channels]]:
+    """What model.onnx computes, at any size of picture, and {"inputs": ..., "outputs": ...}.
+
+    Diffusion: one prediction of the U-Net. The others: L -> ab, in the network's range; for a classification model
+    by the annealed mean at its own temperature, and its confidence beside.
+    """
+    method, config = model.config.method, model.config
+    if method == "diffusion":
+        multiple = 2 ** (len(config.features) - 1)
+
+        def predict(sample: Tensor, timestep: Tensor) -> Tensor:
+            h, w = sample.shape[-2:]
+            return model.unet(pad_to_multiple(sample, multiple), timestep).sample[..., :h, :w]
+
+        predicted = "v" if config.prediction_type == "v_prediction" else "noise"
+        inputs = {"sample": sample_channels(config), "timestep": ()}
+        outputs = {"prediction": (f"{predicted} of a", f"{predicted} of b")}
+        return Graph(model, predict), {"inputs": inputs, "outputs": outputs}
+    if method == "regression":
+        outputs = {"dL_ab": ("change of L", "a", "b")} if model.restores else {"ab": ("a", "b")}
+        return Graph(model, model.answer), {"inputs": {"L": ("L",)}, "outputs": outputs}
+
+    def classify(L: Tensor) -> tuple[Tensor, Tensor]:
+        logits, residual, confidence, _ = model.network(L)
+        ab = model.from_lab(annealed_mean(logits, model.centres, config.temperature) + residual)
+        return model.expand(ab, L), F.interpolate(torch.sigmoid(confidence), L.shape[-2:], mode="bilinear")
+
+    outputs = {"ab": ("a", "b"), "confidence": ("probability",)}
+    return Graph(model, classify), {"inputs": {"L": ("L",)}, "outputs": outputs}
+
+
+def sample_channels(config) -> tuple[str, ...]:
+    """The U-Net's input channels in their order: noisy ab, the L of a cell's pixels row by row, hints."""
+    cells = range(config.chroma_scale)
+    lightness = [f"L of row {row}, column {column} of a cell" for row in cells for column in cells]
+    hints = ["hinted a", "hinted b", "1 where a hint is"] if config.hints else []
+    return ("noisy a", "noisy b", *(lightness if len(cells) > 1 else ["L"]), *hints)
+
+
+def write_onnx(path: Path, graph: Graph, facts: dict[str, Any]) -> None:
+    """Traces a graph, writes it with the facts as its metadata, and sees to it that onnxruntime gives its numbers.
+
+    The exporter is the one by tracing (dynamo=False). torch 2.11 to 2.15, all that requirements.txt allows, have it
+    and write the same graph with it; it needs no package but onnx, takes a second, and writes an opset that old
+    runtimes read. The newer one (dynamo=True) needs onnxscript, whose versions go with torch's; it took ten times as
+    long, and refused the attention over (B, places, channels) of layers.py. What tracing could get wrong, a size that
+    becomes a constant, is what `check_onnx` looks for.
+    """
+    import onnx
+
+    inputs, outputs = facts["onnx"]["inputs"], facts["onnx"]["outputs"]
+    axes = {0: "batch", 2: "height", 3: "width"}
+    free = {name: axes if channels else {0: "batch"} for name, channels in (inputs | outputs).items()}
+    traced = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):  # of the exporter's age, and of each size that it sees compared
+        torch.onnx.export(
+            graph.eval(),
+            random_inputs(inputs, 2, *_SIDES),
+            traced,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes=free,
+            opset_version=_OPSET,
+            dynamo=False,
+        )
+    proto = onnx.load_from_string(traced.getvalue())
+    for output in proto.graph.output:  # tracing lost sight of the number of channels where padding was cut off
+        output.type.tensor_type.shape.dim[1].dim_value = len(outputs[output.name])
+    onnx.helper.set_model_props(proto, {"project7.json": to_json(facts)})
+    onnx.checker.check_model(proto)
+    path.write_bytes(proto.SerializeToString())
+    check_onnx(path, graph, inputs)
+
+
+def random_inputs(inputs: Channels, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
+    """Pictures (B, C, H, W) in [-1, 1], and timesteps (B,) for what has no channels."""
+    generator = torch.Generator().manual_seed(0)
+    size = (height, width)
+    return tuple(
+        torch.rand(batch, len(channels), *size, generator=generator) * 2 - 1 if channels else torch.arange(batch)
+        for channels in inputs.values()
+    )
+
+
+@torch.no_grad()
+def check_onnx(path: Path, graph: Graph, inputs: Channels) -> None:
+    """Raises ProjectError unless onnxruntime gives torch's numbers at sizes and batches that were not traced.
+
+    One in a hundred may differ: at a low temperature a classification model's nearly equal classes change places.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for trial in _TRIALS:
+        arguments = random_inputs(inputs, *trial)
+        wanted = graph(*arguments)
+        found = session.run(None, {name: x.numpy() for name, x in zip(inputs, arguments, strict=True)})
+        for want, got in zip(wanted if isinstance(wanted, tuple) else (wanted,), found, strict=True):
+            want = want.numpy()
+            same = want.shape == got.shape and np.isclose(got, want, rtol=_TOLERANCE, atol=_TOLERANCE).mean() > 0.99
+            if not same:
+                raise ProjectError(
+                    "onnxruntime gives other numbers than torch for this model, so that nothing was exported; use "
+                    f"--no-onnx, or other versions than onnxruntime {onnxruntime.__version__} and torch "
+                    f"{torch.__version__}."
+                )
+
+
+# -- what goes with them ---------------------------------------------------------------------------------------------
+
+
+def make_facts(weights: Path, model: nn.Module, config: RunConfig) -> dict[str, Any]:
+    """The content of project7.json: what a program must know that cannot ask Project7."""
+    with open(weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    facts = {
+        "project7": __version__,
+        "model": weights.parent.name if weights.name == "best_model.pth" else weights.stem,
+        "method": config.model.method,
+        "weights_sha256": digest,
+        "lab": "CIE Lab of sRGB, D65, 2-degree observer; L in [0, 100], as scikit-image has it",
+        "L_range": [-1.0, 1.0],  # black, white
+        "ab_mean": list(config.model.ab_mean),
+        "ab_std": list(config.model.ab_std),
+        "working_size": config.data.image_size,
+        "sides_multiple_of": 1,
+        "onnx": None,
+    }
+    return facts | (diffusion_facts(model) if config.model.method == "diffusion" else {})
+
+
+def diffusion_facts(model: nn.Module) -> dict[str, Any]:
+    config, scheduler = model.config, ready_scheduler(model)
+    return {
+        "chroma_scale": config.chroma_scale,
+        "sides_multiple_of": config.chroma_scale * 2 ** (len(config.features) - 1),
+        "sample_channels": sample_channels(config),
+        "hint_channels": 3 if config.hints else 0,
+        "prediction_type": config.prediction_type,
+        "set_timesteps": places(scheduler),
+        "timesteps": scheduler.timesteps.tolist(),
+        "alphas_cumprod": scheduler.alphas_cumprod.tolist(),
+    }
+
+
+def to_json(facts: dict[str, Any]) -> str:
+    text = json.dumps(facts, indent=2)
+    return _FLAT_LIST.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+
+
+def copy_licence(weights: Path, folder: Path) -> list[str]:
+    """Copies what the model's folder says about licence and data; returns the names of the copies."""
+    if weights.name != "best_model.pth":
+        return []  # a file somewhere: what lies beside it need not belong to it
+    notes = {path.name: path for path in sorted(weights.parent.iterdir()) if _LICENCE.fullmatch(path.name)}
+    card = weights.parent / "README.md"
+    notes |= {"MODEL_CARD.md": card} if card.exists() else {}
+    for name, path in notes.items():
+        (folder / name).write_bytes(path.read_bytes())
+    return list(notes)
+
+
+def make_readme(facts: dict[str, Any]) -> str:
+    licence = f"\nLicence and data: see {', '.join(facts['licence'])}.\n" if facts["licence"] else ""
+    start = _START.format(model=facts["model"], method=facts["method"], version=__version__, licence=licence)
+    if facts["method"] != "diffusion":
+        answer = "answer" if "dL_ab" in facts["onnx"]["outputs"] else "ab"
+        lightness = _LIGHTNESS if answer == "answer" else ""
+        return start + _PHOTO + _ONE_PASS.format(answer=answer, lightness=lightness) + _PICTURE
+    implied = _V if facts["prediction_type"] == "v_prediction" else _NOISE
+    onnx = _DDIM.format(implied=implied) if facts["onnx"] else ""
+    return start + _PHOTO + _CELLS + _DIFFUSERS + onnx + _PICTURE
+
+
+_START = """\
+# {model}: a {method} model that gives gray photos their colour
+
+Written by `project7 export` (Project7 {version}). The network is given the lightness L of a photo and answers with its
+colour, a and b of CIE Lab; `project7.json` says in which ranges and in which order (`model.onnx` has it in its
+metadata, too). What follows runs as it stands, in this folder, with a `photo.jpg` in it and numpy, pillow and
+scikit-image installed. Project7 itself enlarges the colours along the edges of L, which is the finer way.
+{licence}"""
+
+_PHOTO = """
+```python
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from skimage.color import lab2rgb, rgb2lab
+from skimage.transform import resize
+
+facts = json.loads(Path("project7.json").read_text())
+L = rgb2lab(np.asarray(Image.open("photo.jpg").convert("RGB")))[..., 0]  # 0 is black, 100 is white
+multiple, scale = facts["sides_multiple_of"], facts["working_size"] / min(L.shape)
+h, w = (max(1, round(side * scale / multiple)) * multiple for side in L.shape)
+small = (resize(L, (h, w)) / 50 - 1).astype(np.float32)[None, None]  # (1, 1, h, w) in [-1, 1]
+```
+"""
+
+_CELLS = """
+The U-Net works on cells of `chroma_scale` x `chroma_scale` pixels: their L are channels (space to depth).
+
+```python
+c = facts["chroma_scale"]
+cells = small.reshape(1, h // c, c, w // c, c).transpose(0, 2, 4, 1, 3).reshape(1, c * c, h // c, w // c)
+no_hints = np.zeros((1, facts["hint_channels"], h // c, w // c), np.float32)  # or known colours, and 1 where they are
+given = np.concatenate([cells, no_hints], axis=1)
+```
+"""
+
+_DIFFUSERS = """
+With diffusers (another seed gives another answer):
+
+```python
+import torch
+from diffusers import DPMSolverMultistepScheduler, UNet2DModel
+
+unet = UNet2DModel.from_pretrained(".", subfolder="unet")
+scheduler = DPMSolverMultistepScheduler.from_pretrained(".", subfolder="scheduler")
+scheduler.set_timesteps(**facts["set_timesteps"])
+x = torch.randn(1, 2, h // c, w // c, generator=torch.Generator().manual_seed(0))
+for t in scheduler.timesteps:
+    with torch.no_grad():
+        prediction = unet(torch.cat([x, torch.from_numpy(given)], dim=1), t).sample
+    x = scheduler.step(prediction, t, x).prev_sample
+ab = x.numpy()
+```
+"""
+
+_DDIM = """
+Or with onnxruntime alone, by DDIM:
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+x = np.random.default_rng(0).standard_normal((1, 2, h // c, w // c), np.float32)
+abar = np.array([*facts["alphas_cumprod"], 1], np.float32)  # the last is that of no noise
+for t, after in zip(facts["timesteps"], [*facts["timesteps"][1:], -1]):
+    inputs = {{"sample": np.concatenate([x, given], axis=1), "timestep": np.array([t])}}
+    prediction = session.run(["prediction"], inputs)[0]
+    signal, sigma = np.sqrt(abar[t]), np.sqrt(1 - abar[t])
+    {implied}
+    x = np.sqrt(abar[after]) * clean + np.sqrt(1 - abar[after]) * noise
+ab = x
+```
+"""
+
+_V = "clean, noise = signal * x - sigma * prediction, sigma * x + signal * prediction"
+_NOISE = "clean, noise = (x - sigma * prediction) / signal, prediction"
+
+_ONE_PASS = """
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+{answer} = session.run(None, {{"L": small}})[0]
+{lightness}```
+"""
+
+_LIGHTNESS = """\
+change, ab = np.split(answer, [1], axis=1)  # this model gives a faded photo its lightness back, too
+L = np.clip(L + 50 * resize(change[0, 0], L.shape), 0, 100)
+"""
+
+_PICTURE = """
+```python
+ab = resize(ab[0].transpose(1, 2, 0), (*L.shape, 2)) * facts["ab_std"] + facts["ab_mean"]
+rgb = lab2rgb(np.dstack([L, ab]))
+Image.fromarray((rgb * 255).round().astype(np.uint8)).save("colour.png")
+```
+"""
+
+
+# -- the folder ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing_folder(path: Path, *, keep: Path, force: bool) -> Iterator[Path]:
+    """Makes a folder beside `path`; when the block ends well, it becomes `path` in one step.
+
+    Raises UsageError where something stands there that may not be replaced (`keep` is a file that must stay);
+    ProjectError where it cannot be written. Whatever ends the block early leaves `path` as it was.
+    """
+    path = Path(os.path.abspath(path))  # `..` goes, links stay
+    check_free(path, keep=keep, force=force)
+    new = path.parent / f".project7-tmp-{secrets.token_hex(8)}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.mkdir()
+        yield new
+        settle(new)
+        exchange(new, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ProjectError(
+            f"{path} could not be written ({reason}), and nothing was changed there; give another folder, or free "
+            "some space."
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def check_free(path: Path, *, keep: Path, force: bool) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise UsageError(f"--to {path} is no folder; give one that is new or empty.")
+    if any(path in [place, *place.parents] for place in (Path.cwd(), Path(os.path.abspath(keep)))):
+        raise UsageError(f"--to {path} is where the model is, or where you are; give a folder that is new or empty.")
+    if path.exists() and any(path.iterdir()) and not force:
+        raise UsageError(f"--to {path} is not empty; use --force to replace an export there, or give another folder.")
+
+
+def settle(folder: Path) -> None:
+    """Brings everything to the disk, and lets those read it who may read what this person writes.
+
+    safetensors writes with mode 0600; project7.json has the mode that the umask gives.
+    """
+    mode = (folder / "project7.json").stat().st_mode & 0o777
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        file.chmod(mode)
+        with open(file, "r+b") as opened:
+            os.fsync(opened.fileno())
+
+
+def exchange(new: Path, path: Path) -> None:
+    """`new` becomes `path`. What stood there goes, but for files that are none of an export's: they move over."""
+    if not path.exists():
+        new.rename(path)
+        return
+    old = new.with_name(f"{new.name}-old")
+    path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    for entry in old.iterdir():
+        if entry.name not in _WRITTEN and not (path / entry.name).exists():
+            entry.rename(path / entry.name)
+    shutil.rmtree(old)

@@ -1,0 +1,69 @@
+"""Which precision trains faster on this machine: measured on the model itself, not hoped for."""
+
+import time
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from Project7 import color
+from Project7.batch import Batch, BatchRandom
+from Project7.config import RunConfig
+from Project7.methods import build
+from Project7.palette import Palette
+
+ENOUGH = 1.15  # times as fast: below that the exact numbers are worth more
+_PICTURES = 2  # of a measured step
+_ROUNDS = 3
+
+
+def settle_precision(config: RunConfig) -> tuple[RunConfig, str]:
+    """`--mixed-precision auto` -> the faster of float32 and bfloat16, and a sentence about it; else as it was, and "".
+
+    On CUDA that is bfloat16 wherever the device has it. On a CPU some have it in name only, so a training step is
+    timed in both. Several processes follow the first.
+    """
+    if config.training.mixed_precision != "auto":
+        return config, ""
+    wanted = config.training.device
+    state = PartialState(cpu=wanted == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+    if state.device.type == "cuda":
+        gain = float("inf") if torch.cuda.is_bf16_supported(including_emulation=False) else 0.0
+        said = "this GPU has it" if gain else "this GPU has no bfloat16"
+    else:
+        gain = broadcast_object_list([bfloat16_gain(config, state.device)])[0]
+        said = f"a training step in bfloat16 is {gain:.1f} times as fast as in float32 here"
+    choice = "bf16" if gain >= ENOUGH else "no"
+    training = config.training.model_copy(update={"mixed_precision": choice})
+    return config.model_copy(update={"training": training}), f"precision: {choice} ({said})"
+
+
+def bfloat16_gain(config: RunConfig, device: torch.device) -> float:
+    """How many times as fast a training step is in bfloat16 as in float32. The two take turns; the best of each."""
+    with torch.random.fork_rng():
+        model = build(config.model).to(device)
+    if hasattr(model, "set_palette"):  # any will do
+        model.set_palette(Palette(torch.randn(config.model.bins, 2) * 30, torch.ones(config.model.bins)))
+    size = config.data.image_size
+    rgb = torch.randint(256, (_PICTURES, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    L, ab = color.split(rgb.to(device), model.ab_mean, model.ab_std)
+    batch = Batch(L, ab, BatchRandom(0, 0, 0, _PICTURES, _PICTURES, str(device)))
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for number in range(_ROUNDS + 1):
+        for dtype, times in seconds.items():
+            taken = step_seconds(model, batch, dtype)
+            if number:  # the first time buffers are allocated and kernels chosen
+                times.append(taken)
+    return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
+
+
+def step_seconds(model: nn.Module, batch: Batch, dtype: torch.dtype) -> float:
+    begin = time.perf_counter()
+    with torch.autocast(batch.L.device.type, dtype, enabled=dtype != torch.float32):
+        loss = model(batch).loss.mean()
+    loss.backward()
+    model.zero_grad()
+    if batch.L.device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - begin
