@@ -7,6 +7,7 @@ learnt nothing. Everything is measured on 8-bit sRGB, as a person would see it.
 import dataclasses
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import math
 import time
@@ -23,10 +24,12 @@ from Project7.checkpoints import load_model
 from Project7.colorize import pick_device
 from Project7.config import EvaluateConfig
 from Project7.dataset import ImageSet
-from Project7.errors import ProjectError, UsageError
+from Project7.errors import ProjectError, UsageError, sentence
+from Project7.feature_networks import FeaturesMissing, JudgeFeatures, load_network, read_about, shipped
 
 BANDS = {"dark": (0.0, 33.0), "middle": (33.0, 67.0), "light": (67.0, 100.1)}  # of the true L
 RESAMPLES = 1000  # of the bootstrap
+FRECHET = ("fid", "frechet_judge")  # keys of a row: in the features of Inception-v3, and of JudgeResNet
 PROTOCOL = 1  # raise it when the same photos and answers give other numbers
 _TOGETHER = 64  # photos measured at a time
 Measures = dict[str, np.ndarray]  # name -> a value a photo (N,)
@@ -85,9 +88,8 @@ def answer(
         spent += time.perf_counter() - begin
         if progress:
             progress(f"colouring with {name}", min(start + together, count), count)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     used = {"method": config.model.method, **options}
-    return Answer(name, pictures, spent / settings.samples / count, digest, used)
+    return Answer(name, pictures, spent / settings.samples / count, _sha256(weights), used)
 
 
 def generator(seed: int, sample: int, name: str) -> torch.Generator:
@@ -203,13 +205,18 @@ def evaluate(
     """
     truth = np.array(photos.images)
     lpips, reason = find_lpips(settings.lpips_weights, truth.shape[1])
-    protocol = make_protocol(photos, settings, split=split, without_lpips=reason)
+    missing = {"lpips": reason} if reason else {}
+    networks = find_networks(settings, truth, missing)
+    protocol = make_protocol(photos, settings, split=split)
+    protocol |= {key: networks[key].about if key in networks else None for key in FRECHET} | {"missing": missing}
     found: dict[str, Measures] = {}
+    rows = []
     for number, answer in enumerate(answers, start=1):
         found[answer.name] = measure(answer.pictures, truth, lpips)
+        distances = {key: frechet(network, answer.pictures[0]) for key, network in networks.items()}
+        rows.append(make_row(answer, found[answer.name], distances))
         if progress:
             progress("measuring", number, len(answers))
-    rows = [make_row(answer, found[answer.name]) for answer in answers]
     models = [answer.name for answer in answers if answer.sha256]
     differences = []
     for name in models[1:]:
@@ -221,8 +228,8 @@ def evaluate(
     return {"protocol": protocol, "rows": rows, "differences": differences}
 
 
-def make_row(answer: Answer, found: Measures) -> dict[str, Any]:
-    row: dict[str, Any] = {"model": answer.name, **summarize(found), "fid": None}
+def make_row(answer: Answer, found: Measures, distances: dict[str, float]) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": answer.name, **summarize(found), **dict.fromkeys(FRECHET), **distances}
     row.setdefault("lpips", None)
     row["intervals"] = {name: list(interval) for name, interval in intervals(found).items()}
     row["seconds_per_photo"] = None if math.isnan(answer.seconds) else answer.seconds
@@ -242,9 +249,10 @@ def find_lpips(weights: str | None, size: int) -> tuple[torch.nn.Module | None, 
     return load_lpips("alex", weights), ""
 
 
-def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | None, without_lpips: str):
-    """All that a number depends on but the model."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "numpy", "scikit-image")}
+def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | None) -> dict[str, Any]:
+    """All that a number depends on but the model and the networks that measure."""
+    libraries = ("torch", "diffusers", "numpy", "scikit-image", "torchmetrics")
+    versions = {name: importlib.metadata.version(name) for name in libraries}
     return {
         "version": PROTOCOL,
         "photos": len(photos.images),
@@ -257,9 +265,107 @@ def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | No
         "precision": settings.precision,
         "psnr": f"8-bit RGB, a photo, at most {metrics.PSNR_CAP:g} dB, then the mean",
         "energy_norm": "root mean square over a photo's ab, K (K - 1) pairs",
-        "missing": {"fid": "it needs Inception's weights"} | ({"lpips": without_lpips} if without_lpips else {}),
         "versions": versions,
     }
+
+
+# -- Fréchet distances -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What a Fréchet distance is measured with, once it has been fed with the truth."""
+
+    metric: Any  # torchmetrics' FrechetInceptionDistance
+    about: dict[str, Any]  # for the protocol: name, features, hash, accuracy
+
+
+def frechet(network: Network, pictures: np.ndarray) -> float:
+    """The Fréchet distance of pictures (N, H, W, 3) uint8 to the truth, lower is better (Heusel et al. 2017, eq. 6).
+
+    |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), of the means and covariances of their features, in float64. It has no
+    interval: it falls with the number of photos, and a resampled set is a smaller one.
+    """
+    network.metric.reset()  # of the answer before; the truth's features stay
+    feed(network.metric, pictures, real=False)
+    return max(0.0, float(network.metric.compute()))
+
+
+@torch.no_grad()
+def feed(metric: Any, photos: np.ndarray, *, real: bool) -> None:
+    for start in range(0, len(photos), _TOGETHER):
+        metric.update(color.channels_first(photos[start : start + _TOGETHER]), real=real)
+
+
+def find_networks(settings: EvaluateConfig, truth: np.ndarray, missing: dict[str, str]) -> dict[str, Network]:
+    """The networks of FRECHET that can be had for these photos; the others' reasons are added to `missing`."""
+    found = {}
+    for key, find in (("fid", lambda: find_inception(settings.inception_weights)), ("frechet_judge", find_judge)):
+        try:
+            network = find()
+        except FeaturesMissing as error:
+            missing[key] = str(error)
+            continue
+        if key == "frechet_judge" and len(truth) <= network.about["features"]:
+            missing[key] = f"{len(truth)} photos are too few for the covariance of {network.about['features']} features"
+            continue
+        feed(network.metric, truth, real=True)
+        found[key] = network
+    return found
+
+
+def find_judge() -> Network:
+    """JudgeResNet, as it comes with the toolkit. Raises FeaturesMissing where its weights are not there."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    judge = JudgeFeatures(load_network("judge"))
+    header = read_about("judge")
+    about = {"network": "JudgeResNet", "features": judge.num_features, "sha256": _sha256(shipped("judge"))}
+    about |= {name: float(header[name]) for name in ("top1", "top5") if name in header}
+    return Network(FrechetInceptionDistance(judge, reset_real_features=False), about)
+
+
+def find_inception(weights: str | None) -> Network:
+    """Inception-v3 of torch-fidelity, from `weights` or torch's cache; nothing is downloaded.
+
+    Raises FeaturesMissing where the library or its weights are not there.
+    """
+    if importlib.util.find_spec("torch_fidelity") is None:
+        raise FeaturesMissing("torch-fidelity is not installed: pip install torch-fidelity")
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    path = kept if weights is None else Path(weights).expanduser()
+    if not path.exists():
+        raise FeaturesMissing(f"no {kept.name} in torch's cache; give --inception-weights FILE")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run any code in it
+        metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(path), reset_real_features=False)
+    except Exception as error:  # torch and pickle raise a dozen kinds for damaged or foreign files
+        raise FeaturesMissing(f"{path} is not Inception-v3 of torch-fidelity ({sentence(error)[:120]})") from None
+    return Network(metric, {"network": "Inception-v3", "features": 2048, "sha256": _sha256(path)})
+
+
+def check_files(settings: EvaluateConfig) -> None:
+    """Raises UsageError for files of weights that were named and cannot be used, before minutes go into colouring."""
+    for name in ("lpips_weights", "inception_weights"):
+        path = getattr(settings, name)
+        if path and not Path(path).expanduser().is_file():
+            raise UsageError(f"--{name.replace('_', '-')} {path} does not exist; name another, or leave it out.")
+    if settings.inception_weights:
+        try:
+            find_inception(settings.inception_weights)
+        except FeaturesMissing as error:
+            raise UsageError(f"--inception-weights {settings.inception_weights}: {error}.") from None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
@@ -286,9 +392,10 @@ def joined(results: Sequence[tuple[str, dict[str, Any]]], *, despite: Sequence[s
     first_file, first = results[0]
     for file, result in results[1:]:
         keys = (set(first["protocol"]) | set(result["protocol"])) - {"versions", "missing", *despite}
-        unlike = sorted(k for k in keys if first["protocol"].get(k) != result["protocol"].get(k))
+        pairs = {k: (first["protocol"].get(k), result["protocol"].get(k)) for k in keys}
+        unlike = sorted(k for k, pair in pairs.items() if pair[0] != pair[1] and not (k in FRECHET and None in pair))
         if unlike:
-            said = "; ".join(f"{k}: {first['protocol'].get(k)!r} and {result['protocol'].get(k)!r}" for k in unlike)
+            said = "; ".join(f"{k}: {pairs[k][0]!r} and {pairs[k][1]!r}" for k in unlike)
             raise UsageError(
                 f"{first_file} and {file} were not measured alike ({said}); measure them anew with the same settings, "
                 f"or name what may differ: --despite {' '.join(unlike)}."

@@ -1,16 +1,20 @@
-"""Perceptual terms: the distance between two pictures in the features of VGG16 (Simonyan & Zisserman 2015), and LPIPS.
+"""Perceptual terms: the distance between two pictures in the features of VGG16 (Simonyan & Zisserman 2015) or of the
+toolkit's own TinyVGG, and LPIPS.
 
-Features after relu1_2, relu2_2, relu3_3 and relu4_3, as Johnson et al. 2016 take them, each brought to unit length
-over its channels as in LPIPS (Zhang et al. 2018, eq. 1, without its learnt weights): so every layer counts alike,
-and a network that was never trained still compares on the same scale. The distance itself is not squared: estimates
-at low noise are near the truth, and squares of small errors would teach nothing beside the squared error.
+Features after relu1_2, relu2_2, relu3_3 and relu4_3, as Johnson et al. 2016 take them (of TinyVGG: the last of each
+size), each brought to unit length over its channels as in LPIPS (Zhang et al. 2018, eq. 1, without its learnt
+weights): so every layer counts alike, and a network that was never trained still compares on the same scale. The
+distance itself is not squared: estimates at low noise are near the truth, and squares of small errors would teach
+nothing beside the squared error.
 
-Weights come from torchvision's cache or download, from a file, or are random by name; never silently another.
+Weights come from torchvision's cache or download, from a file, with the package (TinyVGG's), or are random by name;
+never silently another.
 """
 
-import hashlib
 import socket
 import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -20,16 +24,17 @@ from torch import Tensor, nn
 from Project7 import color
 from Project7.discriminator import MultiScalePatchGAN
 from Project7.errors import ProjectError, sentence
+from Project7.feature_networks import MEAN, STD, FeaturesMissing, TinyVGG, digest, load_network
 
 __all__ = ["LPIPS", "MultiScalePatchGAN", "PerceptualLoss", "WeightsMissing", "load_lpips", "load_perceptual"]
 
 _VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512)  # up to relu4_3
-_LAYERS = {3: "relu1_2", 8: "relu2_2", 15: "relu3_3", 22: "relu4_3"}  # positions in torchvision's `features`
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's sRGB, as torchvision's weights expect
+_LAYERS = (3, 8, 15, 22)  # relu1_2, relu2_2, relu3_3 and relu4_3: positions in torchvision's `features`
 _URLS = {  # torchvision's VGG16_Weights and AlexNet_Weights.IMAGENET1K_V1
     "VGG16": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "AlexNet": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
 }
+_LAST_WAYS = "take untrained features with --perceptual-net random (weaker), or none with --perceptual-weight 0"
 _SILENCE = 30  # seconds without a byte, and the download is given up
 _SMOOTH = 0.01  # a distance below it counts by its square: the root's slope at 0 is infinite
 _LARGEST_AB = 128.0  # Lab units; no estimate of a colour lies beyond
@@ -40,17 +45,18 @@ class WeightsMissing(ProjectError):
 
 
 class PerceptualLoss(nn.Module):
-    """A frozen VGG16 up to relu4_3, and the distance between the features of two pictures.
+    """A frozen VGG, and the distance between the features of two pictures.
 
-    name: what the log, the history and the comparison of objectives call it.
+    name: what the log, the history and the comparison of objectives call it. features: its layers, VGG16's up to
+    relu4_3 if None; positions: those whose output is compared.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, features: nn.Sequential | None = None, positions: Collection[int] = _LAYERS):
         super().__init__()
-        self.name = name
-        self.features = make_features()
-        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
+        self.name, self.positions = name, positions
+        self.features = make_features() if features is None else features
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
         self.requires_grad_(False)
 
     def forward(self, rgb: Tensor, truth: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ class PerceptualLoss(nn.Module):
         found = []
         for position, layer in enumerate(self.features):
             x = layer(x)
-            if position in _LAYERS:
+            if position in self.positions:
                 found.append(x)
         return found
 
@@ -155,10 +161,23 @@ def load_perceptual(net: str, weights: str | None = None) -> PerceptualLoss:
         loss = PerceptualLoss("random VGG16, untrained")
         initialize(loss.features, seed=0)
         return loss.eval()
+    if net == "tiny":
+        return load_tiny(weights)
     loss = PerceptualLoss("VGG16")
-    source = fill(dict(loss.features.named_parameters()), weights, "VGG16")
+    with naming_the_ways("VGG16", "take the small network that comes with the toolkit with --perceptual-net tiny"):
+        source = fill(dict(loss.features.named_parameters()), weights, "VGG16")
     loss.name = f"VGG16{source}"
     return loss.eval()
+
+
+def load_tiny(weights: str | None) -> PerceptualLoss:
+    """The same on TinyVGG, which comes with the package; or on one that benchmarks/train_features.py has trained."""
+    try:
+        network = load_network("tiny-vgg", None if weights is None else Path(weights).expanduser())
+    except FeaturesMissing as error:
+        raise WeightsMissing(f"{error} Or take VGG16 (--perceptual-net vgg16), {_LAST_WAYS}.") from None
+    source = "" if weights is None else f" from a file ({digest(network.state_dict())[:8]})"
+    return PerceptualLoss(f"tiny-vgg{source}", network.features, TinyVGG.LAYERS).eval()
 
 
 @cache
@@ -176,7 +195,8 @@ def load_lpips(net: str, weights: str | None = None) -> LPIPS:
     if not trained:
         return LPIPS(network, "LPIPS of a random AlexNet, untrained").eval()
     trunk = {"alex": "AlexNet", "vgg": "VGG16"}[net]
-    source = fill({name.split(".", 1)[1]: p for name, p in network.net.named_parameters()}, weights, trunk)
+    with naming_the_ways(trunk):
+        source = fill({name.split(".", 1)[1]: p for name, p in network.net.named_parameters()}, weights, trunk)
     return LPIPS(network, f"LPIPS of {trunk}{source}").eval()
 
 
@@ -198,8 +218,8 @@ def download(trunk: str) -> dict[str, Tensor]:
     except Exception as error:  # urllib, http, ssl, pickle and torch raise a dozen kinds
         kept = cached(trunk)
         if kept.exists():  # torch.hub puts it there whole, or not at all
-            raise missing(f"{kept} cannot be read ({sentence(error)[:120]}): remove it", trunk) from None
-        raise missing(f"The weights of {trunk} cannot be downloaded from {url} ({sentence(error)})", trunk) from None
+            raise WeightsMissing(f"{kept} cannot be read ({sentence(error)[:120]}): remove it") from None
+        raise WeightsMissing(f"The weights of {trunk} cannot be downloaded from {url} ({sentence(error)})") from None
     finally:
         socket.setdefaulttimeout(before)
 
@@ -209,14 +229,14 @@ def cached(trunk: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / _URLS[trunk].rsplit("/", 1)[1]
 
 
-def read(path: Path, trunk: str) -> dict[str, Tensor]:
+def read(path: Path) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise missing(f"--perceptual-weights {path} does not exist", trunk) from None
+        raise WeightsMissing(f"--perceptual-weights {path} does not exist") from None
     except Exception as error:  # torch and pickle raise a dozen kinds for damaged files
         reason = f"--perceptual-weights {path} cannot be read as a state dict ({sentence(error)[:120]})"
-        raise missing(reason, trunk) from None
+        raise WeightsMissing(reason) from None
 
 
 @torch.no_grad()
@@ -227,17 +247,17 @@ def fill(parameters: dict[str, Tensor], file: str | None, trunk: str) -> str:
     where they came from.
     """
     source = str(cached(trunk)) if file is None else file
-    state = download(trunk) if file is None else read(Path(file).expanduser(), trunk)
+    state = download(trunk) if file is None else read(Path(file).expanduser())
     state = state if isinstance(state, dict) else {}
     found = {name: state.get(f"features.{name}", state.get(name)) for name in parameters}
     wrong = [n for n, t in found.items() if not _is_plain(t) or t.shape != parameters[n].shape]
     if wrong:
-        raise missing(f"{source} does not hold {trunk} (it has no features.{wrong[0]} of the right shape)", trunk)
+        raise WeightsMissing(f"{source} does not hold {trunk} (it has no features.{wrong[0]} of the right shape)")
     if not all(bool(tensor.isfinite().all()) for tensor in found.values()):
-        raise missing(f"{source} holds NaN or infinity", trunk)
+        raise WeightsMissing(f"{source} holds NaN or infinity")
     for name, parameter in parameters.items():
         parameter.copy_(found[name])
-    return "" if file is None else f" from a file ({digest(parameters)})"
+    return "" if file is None else f" from a file ({digest(parameters)[:8]})"
 
 
 def _is_plain(tensor: object) -> bool:
@@ -245,17 +265,12 @@ def _is_plain(tensor: object) -> bool:
     return plain and not tensor.is_meta and tensor.is_floating_point()
 
 
-def digest(parameters: dict[str, Tensor]) -> str:
-    """Eight hexadecimal digits of all weights: another file is another objective."""
-    weights = hashlib.sha256()
-    for tensor in parameters.values():
-        weights.update(tensor.detach().numpy())
-    return weights.hexdigest()[:8]
-
-
-def missing(reason: str, trunk: str) -> WeightsMissing:
-    return WeightsMissing(
-        f"{reason}. Put torchvision's {cached(trunk).name} into {torch.hub.get_dir()}/checkpoints or name it with "
-        "--perceptual-weights FILE, take untrained features with --perceptual-net random (weaker), or none with "
-        "--perceptual-weight 0."
-    )
+@contextmanager
+def naming_the_ways(trunk: str, first: str = "") -> Iterator[None]:
+    """Adds to a WeightsMissing, which says the reason, the ways to go on; `first` is one before all others."""
+    try:
+        yield
+    except WeightsMissing as error:
+        put = f"put torchvision's {cached(trunk).name} into {torch.hub.get_dir()}/checkpoints or name it with"
+        ways = ", ".join([first] * bool(first) + [f"{put} --perceptual-weights FILE", _LAST_WAYS])
+        raise WeightsMissing(f"{error}. {ways[0].upper()}{ways[1:]}.") from None

@@ -185,10 +185,14 @@ def ask_stage_epochs(given: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def ask_perceptual(reason: str, network: str) -> dict[str, str]:
-    """The weights of the network of the perceptual term cannot be had: what to do. Returns settings of that term."""
+def ask_perceptual(reason: str, network: str, tiny: bool) -> dict[str, str]:
+    """The weights of the network of the perceptual term cannot be had: what to do. Returns settings of that term.
+
+    tiny: whether the small network that comes with the toolkit can stand in.
+    """
     Console(soft_wrap=True).print(f"\n{reason}", style="yellow", highlight=False, markup=False)
-    choices = {
+    choices = {"Compare the features of the small network that comes with the toolkit": "tiny"} if tiny else {}
+    choices |= {
         "Take the weights from a file of mine": "file",
         "Compare untrained, random features (weaker)": "random",
         "Train without the perceptual term": "none",
@@ -196,8 +200,8 @@ def ask_perceptual(reason: str, network: str) -> dict[str, str]:
     answer = _choose("How shall it go on?", choices)
     if answer == "file":
         return {"perceptual_weights": _ask(f"File with the weights of {network}:", _is_file)}
-    if answer == "random":
-        return {"perceptual_net": "random", "perceptual_weights": "none"}
+    if answer in ("tiny", "random"):
+        return {"perceptual_net": answer, "perceptual_weights": "none"}
     return {"perceptual_weight": "0"}
 
 

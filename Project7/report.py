@@ -22,6 +22,7 @@ from Project7.model_folder import ModelFolder
 from Project7.photo import save_png, side_by_side
 from Project7.trainer import WEIGHTED
 
+_FINE = ("ssim", "seconds_per_photo", "lpips", "frechet_judge")  # measures shown to a thousandth
 _SCALAR_INTERVAL = 10  # steps between the points of a TensorBoard curve
 
 
@@ -152,15 +153,17 @@ class Report:
 def evaluation_table(rows: list[dict[str, Any]]) -> Table:
     """The rows of a result as columns; in brackets half the width of the 95 % interval."""
     columns = ("psnr", "ssim", "ab_rmse", "ciede2000", "colorfulness", "colorfulness_difference", "energy_score")
-    more = ("best_psnr", "ab_rmse_of_mean", "diversity", "lpips", "fid", "ab_rmse_dark", "ab_rmse_middle")
+    networks = ("lpips", "fid", "frechet_judge")  # n/a where their weights are not there
+    more = ("best_psnr", "ab_rmse_of_mean", "diversity", *networks, "ab_rmse_dark", "ab_rmse_middle")
     names = [*columns, *more, "ab_rmse_light", "seconds_per_photo"]
-    shown = [name for name in names if any(row.get(name) is not None for row in rows) or name in ("lpips", "fid")]
+    shown = [name for name in names if any(row.get(name) is not None for row in rows) or name in networks]
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     for row in rows:
         table.add_column(Text(row["model"]), justify="right")
     for name in shown:
-        table.add_row(name.replace("_", " "), *(_measure(row, name) for row in rows))
+        label = "frechet distance (JudgeResNet)" if name == "frechet_judge" else name.replace("_", " ")
+        table.add_row(label, *(_measure(row, name) for row in rows))
     return table
 
 
@@ -169,7 +172,7 @@ def _measure(row: dict[str, Any], name: str) -> str:
     if value is None:
         return "n/a"
     around = f" ({(interval[1] - interval[0]) / 2:.2g})" if interval and None not in interval else ""
-    return f"{value:.3f}" if name in ("ssim", "seconds_per_photo", "lpips") else f"{value:.2f}{around}"
+    return f"{value:.3f}" if name in _FINE else f"{value:.2f}{around}"
 
 
 def write_evaluation_pictures(folder: Path, answers: Sequence[Any], photos: Any) -> Iterator[Path]:
@@ -396,7 +399,8 @@ def loss_text(loss) -> str:
 def _net(objective) -> str:
     if objective.perceptual_net == "random":
         return "random VGG16, untrained"
-    return f"VGG16 from {objective.perceptual_weights}" if objective.perceptual_weights else "VGG16"
+    network = "tiny-vgg" if objective.perceptual_net == "tiny" else "VGG16"
+    return f"{network} from {objective.perceptual_weights}" if objective.perceptual_weights else network
 
 
 def _number(value: float | None) -> str:

@@ -107,6 +107,7 @@ def refusal(net: str, *arguments) -> str:
     message = str(caught.value)
     assert "\n" not in message
     assert all(way in message for way in THE_THREE_WAYS)
+    assert ("--perceptual-net tiny" in message) == (net == "vgg16"), "LPIPS has no such network"
     assert FILES.get(net, FILE_NAME) in message
     assert caught.value.exit_code == 1
     return message

@@ -314,20 +314,27 @@ def test_a_stage_whose_epochs_were_given_is_not_asked_for(ask):
 @pytest.mark.parametrize(
     ("keys", "settings"),
     [
-        ("2" + ENTER, {"perceptual_net": "random", "perceptual_weights": "none"}),
-        ("3" + ENTER, {"perceptual_weight": "0"}),
-        (DOWN + DOWN + ENTER, {"perceptual_weight": "0"}),
+        (ENTER, {"perceptual_net": "tiny", "perceptual_weights": "none"}),
+        ("3" + ENTER, {"perceptual_net": "random", "perceptual_weights": "none"}),
+        ("4" + ENTER, {"perceptual_weight": "0"}),
+        (DOWN + DOWN + DOWN + ENTER, {"perceptual_weight": "0"}),
     ],
 )
 def test_without_the_weights_of_vgg16_there_are_other_ways(ask, keys, settings):
-    terminal = ask("ask_perceptual('They cannot be had.', 'VGG16')").sees("They cannot be had.")
-    terminal.sees("How shall it go on?")
-    terminal.sees("1) Take the weights from a file of mine").sees("2) Compare untrained").sees("3) Train without")
+    terminal = ask("ask_perceptual('They cannot be had.', 'VGG16', True)").sees("They cannot be had.")
+    terminal.sees("How shall it go on?").sees("1) Compare the features of the small network that comes with")
+    terminal.sees("2) Take the weights from a file of mine").sees("3) Compare untrained").sees("4) Train without")
     assert terminal.types(keys).answer() == settings
 
 
+def test_without_the_network_of_lpips_no_other_is_offered(ask):
+    terminal = ask("ask_perceptual('They cannot be had.', 'AlexNet', False)").sees("1) Take the weights from a file")
+    terminal.sees("2) Compare untrained").sees("3) Train without").types("2" + ENTER)
+    assert terminal.answer() == {"perceptual_net": "random", "perceptual_weights": "none"}
+
+
 def test_brackets_in_a_reason_are_no_markup(ask):
-    terminal = ask("ask_perceptual('There is no /photos [raw]/[/old]/vgg16.pth.', 'VGG16')")
+    terminal = ask("ask_perceptual('There is no /photos [raw]/[/old]/vgg16.pth.', 'VGG16', True)")
     terminal.sees("There is no /photos [raw]/[/old]/vgg16.pth.").sees("How shall it go on?").types(CTRL_C)
     assert terminal.ends() == 130
 
@@ -336,14 +343,14 @@ def test_brackets_in_a_reason_are_no_markup(ask):
 def test_the_file_with_the_weights_of_vgg16_has_to_be_there(ask, tmp_path, bad):
     weights = tmp_path / "vgg16.pth"
     weights.touch()
-    terminal = ask("ask_perceptual('They cannot be had.', 'VGG16')").sees("How shall it go on?").types("1" + ENTER)
+    terminal = ask("ask_perceptual('They cannot be had.', 'VGG16', True)").sees("How shall it go").types("2" + ENTER)
     terminal.sees("File with the weights of VGG16:")
     terminal.types(bad + ENTER).sees(f"There is no file '{bad}'").types(CLEAR_LINE + f"{weights}{ENTER}")
     assert terminal.answer() == {"perceptual_weights": str(weights)}
 
 
 def test_enter_alone_names_no_file(ask):
-    terminal = ask("ask_perceptual('They cannot be had.', 'VGG16')").sees("How shall it go on?").types("1" + ENTER)
+    terminal = ask("ask_perceptual('They cannot be had.', 'VGG16', True)").sees("How shall it go").types("2" + ENTER)
     terminal.sees("File with the weights of VGG16:").types(ENTER).sees("There is no file ''").types(CTRL_C)
     assert terminal.ends() == 130
 
@@ -506,7 +513,7 @@ def test_a_loss_that_is_no_loss_is_refused(person):
     [
         ("ask_model(here)", "Do you want to resume"),
         ("ask_name(here, 'model-1')", "Model name"),
-        ("ask_perceptual('They cannot be had.', 'VGG16')", "How shall it go on?"),
+        ("ask_perceptual('They cannot be had.', 'VGG16', True)", "How shall it go on?"),
     ],
 )
 def test_ctrl_c_at_a_question_exits_130(ask, tmp_path, call, question):

@@ -220,7 +220,7 @@ def test_two_stages_from_the_list_ask_for_the_epochs_of_both_and_ctrl_c_leaves_n
 
 # -- the weights of VGG16 cannot be had ------------------------------------------------------------------------------
 
-WAYS = ("--perceptual-weights FILE", "--perceptual-net random", "--perceptual-weight 0")
+WAYS = ("--perceptual-net tiny", "--perceptual-weights FILE", "--perceptual-net random", "--perceptual-weight 0")
 
 
 def missing_weights(models, photos, *flags):
@@ -241,10 +241,10 @@ def test_the_weights_of_vgg16_from_a_file(tmp_path, photos, offline):
     state = {f"features.{name}": torch.rand_like(t) * 0.1 for name, t in make_features().state_dict().items()}
     torch.save(state | {"classifier.6.bias": torch.zeros(1000)}, weights)  # in torchvision's format
     child = missing_weights(tmp_path / "models", photos)
-    child.send("1" + ENTER)
+    child.send("2" + ENTER)
     answer(child, "File with the weights of VGG16:", ("nowhere.pth", "There is no file 'nowhere.pth'"), str(other))
     child.expect_exact("does not hold VGG16")
-    answer(child, "How shall it go on?", "1")
+    answer(child, "How shall it go on?", "2")
     answer(child, "File with the weights of VGG16:", str(weights))
     child.expect_exact("Done: 1 epochs")
     end(child)
@@ -255,7 +255,7 @@ def test_the_weights_of_vgg16_from_a_file(tmp_path, photos, offline):
 
 def test_untrained_features_instead_of_those_of_vgg16(tmp_path, photos, offline):
     child = missing_weights(tmp_path / "models", photos)
-    child.send("2" + ENTER)
+    child.send("3" + ENTER)
     child.expect_exact("0.1 perceptual (random VGG16, untrained)")
     child.expect_exact("Done: 1 epochs")
     end(child)
@@ -266,7 +266,7 @@ def test_untrained_features_instead_of_those_of_vgg16(tmp_path, photos, offline)
 
 def test_no_perceptual_term_instead_of_vgg16(tmp_path, photos, offline):
     child = missing_weights(tmp_path / "models", photos)
-    child.send("3" + ENTER)
+    child.send("4" + ENTER)
     child.expect_exact("Done: 1 epochs")
     end(child)
     folder = tmp_path / "models" / "m"

@@ -1,0 +1,227 @@
+"""Two small classifiers of Tiny ImageNet, for their features: TinyVGG to learn by, JudgeResNet to judge with.
+
+TinyVGG is what `--perceptual-net tiny` compares pictures in, on a machine without a network. The Fréchet distance of
+`project7 evaluate` is measured in the features of JudgeResNet, which never stands in a loss and is built differently:
+a model may learn the weaknesses of the network that it is trained with, and must not be praised for it.
+
+Their weights lie in Project7/weights/ in half precision, made by benchmarks/train_features.py; the header of each file
+says how: data, command, accuracy.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from Project7.atomic_file import replacing
+from Project7.errors import ProjectError, sentence
+
+SIZE = 64  # pixels a side, of the photos that both were trained with
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's sRGB, a channel
+WEIGHTS = Path(__file__).parent / "weights"
+_VGG = (32, "pool", 64, "pool", 128, 128, "pool", 256, 256)
+_LEVELS = ((32, 1), (64, 1), (128, 1), (192, 2))  # of JudgeResNet: channels and blocks, each half as large as the last
+
+
+class FeaturesMissing(ProjectError):
+    """The weights of a feature network are not there, or cannot be used."""
+
+
+class TinyVGG(nn.Module):
+    """A VGG (Simonyan & Zisserman 2015) of six convolutions for pictures of 64 px, 1.2 M weights.
+
+    norm: with BatchNorm (Ioffe & Szegedy 2015) after each convolution, as it is trained; `folded` takes it out.
+    """
+
+    LAYERS = (1, 4, 9, 14)  # relu1, relu2, relu3_2 and relu4_2: positions in `features`, without norms
+
+    def __init__(self, classes: int = 200, *, norm: bool = False):
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for width in _VGG:
+            if width == "pool":
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers.append(nn.Conv2d(before, width, 3, padding=1, bias=not norm))
+            layers += [nn.BatchNorm2d(width)] * norm + [nn.ReLU(inplace=True)]
+            before = width
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(before, classes)
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """sRGB (B, 3, H, W), uint8 or float in [0, 1] -> logits (B, classes)."""
+        return self.classifier(self.features(standardize(rgb)).mean(dim=(2, 3)))
+
+
+class JudgeResNet(nn.Module):
+    """A ResNet with pre-activation (He et al. 2016) for pictures of 64 px, 1.7 M weights.
+
+    It begins with patches of 5 x 5 pixels, two apart, shrinks by strides, and keeps its norms: not TinyVGG's build.
+    """
+
+    num_features = _LEVELS[-1][0]
+
+    def __init__(self, classes: int = 200):
+        super().__init__()
+        before = _LEVELS[0][0]
+        self.stem = nn.Conv2d(3, before, 5, stride=2, padding=2)
+        blocks = []
+        for level, (width, count) in enumerate(_LEVELS):
+            for number in range(count):
+                blocks.append(Block(before, width, stride=2 if level and number == 0 else 1))
+                before = width
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.BatchNorm2d(before)
+        self.classifier = nn.Linear(before, classes)
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """sRGB (B, 3, H, W), uint8 or float in [0, 1] -> logits (B, classes)."""
+        return self.classifier(self.describe(rgb))
+
+    def describe(self, rgb: Tensor) -> Tensor:
+        """sRGB (B, 3, H, W), uint8 or float in [0, 1] -> features (B, 192), the mean over places."""
+        x = self.blocks(self.stem(standardize(rgb)))
+        return F.relu(self.norm(x)).mean(dim=(2, 3))
+
+
+class JudgeFeatures(nn.Module):
+    """The features of a JudgeResNet, as torchmetrics asks for them: photos of any size, brought to 64 px first."""
+
+    num_features = JudgeResNet.num_features
+
+    def __init__(self, network: JudgeResNet):
+        super().__init__()
+        self.network = network
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, 192) float32."""
+        rgb = rgb.float() / 255
+        if rgb.shape[-2:] != (SIZE, SIZE):
+            rgb = F.interpolate(rgb, (SIZE, SIZE), mode="bilinear", antialias=True)
+        return self.network.describe(rgb)
+
+
+class Block(nn.Module):
+    """x + two 3x3 convolutions of it, each after BatchNorm and ReLU; where the shape changes, x is projected."""
+
+    def __init__(self, before: int, width: int, *, stride: int):
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(before), nn.BatchNorm2d(width)])
+        self.first = nn.Conv2d(before, width, 3, stride=stride, padding=1, bias=False)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        same = before == width and stride == 1
+        self.skip = nn.Identity() if same else nn.Conv2d(before, width, stride, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, before, H, W) -> (B, width, H / stride, W / stride)."""
+        inner = self.first(F.relu(self.norms[0](x)))
+        return self.skip(x) + self.second(F.relu(self.norms[1](inner)))
+
+
+NETWORKS = {"tiny-vgg": TinyVGG, "judge": JudgeResNet}
+
+
+def standardize(rgb: Tensor) -> Tensor:
+    """sRGB (B, 3, H, W), uint8 or float in [0, 1] -> about zero mean and unit variance on photos."""
+    rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
+    mean, std = (rgb.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (rgb - mean) / std
+
+
+def folded(network: TinyVGG) -> TinyVGG:
+    """The same function without BatchNorm: each is taken into the convolution before it, as it is in evaluation."""
+    was_training = network.training
+    layers = list(network.eval().features)
+    plain = TinyVGG(network.classifier.out_features).eval()
+    fused = [fuse_conv_bn_eval(a, b) for a, b in itertools.pairwise(layers) if isinstance(b, nn.BatchNorm2d)]
+    for ours, theirs in zip((m for m in plain.features if isinstance(m, nn.Conv2d)), fused, strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    plain.classifier.load_state_dict(network.classifier.state_dict())
+    network.train(was_training)
+    return plain
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def save_network(path: Path, name: str, network: nn.Module, about: Mapping[str, str]) -> None:
+    """Writes the weights in half precision, and `about` (texts: data, command, accuracy ...) into the file's header.
+
+    Raises ProjectError for weights that are not finite, or too large for half precision.
+    """
+    from safetensors.torch import save
+
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
+    weights = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise ProjectError(f"{path} was not written: the weights of {name} hold NaN or infinity; train it again.")
+    content = save(weights, {**about, "network": name, "digest": digest(weights)})
+    with replacing(path) as file:  # safetensors' own writer makes files that only their owner can read
+        file.write(content)
+
+
+def load_network(name: str, path: Path | None = None) -> nn.Module:
+    """A network of NETWORKS with its weights, of `path` or as shipped: float32, frozen, in evaluation.
+
+    Raises FeaturesMissing with one sentence for a file that is missing, damaged or of something else.
+    """
+    path = shipped(name) if path is None else path
+    weights, about = read(path)
+    try:
+        if about.get("network") != name:
+            raise ValueError(f"its header says network {about.get('network')!r}")
+        network = NETWORKS[name](len(weights["classifier.bias"]))
+        network.load_state_dict(weights, strict=True)
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        reason = sentence(error).removeprefix("ValueError: ")[:160]
+        raise FeaturesMissing(f"{path} does not hold the network {name} ({reason}); {_cure(name)}.") from None
+    return network.requires_grad_(False).eval()
+
+
+def read_about(name: str, path: Path | None = None) -> dict[str, str]:
+    """The header of a file of weights: data, command, accuracy. Raises FeaturesMissing as load_network does."""
+    return read(shipped(name) if path is None else path)[1]
+
+
+def shipped(name: str) -> Path:
+    """Where the weights of a network lie in this package."""
+    return WEIGHTS / f"{name}.safetensors"
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights of a file and its header, once the checksum in it has been seen to hold."""
+    from safetensors import SafetensorError, safe_open
+
+    cure = _cure(path.stem)
+    if not path.is_file():
+        raise FeaturesMissing(f"There is no {path}; {cure}.")
+    try:
+        with safe_open(path, "pt") as file:
+            weights, about = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FeaturesMissing(f"{path} cannot be read ({sentence(error)[:120]}); {cure}.") from None
+    if about.get("digest") != digest(weights):
+        raise FeaturesMissing(f"{path} is damaged: its checksum does not hold; {cure}.")
+    return weights, about
+
+
+def _cure(name: str) -> str:
+    which = name if name in NETWORKS else "|".join(NETWORKS)
+    again = f"python benchmarks/train_features.py --network {which} --data PATH"
+    return f"take it from the repository again, or train it: {again}"
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """64 hexadecimal digits of all weights, in the order of their names."""
+    found = hashlib.sha256()
+    for key in sorted(weights):
+        found.update(json.dumps([key, list(weights[key].shape), str(weights[key].dtype)]).encode())
+        found.update(weights[key].detach().flatten().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
