@@ -20,7 +20,7 @@ from torch import Tensor
 
 from Project7 import color
 from Project7.checkpoints import load_model
-from Project7.config import ColorizeConfig, RunConfig
+from Project7.config import FAST_STEPS, ColorizeConfig, RunConfig
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.guided_filter import bicubic_matrix, enlarge_rows, line_coefficients
 from Project7.methods import METHODS
@@ -157,7 +157,11 @@ def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collec
             raise UsageError(
                 f"--{name} is for {owners[0]} models; this one is a {colorizer.config.model.method} model."
             )
+    if settings.fast and "steps" in given:
+        raise UsageError(f"--fast means --steps {FAST_STEPS}, and --steps {settings.steps} was given; leave one out.")
     found = {name: value for name in options if (value := getattr(settings, name)) is not None}
+    if settings.fast and "steps" in options:
+        found["steps"] = FAST_STEPS
     if "variety" in options:
         found.setdefault("variety", 1.0 if settings.variants > 1 else 0.0)
     return found

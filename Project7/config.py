@@ -25,6 +25,7 @@ from Project7.errors import UsageError
 
 SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
+FAST_STEPS = 5  # of --fast: the fewest that keep their colour (benchmarks/RESULTS.md)
 SAMPLERS = ("ddim", "ddpm", "dpm++", "dpm++-sde", "euler", "euler-a", "unipc")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -76,6 +77,13 @@ class DiffusionConfig(BaseModel):
     )
     noise_shift: float = setting(
         1.0, "divides the signal-to-noise ratio by its square: more of the timesteps are nearly noise", ge=1, le=32
+    )
+    terminal_share: float = setting(
+        0.0,
+        "share of the training samples at the last step, pure noise, where all colour must come from L",
+        fixed=False,
+        ge=0,
+        le=1,
     )
     min_snr_gamma: float = setting(0.0, "min-SNR loss weight (Hang et al. 2023); 0 is none, 5 the paper's", ge=0)
     chroma_scale: Literal[1, 2] = setting(1, "2 predicts ab at half resolution from a space-to-depth L")
@@ -238,7 +246,12 @@ class TrainingConfig(BaseModel):
     gradient_clip: float = setting(1.0, "largest norm of the gradient", gt=0)
     ema_decay: float = setting(0.999, "decay of the weight average that is saved and sampled with", ge=0, lt=1)
     seed: int = setting(0, "of everything random", ge=0, lt=2**63)
-    mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "autocast (fp16 only on CUDA)", fixed=False)
+    mixed_precision: Literal["no", "auto", "bf16", "fp16"] = setting(
+        "no", "autocast; auto measures at the start whether bf16 is faster here (fp16 only on CUDA)", fixed=False
+    )
+    compile: bool = setting(
+        False, "torch.compile the networks, on CUDA (some minutes before the first step)", fixed=False
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", fixed=False)
     num_workers: int = setting(0, "processes that read images (the cache needs none)", fixed=False, ge=0, le=256)
     image_interval: int = setting(250, "steps between comparison pictures; 0 is none", fixed=False, ge=0)
@@ -264,11 +277,17 @@ class ObjectiveConfig(BaseModel):
     adversarial_weight: float = setting(
         0.01, "weight of the discriminator's opinion", ask="Adversarial weight", fixed=False, gt=0, le=1000
     )
-    perceptual_net: Literal["vgg16", "random"] = setting(
-        "vgg16", "features to compare: vgg16 as trained on ImageNet, or a random, untrained one (weaker)", fixed=False
+    perceptual_net: Literal["vgg16", "tiny", "random"] = setting(
+        "vgg16",
+        "features to compare: vgg16 as trained on ImageNet; tiny, the toolkit's own small network, without a download; "
+        "or random, untrained ones (weaker)",
+        fixed=False,
     )
     perceptual_weights: str | None = setting(
-        None, "file with the weights of VGG16, instead of torchvision's download", fixed=False, min_length=1
+        None,
+        "file with the weights of VGG16, instead of torchvision's download (or of tiny, instead of the shipped ones)",
+        fixed=False,
+        min_length=1,
     )
     image_share: float = setting(
         0.25, "share of the timesteps, the least noisy, at which the image-space terms act", fixed=False, gt=0, le=1
@@ -438,6 +457,7 @@ class ColorizeConfig(BaseModel):
     seed: int = setting(0, "the same seed gives the same colours", ge=0, lt=2**63)
     variants: int = setting(1, "different answers for each photo", ge=1, le=1000)
     steps: int = setting(20, "denoising steps of a diffusion model", ge=1, le=10_000)
+    fast: bool = setting(False, f"{FAST_STEPS} denoising steps: nearly as good, in a fraction of the time")
     sampler: Literal[SAMPLERS] = setting("dpm++", "sampler of a diffusion model")
     temperature: float | None = setting(
         None, "of a classification model's annealed mean: 1 is the mean, 0 the mode (default: as trained)", ge=0, le=10
@@ -476,6 +496,9 @@ class EvaluateConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = setting("fp32", "of the network: full, or autocast to bfloat16")
     lpips_weights: str | None = setting(
         None, "file of torchvision's AlexNet, for LPIPS (default: torchvision's cache; never downloaded)", min_length=1
+    )
+    inception_weights: str | None = setting(
+        None, "file of torch-fidelity's Inception-v3, for FID (default: torch's cache; never downloaded)", min_length=1
     )
     batch_size: int = setting(32, "pictures that go through the network together", ge=1, le=4096)
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute")

@@ -219,7 +219,7 @@ def summarize(folder: ModelFolder) -> ModelSummary:
     )
 
 
-def find_weights(model: str, models_dir: Path) -> Path:
+def find_weights(model: str, models_dir: Path, *, flag: str = "--model") -> Path:
     """`--model`: a name in the models folder, a model's folder, or a .pth file -> the file of the weights."""
     path = Path(model)
     if path.is_file():
@@ -227,7 +227,7 @@ def find_weights(model: str, models_dir: Path) -> Path:
     if path.is_dir() and (path / "best_model.pth").exists():
         return path / "best_model.pth"
     if path.suffix == ".pth" or len(path.parts) > 1:
-        raise UsageError(f"--model {model}: there is no such file, and no folder with a best_model.pth.")
+        raise UsageError(f"{flag} {model}: there is no such file, and no folder with a best_model.pth.")
     folder = existing_folder(models_dir, model)
     if not folder.best.exists():
         raise UsageError(

@@ -79,6 +79,9 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
     run = parser.add_argument_group("the run")
     run.add_argument("--name", metavar="NAME", help="name of the new model; with --resume, continue in a copy")
     run.add_argument("--resume", metavar="NAME", help="continue this model; settings not given are inherited")
+    run.add_argument(
+        "--start-from", metavar="NAME|PATH", help="a new model that begins with this one's weights: on your own images"
+    )
     run.add_argument("--yes", action="store_true", help="take the default for every question")
     run.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
     run.add_argument("--cache-dir", type=Path, metavar="DIR", help="where decoded images are kept (~/.cache/project7)")
@@ -134,7 +137,9 @@ def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
     asking = can_ask(arguments)
     resume, name = arguments.resume, arguments.name
     two_stages = recipe.stages and wants_two_stages(arguments, given)
-    decided = resume or name or two_stages or (recipe.stages and arguments.strategy)
+    if resume and arguments.start_from:
+        raise UsageError("--resume continues a run, --start-from begins a new one; leave out one of them.")
+    decided = resume or name or two_stages or arguments.start_from or (recipe.stages and arguments.strategy)
     if asking and not decided:
         stages = recipe.stages and "epochs" not in given
         resume, two_stages = prompts.ask_model(arguments.models_dir, stages=stages)
@@ -142,7 +147,8 @@ def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
         return gather_resume(recipe, arguments, resume, given, asking)
     if two_stages:
         given |= {"epochs": None}  # asked for, and counted, stage by stage
-    missing = prompts.missing_flags(given, name, recipe.sections_with(given))
+    open_sections = left_open(recipe, arguments)
+    missing = prompts.missing_flags(given, name, open_sections(given))
     if two_stages:
         there = vars(arguments) | given
         missing += ["--" + n.replace("_", "-") for n in prompts.STAGE_EPOCHS if n not in there]
@@ -159,8 +165,15 @@ def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
     if two_stages:
         given |= stage_epochs(arguments, given, asking)
     if asking:
-        given |= prompts.ask_settings(given, recipe.sections_with)
+        given |= prompts.ask_settings(given, open_sections)
     return Request(folder, given, None)
+
+
+def left_open(recipe: Recipe, arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Sections]:
+    """The settings to ask for: not those of the network where it is another model's."""
+    if not arguments.start_from:
+        return recipe.sections_with
+    return lambda given: {name: config for name, config in recipe.sections_with(given).items() if name != "model"}
 
 
 def wants_two_stages(arguments: argparse.Namespace, given: dict[str, Any]) -> bool:
@@ -234,8 +247,17 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
     console = Console(quiet=not is_main_process(), soft_wrap=True)
     if request.source is None:
         kinds = recipe.sections_with(request.settings)
+        start = None
+        if arguments.start_from:
+            from Project7.resume import starting_point
+
+            weights = model_folder.find_weights(arguments.start_from, arguments.models_dir, flag="--start-from")
+            known, start = starting_point(weights, kinds["model"], _of(kinds["model"], request.settings))
+            console.print(f"weights    those of {weights}", highlight=False, markup=False)
+            kinds = {name: config for name, config in kinds.items() if name != "model"}
         sections = {name: build(config, _of(config, request.settings)) for name, config in kinds.items()}
-        return fit(recipe, request.folder, build(RunConfig, sections), None, arguments, console)
+        config = build(RunConfig, sections | ({"model": known} if start else {}))
+        return fit(recipe, request.folder, config, None, arguments, console, start=start)
 
     from Project7 import resume
 
@@ -273,19 +295,26 @@ def fit(
     checkpoint: dict[str, Any] | None,
     arguments: argparse.Namespace,
     console: Console,
+    *,
+    start: dict[str, Any] | None = None,
 ) -> int:
-    """Opens the images, trains, shows. Returns the exit code."""
+    """Opens the images, trains, shows. Returns the exit code. start: the weights of another model to begin with."""
     with console.status("Starting ..."):  # torch and diffusers take seconds to import
+        from Project7.precision import settle_precision
         from Project7.resume import check_data
         from Project7.trainer import make_accelerator, train
 
+        config, said = settle_precision(config)
         accelerator = make_accelerator(config.training)
+    if said:
+        console.print(said, highlight=False)
     config = settle_perceptual(config, console, asking=can_ask(arguments))
     images = open_images(config, arguments.cache_dir, console)
     if checkpoint:
         check_data(checkpoint, images, allowed=arguments.allow_data_change)
 
-    start = None if checkpoint else starting_weights(config, images, console)
+    if not checkpoint and not start:
+        start = starting_weights(config, images, console)
     run = train(config, folder, images, accelerator=accelerator, resume=checkpoint, start=start)
     console.print(describe(folder, config, images, accelerator))
     report, stop = watch(run, folder, config, accelerator, console)
@@ -313,8 +342,9 @@ def settle_perceptual(config: RunConfig, console: Console, *, asking: bool) -> R
         except WeightsMissing as error:
             if not asking:
                 raise
-            network = "AlexNet" if settings.perceptual_net == "alex" else "VGG16"
-            answers = prompts.ask_perceptual(str(error), network)
+            network = {"alex": "AlexNet", "tiny": "TinyVGG"}.get(settings.perceptual_net, "VGG16")
+            tiny = part == "objective" and settings.perceptual_net != "tiny"
+            answers = prompts.ask_perceptual(str(error), network, tiny)
             config = config.model_copy(update={part: build(type(settings), settings.model_dump() | answers)})
     return config
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from Project7.checkpoints import CheckpointError, load_checkpoint, unsealed_note
+from Project7.checkpoints import CheckpointError, load_checkpoint, rebuild, unsealed_note
 from Project7.config import RunConfig, Sections, build, extra, from_dict, kept, setting_fields
 from Project7.dataset import ImageSet
 from Project7.errors import UsageError
@@ -77,6 +77,36 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
     merged = {n: build(sections[n], kept(getattr(stored, n), new) | new) for n, new in changes.items()}
     whole = {name: getattr(stored, name) for name in RunConfig.model_fields}
     return build(RunConfig, whole | merged | {"shipped": False})
+
+
+def starting_point(weights: Path, kind: type, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a new model takes over from the one in the file `weights`: its network settings with the flags that were
+    given (`kind` is the recipe's config model of them), and its weights and buffers.
+
+    Raises UsageError where they do not fit the recipe or the flags.
+    """
+    stored = load_checkpoint(weights)
+    config = from_dict(stored["config"], weights).model
+    method = kind.model_fields["method"].default
+    if config.method != method:
+        raise UsageError(
+            f"--start-from {weights} is a {config.method} model, not a {method} one; use {_SCRIPTS[config.method]}."
+        )
+    brought = sorted({"palette", "encoder_weights", "bins"} & set(given))
+    if brought:
+        flag = "--" + brought[0].replace("_", "-")
+        raise UsageError(f"{flag} {given[brought[0]]}: it comes with the weights of --start-from; leave it out.")
+    model = rebuild(RunConfig(model=config), stored["model_state_dict"], weights)
+    settings = build(kind, kept(config, given) | given)
+    try:
+        rebuild(RunConfig(model=settings), stored["model_state_dict"], weights)
+    except CheckpointError as error:
+        changed = [n for n in given if getattr(settings, n) != getattr(config, n)]
+        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+        raise UsageError(
+            f"The weights of --start-from {weights} do not fit a network with other {flags}; leave that out."
+        ) from error
+    return settings, model.state_dict()
 
 
 def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:

@@ -120,6 +120,10 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     on_cpu = device == "cpu" or not any(available.values())
     if training.mixed_precision == "fp16" and (on_cpu or not available["cuda"]):
         raise UsageError("--mixed-precision fp16 works on CUDA only; use bf16, or no.")
+    if training.mixed_precision == "auto":
+        raise UsageError("--mixed-precision auto is to be settled first (precision.settle_precision).")
+    if training.compile and (on_cpu or not available["cuda"]):
+        raise UsageError("--compile is for CUDA only: on other devices compiling takes minutes and gains nothing.")
     return Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu)
 
 
@@ -164,6 +168,14 @@ def train(
     yield from Run(config, folder, images, accelerator, resume, start).progress()
 
 
+def compile_networks(model: nn.Module) -> None:
+    """torch.compile of the parts of a method, in place: what is random around them stays as it is, and so do the
+    names of the weights."""
+    for part in model.children():
+        for network in part if isinstance(part, nn.ModuleList) else [part]:
+            network.compile()
+
+
 def fixed_pictures(images: ImageSet) -> Tensor:
     """(K, 3, H, W) uint8: the same few validation photos every time."""
     return color.channels_first(np.array(images.images[:PICTURES]))
@@ -188,6 +200,8 @@ class Run:
             model = build(config.model)
         if start and not resume:
             model.load_state_dict(model.state_dict() | start)
+        if accelerator.device.type == "cuda":
+            model.to(memory_format=torch.channels_last)  # what its convolutions are fastest with
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay, fused=True
@@ -204,6 +218,8 @@ class Run:
         if resume:
             self.restore(resume, model, optimizer)
         self.ema.to(accelerator.device)
+        if self.settings.compile:
+            compile_networks(model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.parameters = list(self.model.parameters())
         self.ema_parameters = list(self.ema.parameters())

@@ -8,8 +8,8 @@ from PIL import Image
 from Project7 import colorize as module
 from Project7.checkpoints import save_checkpoint
 from Project7.color import channels_first, rgb_to_lab
-from Project7.colorize import Colorizer, Job, colorize_files, plan_outputs
-from Project7.config import DataConfig, DiffusionConfig, RunConfig
+from Project7.colorize import Colorizer, Job, colorize_files, method_options, plan_outputs
+from Project7.config import FAST_STEPS, ColorizeConfig, DataConfig, DiffusionConfig, RegressionConfig, RunConfig
 from Project7.errors import UsageError
 from Project7.methods import build
 
@@ -63,6 +63,16 @@ def test_colour_is_added_and_seeded(colorizer):
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert np.ptp(first.astype(int), axis=-1).mean() > 5
+
+
+def test_fast_takes_few_steps_and_contradicts_none(colorizer):
+    assert method_options(colorizer, ColorizeConfig(fast=True), {"fast"})["steps"] == FAST_STEPS
+    assert method_options(colorizer, ColorizeConfig(), set())["steps"] > FAST_STEPS
+    with pytest.raises(UsageError, match=r"--fast means --steps \d+, and --steps 9 was given"):
+        method_options(colorizer, ColorizeConfig(fast=True, steps=9), {"fast", "steps"})
+    model = RegressionConfig(model_channels=4, channel_multipliers=(1, 2))
+    one_pass = Colorizer(build(model), RunConfig(model=model))
+    assert method_options(one_pass, ColorizeConfig(fast=True), {"fast"}) == {}  # it is fast already
 
 
 def test_variant_k_is_what_the_next_seed_gives(colorizer):

@@ -203,7 +203,7 @@ def test_the_kinds_of_values_are_shown(wide):
     assert sample["--sizes"].startswith("--sizes N,N,... ")
     assert sample["--limit"] == "--limit N at most so many"
     assert sample["--quick"].startswith("--quick, --no-quick ")
-    assert training["--mixed-precision"].startswith("--mixed-precision no|bf16|fp16 ")
+    assert training["--mixed-precision"].startswith("--mixed-precision no|auto|bf16|fp16 ")
     assert "--method" not in sample
 
 

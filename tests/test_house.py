@@ -20,14 +20,15 @@ __init__ errors
 atomic_file config color processes
 flags model_folder photo metrics batch guided_filter
 dataset download palette layers discriminator samplers
+feature_networks
 perceptual_loss
 losses
 diffusion_model classification_model regression_model
 methods
 checkpoints health
-objective
+objective precision
 trainer colorize resume
-evaluate
+evaluate export
 report
 prompts
 recipe

@@ -69,6 +69,17 @@ def test_resume_in_place_and_in_a_copy(tmp_path):
     assert copy.settings == {"epochs": "3"}
 
 
+def test_starting_from_another_model_leaves_its_network_unasked(tmp_path):
+    rest = ["--epochs=2", "--batch-size=4", "--learning-rate=1e-4", "--data=photos"]
+    request = gather(tmp_path, "--start-from", "old", "--name", "new", *rest)
+    assert request.source is None
+    assert "features" not in request.settings
+    with pytest.raises(UsageError, match=r"no answer for --features"):
+        gather(tmp_path, "--name", "new", *rest)
+    with pytest.raises(UsageError, match="leave out one of them"):
+        gather(tmp_path, "--start-from", "old", "--resume", "old")
+
+
 def test_a_shipped_model_is_continued_in_a_copy(tmp_path):
     model(tmp_path, shipped=True, training=TrainingConfig(epochs=3))
     with pytest.raises(UsageError, match="--name NEW"):
@@ -297,12 +308,12 @@ def test_a_model_without_a_loss_of_its_own_is_asked_for_one(tmp_path, person):
 # -- the features of the perceptual term -----------------------------------------------------------------------------
 
 
-def settle(monkeypatch, objective, *, answers=(), asking=True):
+def settle(monkeypatch, objective, *, answers=(), asking=True, there=("tiny", "random")):
     """settle_perceptual where VGG16's own weights cannot be had, and what a person was asked."""
     asked, answers = [], iter(answers)
 
     def load(net, weights):
-        if net == "vgg16" and weights != "good.pth":
+        if net not in there and weights != "good.pth":
             raise WeightsMissing("They cannot be had.")
 
     monkeypatch.setattr("Project7.perceptual_loss.load_perceptual", load)
@@ -316,18 +327,32 @@ def test_where_the_features_are_there_nothing_is_asked(monkeypatch):
         None,
         ObjectiveConfig(perceptual_weight=0),
         ObjectiveConfig(perceptual_net="random"),
+        ObjectiveConfig(perceptual_net="tiny"),
         ObjectiveConfig(perceptual_weights="good.pth"),
     ):
         assert settle(monkeypatch, objective) == (objective, [])
 
 
 @pytest.mark.parametrize(
-    "answer", [{"perceptual_weights": "good.pth"}, {"perceptual_net": "random"}, {"perceptual_weight": "0"}]
+    "answer",
+    [
+        {"perceptual_net": "tiny"},
+        {"perceptual_weights": "good.pth"},
+        {"perceptual_net": "random"},
+        {"perceptual_weight": "0"},
+    ],
 )
 def test_a_person_says_how_to_go_on_without_the_features(monkeypatch, answer):
     objective, asked = settle(monkeypatch, ObjectiveConfig(gan=True, mse_weight=2), answers=[answer])
     assert objective == build(ObjectiveConfig, {"gan": True, "mse_weight": 2} | answer)
-    assert asked == [("They cannot be had.", "VGG16")]
+    assert asked == [("They cannot be had.", "VGG16", True)]
+
+
+def test_where_the_shipped_network_is_missing_it_is_not_offered(monkeypatch):
+    """A copy of the toolkit without its weights, say."""
+    answers = [{"perceptual_net": "tiny"}, {"perceptual_weight": "0"}]
+    _, asked = settle(monkeypatch, ObjectiveConfig(), answers=answers, there=())
+    assert [(network, tiny) for _, network, tiny in asked] == [("VGG16", True), ("TinyVGG", False)]
 
 
 def test_a_file_that_is_not_vgg16_is_asked_for_again(monkeypatch):
@@ -369,7 +394,7 @@ def test_the_network_of_lpips_is_asked_for_by_its_name(monkeypatch, net, network
     answers = [{"perceptual_weights": "bad.pth"}, {"perceptual_weights": "good.pth"}]
     loss, asked = settle_lpips(monkeypatch, LossConfig(perceptual_net=net), answers=answers)
     assert (loss.perceptual_net, loss.perceptual_weights) == (net, "good.pth")
-    assert asked == [("They cannot be had.", network)] * 2
+    assert asked == [("They cannot be had.", network, False)] * 2
 
 
 @pytest.mark.parametrize(

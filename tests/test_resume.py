@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from Project7 import recipe, resume
-from Project7.checkpoints import CheckpointError, save_checkpoint
+from Project7.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from Project7.config import (
     PRESETS,
     SECTIONS,
+    ClassificationConfig,
     DataConfig,
     DiffusionConfig,
     LossConfig,
@@ -18,6 +19,7 @@ from Project7.config import (
     TrainingConfig,
 )
 from Project7.errors import UsageError
+from Project7.methods import build
 from Project7.model_folder import ModelFolder
 
 HERE = Path("config.json")
@@ -291,3 +293,60 @@ def test_a_damaged_history_is_set_aside_and_said_and_the_run_goes_on(tmp_path):
     assert notes == ["training_history.json is damaged; it is kept as training_history.json.damaged-1."]
     assert (folder.path / "training_history.json.damaged-1").read_text() == '[{"epoch": 1'
     assert not resume.load_for_resume(folder)[1], "said once"
+
+
+# -- starting from another model -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A file of weights: small, untrained, but a model's."""
+    path = tmp_path_factory.mktemp("old") / "best_model.pth"
+    model = build(STORED.model)
+    save_checkpoint(path, {"model_state_dict": model.state_dict(), "config": STORED.model_dump(mode="json")})
+    return path
+
+
+def test_a_new_model_starts_with_the_weights_and_the_network_of_another(trained):
+    settings, weights = resume.starting_point(trained, DiffusionConfig, {})
+    assert settings == STORED.model
+    stored = load_checkpoint(trained)["model_state_dict"]
+    assert weights.keys() == stored.keys()
+    assert all(weights[name].equal(stored[name]) for name in stored)
+
+
+def test_what_does_not_touch_the_weights_may_be_new(trained):
+    settings, _ = resume.starting_point(trained, DiffusionConfig, {"min_snr_gamma": "5", "noise_shift": "2"})
+    assert settings == STORED.model.model_copy(update={"min_snr_gamma": 5.0, "noise_shift": 2.0})
+
+
+@pytest.mark.parametrize("given", [{"features": "8,32"}, {"hints": True}, {"chroma_scale": "2"}, {"layers": "2"}])
+def test_another_network_cannot_take_the_weights(trained, given):
+    with pytest.raises(UsageError, match=rf"do not fit a network with other --{next(iter(given)).replace('_', '-')};"):
+        resume.starting_point(trained, DiffusionConfig, given)
+
+
+def test_another_method_is_pointed_to_its_script(trained):
+    with pytest.raises(UsageError, match=r"diffusion model, not a regression one; use train_diffusion\.py"):
+        resume.starting_point(trained, RegressionConfig, {})
+
+
+def test_a_palette_comes_with_the_weights(tmp_path):
+    config = RunConfig(model=ClassificationConfig(width=4, blocks=(1, 1, 1, 1), bins=8))
+    path = tmp_path / "best_model.pth"
+    model = build(config.model)
+    model.centres.uniform_(-50, 50)
+    save_checkpoint(path, {"model_state_dict": model.state_dict(), "config": config.model_dump(mode="json")})
+    settings, weights = resume.starting_point(path, ClassificationConfig, {"rebalance": "0"})
+    assert settings.rebalance == 0
+    assert weights["centres"].equal(model.centres)
+    with pytest.raises(UsageError, match=r"--palette mine\.npz: it comes with the weights"):
+        resume.starting_point(path, ClassificationConfig, {"palette": "mine.npz"})
+
+
+def test_a_file_that_does_not_fit_itself_is_not_blamed_on_flags(tmp_path):
+    path = tmp_path / "best_model.pth"
+    weights = build(DiffusionConfig(features=(8, 32))).state_dict()
+    save_checkpoint(path, {"model_state_dict": weights, "config": STORED.model_dump(mode="json")})
+    with pytest.raises(CheckpointError, match="do not fit the model that its configuration describes"):
+        resume.starting_point(path, DiffusionConfig, {"min_snr_gamma": "5"})

@@ -94,6 +94,19 @@ def refused(done, *words):
     assert all(word in done.stderr for word in words), done.stderr
 
 
+def test_a_model_starts_from_another_on_other_photos_at_another_size(photos, tmp_path):
+    assert train(tmp_path, "--name", "old", "--data", photos, *SMALL) == 0
+    other = [flag for flag in RUN if flag != "16"]
+    other.insert(other.index("--image-size") + 1, "24")
+    assert train(tmp_path, "--name", "new", "--start-from", "old", "--data", photos, "--limit", "6", *other) == 0
+    assert config(tmp_path / "new")["model"] == config(tmp_path / "old")["model"]
+    assert config(tmp_path / "new")["data"]["image_size"] == 24
+    old, new = (load_checkpoint(tmp_path / name / "best_model.pth")["model_state_dict"] for name in ("old", "new"))
+    assert new["centres"].equal(old["centres"])  # the palette that the classes mean
+    moved = (new["ab_class.weight"] - old["ab_class.weight"]).abs().max()
+    assert 0 < moved < 0.01  # two steps at a small rate: not a new beginning
+
+
 def last(folder):
     return load_checkpoint(folder / "last_model.pth")
 
