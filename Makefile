@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint clean
+.PHONY: help setup demo test test-all bench lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ test: .venv/installed-dev ## lint and tests (9 minutes)
 
 test-all: .venv/installed-dev ## the long tests too
 	@$(BIN)/python -m pytest -q -n 2
+
+bench: .venv/installed ## measure speed and quality on this machine, into outputs/benchmarks.md (an hour; BENCH=--quick)
+	@$(BIN)/python benchmarks/bench.py $(BENCH)
 
 lint: .venv/installed-dev ## mend what ruff can mend
 	@$(BIN)/ruff check --fix .

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""What do the perceptual and the adversarial term cost on top of the squared error, in time and in memory?
+"""What does each recipe's objective cost on top of the squared error of its network, in time and in memory?
 
 python benchmarks/objectives.py [--rounds 8] [--batch-size 16] [--image-size 64] [--features 64,128,256,512]
 
-Steps of all objectives take turns in one process, so that what else the machine does falls on all alike: read the
-ratios. Peak memory is measured in a process of its own for each.
+Steps of the objectives of one network take turns in one process, so that what else the machine does falls on all
+alike: read the ratios. Peak memory is measured in a process of its own for each. Perceptual networks are random here,
+which costs what the trained ones do.
 """
 
 import argparse
@@ -20,34 +21,62 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import numpy as np
 import torch
 
-from Project7.config import DiffusionConfig, ObjectiveConfig, RunConfig, TrainingConfig
+from Project7.config import (
+    ClassificationConfig,
+    DiffusionConfig,
+    LossConfig,
+    ObjectiveConfig,
+    RegressionConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from Project7.dataset import ImageSet
 from Project7.model_folder import ModelFolder
 from Project7.trainer import Run, make_accelerator
 
 CRITIC = {"gan": True, "gan_start": 0, "gan_warmup": 0}
-OBJECTIVES = {
-    "squared error": None,
-    "+ perceptual": {},
-    "+ PatchGAN": {"perceptual_weight": 0.0, **CRITIC},
-    "+ perceptual + PatchGAN": CRITIC,
-    "+ perceptual at every timestep": {"image_share": 1.0},
-    "+ PatchGAN at every timestep": {"perceptual_weight": 0.0, "image_share": 1.0, **CRITIC},
+LOSS = {"perceptual_net": "random"}
+# network -> objective -> what is added to its own squared error (or cross-entropy), which comes first
+NETWORKS: dict[str, dict[str, ObjectiveConfig | LossConfig | None]] = {
+    "diffusion": {
+        "squared error": None,
+        "+ perceptual": ObjectiveConfig(**LOSS),
+        "+ PatchGAN": ObjectiveConfig(perceptual_weight=0.0, **CRITIC),
+        "+ perceptual + PatchGAN": ObjectiveConfig(**LOSS, **CRITIC),
+        "+ perceptual at every timestep": ObjectiveConfig(**LOSS, image_share=1.0),
+        "+ PatchGAN at every timestep": ObjectiveConfig(perceptual_weight=0.0, image_share=1.0, **CRITIC),
+    },
+    "regression": {
+        "squared error": None,
+        "simple": LossConfig(loss="simple", **LOSS),
+        "weighted": LossConfig(loss="weighted"),
+        "enhanced": LossConfig(loss="enhanced", **LOSS),
+    },
+    "classification": {"classes": None, "+ perceptual": ObjectiveConfig(**LOSS)},
 }
 
 
-def make_run(name: str, arguments: argparse.Namespace) -> Run:
+def make_run(network: str, objective: str, arguments: argparse.Namespace) -> Run:
     """A run that is ready for its first step, on random pictures: their content does not change the time."""
-    settings = OBJECTIVES[name]
+    models = {
+        "diffusion": DiffusionConfig(features=arguments.features, chroma_scale=arguments.chroma_scale),
+        "regression": RegressionConfig(chroma_scale=arguments.chroma_scale),
+        "classification": ClassificationConfig(),
+    }
+    added = NETWORKS[network][objective]
     config = RunConfig(
-        model=DiffusionConfig(features=arguments.features, chroma_scale=arguments.chroma_scale),
+        model=models[network],
         training=TrainingConfig(batch_size=arguments.batch_size, mixed_precision=arguments.mixed_precision),
-        objective=None if settings is None else ObjectiveConfig(perceptual_net="random", **settings),
+        objective=added if isinstance(added, ObjectiveConfig) else None,
+        loss=added if isinstance(added, LossConfig) else None,
     )
     size = (arguments.batch_size * 4, arguments.image_size, arguments.image_size, 3)
     pictures = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     images = ImageSet(pictures, ("",) * len(pictures), ("",) * len(pictures), "", None)
-    run = Run(config, ModelFolder(Path("unused")), (images, images), make_accelerator(config.training), None)
+    start = None
+    if network == "classification":  # any palette will do
+        start = {"centres": torch.randn(config.model.bins, 2) * 30, "counts": torch.ones(config.model.bins)}
+    run = Run(config, ModelFolder(Path("unused")), (images, images), make_accelerator(config.training), None, start)
     run.objective.begin(0)
     run.state.critic_start, run.state.schedule_steps = 0, 10_000
     return run
@@ -65,9 +94,9 @@ def step(run: Run) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(name: str, arguments: argparse.Namespace) -> float:
+def peak_memory(network: str, objective: str, arguments: argparse.Namespace) -> float:
     """MiB at the peak of three steps: of the GPU, else of the process."""
-    run = make_run(name, arguments)
+    run = make_run(network, objective, arguments)
     for _ in range(3):
         step(run)
     if run.accelerator.device.type == "cuda":
@@ -83,34 +112,45 @@ def main() -> None:
     parser.add_argument("--features", type=lambda text: tuple(map(int, text.split(","))), default=(64, 128, 256, 512))
     parser.add_argument("--chroma-scale", type=int, default=1)
     parser.add_argument("--mixed-precision", default="no")
-    parser.add_argument("--memory-of", choices=OBJECTIVES, help=argparse.SUPPRESS)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
-        print(peak_memory(arguments.memory_of, arguments))
+        print(peak_memory(*arguments.memory_of, arguments))
         return
 
     # First of all: a process inherits the peak of the one that started it.
     command = [sys.executable, __file__, *sys.argv[1:], "--memory-of"]
     memory = {
-        n: float(subprocess.run([*command, n], stdout=subprocess.PIPE, text=True, check=True).stdout)
-        for n in OBJECTIVES
+        (network, name): float(
+            subprocess.run([*command, network, name], stdout=subprocess.PIPE, text=True, check=True).stdout
+        )
+        for network in arguments.networks
+        for name in NETWORKS[network]
     }
-    runs = {name: make_run(name, arguments) for name in OBJECTIVES}
+    device = "CUDA" if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {device}, {arguments.mixed_precision}\n")
+    print("| network | objective | step | time, ratio | peak memory | more |\n|" + " --- |" * 6)
+    for network in arguments.networks:
+        seconds = step_seconds(network, arguments)
+        first = next(iter(seconds))
+        for name, times in seconds.items():
+            ratio = statistics.median(t / p for t, p in zip(times, seconds[first], strict=True))
+            peak, more = memory[network, name], memory[network, name] - memory[network, first]
+            times_ms = f"{1000 * statistics.median(times):.0f} ms | {ratio:.2f}"
+            print(f"| {network} | {name} | {times_ms} | {peak:.0f} MiB | {more:+.0f} MiB |", flush=True)
+
+
+def step_seconds(network: str, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """objective -> the seconds of its steps; the objectives take turns."""
+    runs = {name: make_run(network, name, arguments) for name in NETWORKS[network]}
     for run in runs.values():
         step(run)  # buffers are allocated, kernels chosen
-    seconds = {name: [] for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.rounds):
         for name, run in runs.items():
             seconds[name].append(step(run))
-    device = next(iter(runs.values())).accelerator.device
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {arguments.mixed_precision}")
-    print("| objective | step | time, ratio | peak memory | more |\n| --- | --- | --- | --- | --- |")
-    plain = seconds["squared error"]
-    for name, times in seconds.items():
-        ratio = statistics.median(t / p for t, p in zip(times, plain, strict=True))
-        more = memory[name] - memory["squared error"]
-        step_ms = 1000 * statistics.median(times)
-        print(f"| {name} | {step_ms:.0f} ms | {ratio:.2f} | {memory[name]:.0f} MiB | {more:+.0f} MiB |")
+    return seconds
 
 
 if __name__ == "__main__":
