@@ -87,7 +87,7 @@ def colorize(arguments: argparse.Namespace) -> int:
 
     plan = {"variants": settings.variants, "confidence": settings.confidence, "suffix": f".{settings.format}"}
     jobs = own_share(plan_outputs(found, arguments.output, **plan))
-    colorizer = Colorizer.load(weights, device=settings.device)
+    colorizer = Colorizer.load(weights, device=settings.device, precision=settings.precision)
     if note := unsealed_note(weights):
         console.print(note, highlight=False, markup=False)
     if settings.confidence:

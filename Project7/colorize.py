@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -39,15 +39,30 @@ class Colorizer:
     >>> Colorizer.load("base").colorize("photo.jpg").save("colour.png")
     """
 
-    def __init__(self, model: torch.nn.Module, config: RunConfig, device: torch.device | str = "cpu"):
-        self.model, self.config, self.device = model, config, torch.device(device)
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: RunConfig,
+        device: torch.device | str = "cpu",
+        *,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ):
+        self.model, self.config, self.device, self.precision = model, config, torch.device(device), precision
 
     @classmethod
-    def load(cls, model: str | Path, *, device: str = "auto", models_dir: Path | None = None) -> "Colorizer":
-        """`model`: a name in the models folder, a model's folder, or a .pth file. Raises ProjectError where it
-        cannot be used."""
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        models_dir: Path | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> "Colorizer":
+        """`model`: a name in the models folder, a model's folder, or a .pth file. precision: of the network, fp32 or
+        bf16. Raises ProjectError where the model cannot be used."""
         where = pick_device(device)
-        return cls(*load_model(find_weights(str(model), models_dir or default_models_dir()), where), where)
+        weights = find_weights(str(model), models_dir or default_models_dir())
+        return cls(*load_model(weights, where), where, precision=precision)
 
     def colorize(
         self,
@@ -91,7 +106,8 @@ class Colorizer:
         generators = [torch.Generator().manual_seed(seed) for _ in photos for seed in seeds]
         if hints:
             options["hints"] = self.hint_maps(hints, photos[0].rgb.shape[:2], size, len(small))
-        ab = self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            ab = self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
         mean, std = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
         return [
             [

@@ -78,15 +78,10 @@ class DiffusionConfig(BaseModel):
     noise_shift: float = setting(
         1.0, "divides the signal-to-noise ratio by its square: more of the timesteps are nearly noise", ge=1, le=32
     )
-    terminal_share: float = setting(
-        0.0,
-        "share of the training samples at the last step, pure noise, where all colour must come from L",
-        fixed=False,
-        ge=0,
-        le=1,
-    )
     min_snr_gamma: float = setting(0.0, "min-SNR loss weight (Hang et al. 2023); 0 is none, 5 the paper's", ge=0)
-    chroma_scale: Literal[1, 2] = setting(1, "2 predicts ab at half resolution from a space-to-depth L")
+    chroma_scale: Literal[1, 2] = setting(
+        1, "2 predicts ab at half resolution from a space-to-depth L, in a quarter of the time"
+    )
     hints: bool = setting(False, "train with colour hints, so that a person can say what colour a spot has")
     ab_mean: Pair = setting((2.1, 8.9), "a and b that the network sees as 0 (the mean of natural photos)")
     ab_std: Pair = setting((12.6, 17.7), "a and b that the network sees as 1 (their standard deviation)")
@@ -467,6 +462,9 @@ class ColorizeConfig(BaseModel):
     )
     format: Literal["png", "jpg", "webp"] = setting("png", "of the pictures: lossless, or smaller files")
     confidence: bool = setting(False, "also write a classification model's map of where it is sure (white)")
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "of the network: full, or autocast to bfloat16 (twice as fast where the hardware knows it)"
+    )
     working_size: int | None = setting(
         None,
         "short side of the picture that the network sees, in pixels (default: that of its training)",
@@ -505,7 +503,6 @@ class EvaluateConfig(BaseModel):
 
 
 Sections = dict[str, type[BaseModel]]  # parts of RunConfig, by their names there: the settings of one recipe
-SECTIONS: Sections = {"model": DiffusionConfig, "data": DataConfig, "training": TrainingConfig}
 
 
 def with_defaults(
@@ -522,6 +519,15 @@ def with_defaults(
             field.json_schema_extra = {**field.json_schema_extra, "ask": asked[name]}
         changed[name] = (field.annotation, field)
     return create_model(config.__name__, __base__=config, **changed)
+
+
+# Of new diffusion models. A stored configuration that says nothing of chroma_scale is at full resolution, as the first
+# ones were; half of it learns more in the same time (benchmarks/RESULTS.md).
+SECTIONS: Sections = {
+    "model": with_defaults(DiffusionConfig, chroma_scale=2),
+    "data": DataConfig,
+    "training": TrainingConfig,
+}
 
 
 def setting_fields(sections: Sections) -> dict[str, tuple[str, Any]]:

@@ -41,7 +41,7 @@ class DiffusionColorizer(nn.Module):
     def forward(self, batch: Batch) -> Step:
         """The mean squared error of the prediction at one random timestep a sample (Ho et al. 2020, eq. 14)."""
         x_0 = self.shrink(batch.ab)  # (B, 2, h, w)
-        t_cpu = self.draw_timesteps(batch.random)
+        t_cpu = (batch.random.spread("timestep") * self.config.timesteps).long()
         t = t_cpu.to(x_0.device, non_blocking=True)  # (B,)
         noise = batch.random.normal("noise", tuple(x_0.shape[1:]))
         signal, sigma = self.signal_and_noise(t)
@@ -59,20 +59,6 @@ class DiffusionColorizer(nn.Module):
             weight = self.image_weight(t[low], batch.image_share)
             estimate = Estimate(self.expand(x_0_hat, L), self.expand(x_0[low], L), low, weight)
         return Step(self.loss_weight(t) * mse, {"mse": mse.detach()}, estimate)
-
-    def draw_timesteps(self, random: BatchRandom) -> Tensor:
-        """(B,) long, on the CPU: spread evenly; in training a share of them is the last one.
-
-        Chroma is smooth and survives much noise, so that few of the evenly spread timesteps teach what lightness says
-        about colour. At the last one nothing else is left, and v is -x_0: plain regression, the fastest teacher of it.
-        """
-        place = random.spread("timestep")
-        share = self.config.terminal_share if self.training else 0.0
-        if not share:
-            return (place * self.config.timesteps).long()
-        last = self.config.timesteps - 1
-        evenly = ((place - share) / max(1 - share, 1e-9) * self.config.timesteps).long().clamp(max=last)
-        return torch.where(place < share, last, evenly)
 
     def image_timesteps(self, share: float) -> int:
         """Image-space terms act below this timestep: the `share` of the schedule with the least noise."""

@@ -32,7 +32,6 @@ CHOICES = {
     "v-shift3": {**UNIT_SCALE, "noise_shift": 3.0},
     "v-shift6": {**UNIT_SCALE, "noise_shift": 6.0},
     "v-shift10": {**UNIT_SCALE, "noise_shift": 10.0},
-    "v-shift3-terminal": {**UNIT_SCALE, "noise_shift": 3.0, "terminal_share": 0.5},
     "v-zsnr-third": {"ab_std": (38.0, 53.0)},
     "v-zsnr-minsnr": {**UNIT_SCALE, "min_snr_gamma": 5.0},
     "v-zsnr-ab110": CLASSIC_SCALE,

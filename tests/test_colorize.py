@@ -75,6 +75,16 @@ def test_fast_takes_few_steps_and_contradicts_none(colorizer):
     assert method_options(one_pass, ColorizeConfig(fast=True), {"fast"}) == {}  # it is fast already
 
 
+def test_bfloat16_is_taken_where_it_is_asked_for_and_changes_little(weights, colorizer):
+    rgb = picture(40, 30)
+    seen = []
+    half = Colorizer.load(weights, device="cpu", precision="bf16")
+    half.model.unet.conv_in.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    exact, answer = (np.asarray(c.colorize(rgb, steps=2)).astype(int) for c in (colorizer, half))
+    assert set(seen) == {torch.bfloat16}
+    assert 0 < np.abs(exact - answer).mean() < 4
+
+
 def test_variant_k_is_what_the_next_seed_gives(colorizer):
     rgb = picture(40, 30)
     variants = colorizer.colorize(rgb, seed=5, variants=3, steps=2)

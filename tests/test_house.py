@@ -28,6 +28,7 @@ methods
 checkpoints health
 objective precision
 trainer colorize resume
+frechet
 evaluate export
 report
 prompts
