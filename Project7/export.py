@@ -103,15 +103,8 @@ def ready_scheduler(model: nn.Module):
         betas[-1] = 1 - sampler.alphas_cumprod[-1] / sampler.alphas_cumprod[-2]
         schedule = {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
         plain = type(sampler).from_config(sampler.config, **schedule)
-    plain.set_timesteps(**places(sampler))
+    plain.set_timesteps(timesteps=sampler.timesteps.tolist())
     return plain
-
-
-def places(sampler) -> dict[str, Any]:
-    """What diffusers' set_timesteps is to be called with: the number of steps, or timesteps that samplers.py chose."""
-    if sampler.config.use_lu_lambdas:
-        return {"num_inference_steps": sampler.num_inference_steps}
-    return {"timesteps": sampler.timesteps.tolist()}
 
 
 # -- ONNX ------------------------------------------------------------------------------------------------------------
@@ -267,7 +260,6 @@ def diffusion_facts(model: nn.Module) -> dict[str, Any]:
         "sample_channels": sample_channels(config),
         "hint_channels": 3 if config.hints else 0,
         "prediction_type": config.prediction_type,
-        "set_timesteps": places(scheduler),
         "timesteps": scheduler.timesteps.tolist(),
         "alphas_cumprod": scheduler.alphas_cumprod.tolist(),
     }
@@ -349,7 +341,7 @@ from diffusers import DPMSolverMultistepScheduler, UNet2DModel
 
 unet = UNet2DModel.from_pretrained(".", subfolder="unet")
 scheduler = DPMSolverMultistepScheduler.from_pretrained(".", subfolder="scheduler")
-scheduler.set_timesteps(**facts["set_timesteps"])
+scheduler.set_timesteps(timesteps=facts["timesteps"])
 x = torch.randn(1, 2, h // c, w // c, generator=torch.Generator().manual_seed(0))
 for t in scheduler.timesteps:
     with torch.no_grad():

@@ -246,18 +246,7 @@ def gather_resume(
 def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespace) -> int:
     console = Console(quiet=not is_main_process(), soft_wrap=True)
     if request.source is None:
-        kinds = recipe.sections_with(request.settings)
-        start = None
-        if arguments.start_from:
-            from Project7.resume import starting_point
-
-            weights = model_folder.find_weights(arguments.start_from, arguments.models_dir, flag="--start-from")
-            known, start = starting_point(weights, kinds["model"], _of(kinds["model"], request.settings))
-            console.print(f"weights    those of {weights}", highlight=False, markup=False)
-            kinds = {name: config for name, config in kinds.items() if name != "model"}
-        sections = {name: build(config, _of(config, request.settings)) for name, config in kinds.items()}
-        config = build(RunConfig, sections | ({"model": known} if start else {}))
-        return fit(recipe, request.folder, config, None, arguments, console, start=start)
+        return train_new(recipe, request, arguments, console)
 
     from Project7 import resume
 
@@ -273,6 +262,22 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
     if request.folder != request.source and is_main_process():
         copy_best(request.source, request.folder)
     return fit(recipe, request.folder, config, checkpoint, arguments, console)
+
+
+def train_new(recipe: Recipe, request: Request, arguments: argparse.Namespace, console: Console) -> int:
+    kinds = recipe.sections_with(request.settings)
+    known, start = None, None
+    if arguments.start_from:
+        from Project7.resume import starting_point
+
+        weights = model_folder.find_weights(arguments.start_from, arguments.models_dir, flag="--start-from")
+        known, start = starting_point(weights, kinds["model"], _of(kinds["model"], request.settings))
+        console.print(f"weights    those of {weights}", highlight=False, markup=False)
+    sections = {
+        name: known if known and name == "model" else build(config, _of(config, request.settings))
+        for name, config in kinds.items()
+    }
+    return fit(recipe, request.folder, build(RunConfig, sections), None, arguments, console, start)
 
 
 def _of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
@@ -295,7 +300,6 @@ def fit(
     checkpoint: dict[str, Any] | None,
     arguments: argparse.Namespace,
     console: Console,
-    *,
     start: dict[str, Any] | None = None,
 ) -> int:
     """Opens the images, trains, shows. Returns the exit code. start: the weights of another model to begin with."""

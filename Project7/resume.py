@@ -76,7 +76,8 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
     # Built anew rather than copied: what goes together is checked together.
     merged = {n: build(sections[n], kept(getattr(stored, n), new) | new) for n, new in changes.items()}
     whole = {name: getattr(stored, name) for name in RunConfig.model_fields}
-    return build(RunConfig, whole | merged | {"shipped": False})
+    plain = {name: part.model_dump() for name, part in merged.items()}  # a recipe's defaults have done their part
+    return build(RunConfig, whole | plain | {"shipped": False})
 
 
 def starting_point(weights: Path, kind: type, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -16,6 +16,7 @@ from Project7.errors import UsageError
 
 _PUBLISHED_STEPS = 1000  # the length that the published betas are for
 _BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "squaredcos_cap_v2": (1e-4, 0.02)}
+_NOISE = -4.5  # log(signal / noise), natural: 1 % of signal, as good as none
 _LEFT_AT_THE_END = 0.02  # largest sqrt(abar_T): what may be left of the picture in the last step
 
 # name -> diffusers' class and its settings. Trailing spacing starts at the last trained step, which is pure noise
@@ -25,9 +26,7 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     # trailing spacing where the steps do not divide the timesteps: its step length is rounded down, its places are not.
     "ddim": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 1}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
-    # Evenly spaced in log-SNR (Lu et al. 2022, section 4): with trailing spacing few steps of every solver give too
-    # little spread, which is muted colour; this one has 97 % of it in ten steps (benchmarks/RESULTS.md).
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_lu_lambdas": True}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # at places of its own: even_places
     "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
@@ -109,12 +108,10 @@ def make_sampler(name: str, noise_scheduler, *, steps: int):
     kind, settings = _SCHEDULERS[name]
     sampler = getattr(diffusers, kind).from_config(noise_scheduler.config, timestep_spacing="trailing", **settings)
     sampler = _falling(sampler)
-    sampler.set_timesteps(steps)
-    if settings.get("use_lu_lambdas") and len(set(sampler.timesteps.tolist())) < steps:
-        # Rounded to whole timesteps, many steps evenly spaced in log-SNR coincide, and diffusers loses its place.
-        apart = distinct(sampler.timesteps.tolist())
-        sampler = _falling(type(sampler).from_config(sampler.config, use_lu_lambdas=False))
-        sampler.set_timesteps(timesteps=apart)
+    if name == "dpm++":
+        sampler.set_timesteps(timesteps=even_places(sampler.alphas_cumprod, steps))
+    else:
+        sampler.set_timesteps(steps)
     return sampler
 
 
@@ -124,6 +121,23 @@ def _falling(sampler):
     if abar[-1] >= abar[-2]:
         abar[-1] = abar[-2] / 4
     return sampler
+
+
+def even_places(abar: Tensor, steps: int) -> list[int]:
+    """The timesteps at which DPM-Solver++ stops: abar (T,) -> `steps` of them, falling, evenly spaced in log-SNR.
+
+    So Lu et al. 2022 (section 4) space them; with trailing spacing few steps of every solver give too little spread,
+    which is muted colour. Where the last timestep is pure noise its log-SNR is minus infinity (2^-24 in diffusers'
+    place of it): the way from there to a signal of 1 % tells nothing, and is made in one step instead of a third of
+    them (benchmarks/RESULTS.md).
+    """
+    last = len(abar) - 1
+    log_snr = (abar.double() / (1 - abar.double())).log() / 2
+    noise = [last] if log_snr[last] < _NOISE else []
+    first = _NOISE if noise else float(log_snr[last])
+    wanted = torch.linspace(first, float(log_snr[0]), steps - len(noise), dtype=torch.float64)
+    nearest = (log_snr[None] - wanted[:, None]).abs().argmin(dim=1)  # (steps,)
+    return distinct([*noise, *nearest.tolist()])
 
 
 def distinct(timesteps: list[int]) -> list[int]:

@@ -102,7 +102,9 @@ def plain_loop(folder, kind, L):
     facts = facts_of(folder)
     unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet")
     scheduler = getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")
-    scheduler.set_timesteps(**(facts["set_timesteps"] if kind.startswith("DPM") else {"num_inference_steps": 20}))
+    scheduler.set_timesteps(
+        **({"timesteps": facts["timesteps"]} if kind.startswith("DPM") else {"num_inference_steps": 20})
+    )
     cells = F.pixel_unshuffle(L, facts["chroma_scale"])
     no_hints = torch.zeros(len(L), facts["hint_channels"], *cells.shape[2:])
     generator = torch.Generator().manual_seed(5)
