@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from Project7.batch import Batch, BatchRandom, Estimate, Step
-from Project7.config import DiffusionConfig
+from Project7.config import STEPS, DiffusionConfig
 from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.samplers import make_noise_scheduler, make_sampler, sample
 
@@ -83,7 +83,7 @@ class DiffusionColorizer(nn.Module):
         generator: torch.Generator | list[torch.Generator],
         hints: tuple[Tensor, Tensor] | None = None,
         sampler: str = "dpm++",
-        steps: int = 20,
+        steps: int = STEPS,
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> a sample of ab (B, 2, H, W), in the network's range.
 

@@ -23,7 +23,7 @@ from Project7.checkpoints import load_model, save_checkpoint
 from Project7.cli import command
 from Project7.color import channels_first, rgb_to_lab
 from Project7.colorize import Colorizer
-from Project7.config import ClassificationConfig, DataConfig, DiffusionConfig, RegressionConfig, RunConfig
+from Project7.config import STEPS, ClassificationConfig, DataConfig, DiffusionConfig, RegressionConfig, RunConfig
 from Project7.errors import ProjectError, UsageError
 from Project7.export import export_model
 from Project7.methods import build
@@ -103,7 +103,7 @@ def plain_loop(folder, kind, L):
     unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet")
     scheduler = getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")
     scheduler.set_timesteps(
-        **({"timesteps": facts["timesteps"]} if kind.startswith("DPM") else {"num_inference_steps": 20})
+        **({"timesteps": facts["timesteps"]} if kind.startswith("DPM") else {"num_inference_steps": STEPS})
     )
     cells = F.pixel_unshuffle(L, facts["chroma_scale"])
     no_hints = torch.zeros(len(L), facts["hint_channels"], *cells.shape[2:])
@@ -128,7 +128,7 @@ def plain_loop(folder, kind, L):
 )
 def test_a_loop_in_plain_diffusers_gives_the_colours_of_the_model(exported, trained, name, kind, sampler):
     model, L = trained[name], torch.rand(2, 1, 24, 16) * 2 - 1
-    wanted = model.colorize(L, generator=torch.Generator().manual_seed(5), sampler=sampler, steps=20)
+    wanted = model.colorize(L, generator=torch.Generator().manual_seed(5), sampler=sampler, steps=STEPS)
     found = model.expand(plain_loop(exported / name, kind, L), L)
     assert wanted.std() > 0.1
     assert torch.allclose(found, wanted, atol=1e-5), (found - wanted).abs().max()
@@ -138,7 +138,7 @@ def test_a_loop_in_plain_diffusers_gives_the_colours_of_the_model(exported, trai
 def test_the_noise_schedule_comes_back_exactly(exported, trained, name):
     """Also by DDPMScheduler, but for the last step of a shifted schedule: 0 there, and a hundred-millionth here."""
     noise_scheduler = trained[name].noise_scheduler
-    wanted = make_sampler("dpm++", noise_scheduler, steps=20)
+    wanted = make_sampler("dpm++", noise_scheduler, steps=STEPS)
     found = diffusers.DPMSolverMultistepScheduler.from_pretrained(exported / name, subfolder="scheduler")
     assert torch.equal(found.alphas_cumprod, wanted.alphas_cumprod)
     assert facts_of(exported / name)["alphas_cumprod"] == wanted.alphas_cumprod.tolist()
