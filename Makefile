@@ -13,7 +13,7 @@ setup: .venv/installed ## make .venv and install the toolkit in it
 demo: .venv/installed ## train a small model on a few photos and colour two that it has not seen (4 minutes)
 	@$(BIN)/python -m Project7 demo
 
-test: .venv/installed-dev ## lint and tests (9 minutes)
+test: .venv/installed-dev ## lint and tests (8 minutes)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/python -m pytest -q -n 2 -m "not slow"

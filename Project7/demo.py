@@ -23,7 +23,9 @@ _SECONDS = 200  # of training; it stops where it is then, and the weights of the
 _CONFIG = RunConfig(
     model=DiffusionConfig(features=(32, 64, 128), chroma_scale=2),
     data=DataConfig(crops=500, val_limit=1),
-    training=TrainingConfig(epochs=100, batch_size=32, learning_rate=5e-4, ema_decay=0.99, image_interval=0),
+    training=TrainingConfig(
+        epochs=100, batch_size=32, learning_rate=5e-4, ema_decay=0.99, image_interval=0, mixed_precision="auto"
+    ),
 )
 
 
@@ -56,6 +58,7 @@ def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
         return 0
     with console.status("Starting ..."):
         from Project7.dataset import sample_photos
+        from Project7.precision import settle_precision
         from Project7.trainer import make_accelerator, train
 
     kept = {name: path for name, path in sample_photos().items() if name not in HELD_OUT}
@@ -66,6 +69,8 @@ def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
     )
     lay_out(photos, kept)
     config = _CONFIG.model_copy(update={"data": _CONFIG.data.model_copy(update={"data": str(photos)})})
+    config, said = settle_precision(config)
+    console.print(said, highlight=False)
     images = recipe.open_images(config, None, console)
     model_folder.create(folder)
     accelerator = make_accelerator(config.training)
