@@ -23,7 +23,7 @@ from Project7 import color, health, model_folder
 from Project7.atomic_file import as_json, replacing
 from Project7.batch import Batch, BatchRandom, Step
 from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint, load_moments, save_checkpoint
-from Project7.config import RunConfig, TrainingConfig
+from Project7.config import STEPS, RunConfig, TrainingConfig
 from Project7.dataset import ImageSet, epoch_order, load_batches
 from Project7.errors import ProjectError, UsageError
 from Project7.methods import build
@@ -529,7 +529,7 @@ class Run:
 
     def sampling(self) -> dict[str, Any]:
         """A diffusion model's steps: the default, or as many as the model has."""
-        return {"steps": min(20, self.config.model.timesteps)} if "steps" in self.ema.OPTIONS else {}
+        return {"steps": min(STEPS, self.config.model.timesteps)} if "steps" in self.ema.OPTIONS else {}
 
     # -- measures and time -------------------------------------------------------------------------------------------
 

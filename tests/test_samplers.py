@@ -12,7 +12,7 @@ import torch
 from Project7 import config, samplers
 from Project7.config import SAMPLERS, DiffusionConfig
 from Project7.errors import UsageError
-from Project7.samplers import make_noise_scheduler, make_sampler, respaced_betas, sample, shifted_betas
+from Project7.samplers import even_places, make_noise_scheduler, make_sampler, respaced_betas, sample, shifted_betas
 
 MEAN, STD, COUNT = 0.2, 0.3, 4000
 
@@ -428,3 +428,22 @@ def test_the_default_sampler_keeps_the_spread_with_a_shift_and_with_more_steps(s
     """Its steps are even in log-SNR, so a shift does it little harm. More steps must not make colours paler."""
     spread = draw("dpm++", settings(schedule, noise_shift=shift), steps).std().item() / STD
     assert 0.85 < spread < 1.04
+
+
+@pytest.mark.parametrize("steps", [3, 5, 10, 20])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_no_step_is_spent_between_pure_noise_and_a_trace_of_signal(shift, steps):
+    """After the one from pure noise the signal is 1 % of the noise, and from there its logarithm rises evenly."""
+    abar = make_noise_scheduler(settings(noise_shift=shift)).alphas_cumprod
+    first, *rest = even_places(abar, steps)
+    assert first == len(abar) - 1
+    ratio = snr(abar)[rest].sqrt()
+    assert ratio[0].item() == pytest.approx(0.011, rel=0.1)
+    apart = ratio[: steps // 2].log().diff()  # near the clean end whole timesteps are too coarse
+    assert apart.tolist() == pytest.approx([apart.mean().item()] * len(apart), rel=0.1)
+
+
+def test_a_schedule_that_does_not_end_in_noise_is_spaced_from_its_end():
+    abar = make_noise_scheduler(settings(("epsilon", "squaredcos_cap_v2", False))).alphas_cumprod
+    assert even_places(abar, 1) == [len(abar) - 1]
+    assert even_places(abar, 7)[0] == len(abar) - 1
