@@ -177,7 +177,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from Project7.report import counting, evaluation_table, write_evaluation_pictures
 
     evaluation.check_files(settings)
-    size = settings.size or from_dict(load_checkpoint(paths[0])["config"], paths[0]).data.image_size
+    configs = {n: from_dict(load_checkpoint(path)["config"], path) for n, path in zip(names, paths, strict=True)}
+    evaluation.check_hints(settings, configs)
+    size = settings.size or configs[names[0]].data.image_size
     where = {"split": arguments.split, "limit": settings.limit, "cache_dir": arguments.cache_dir}
     with counting(console) as progress:
         photos = open_photos(arguments.data, size=size, progress=progress, **where)

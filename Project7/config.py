@@ -492,6 +492,9 @@ class EvaluateConfig(BaseModel):
     temperature: float | None = setting(
         None, "of a classification model's annealed mean (default: as trained)", ge=0, le=10
     )
+    hints: int = setting(
+        0, "random pixels of each photo whose true colours are told, to models trained with --hints", ge=0, le=4096
+    )
     precision: Literal["fp32", "bf16"] = setting("fp32", "of the network: full, or autocast to bfloat16")
     lpips_weights: str | None = setting(
         None, "file of torchvision's AlexNet, for LPIPS (default: torchvision's cache; never downloaded)", min_length=1

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from Project7 import color, metrics
 from Project7.atomic_file import as_json, write_text
 from Project7.checkpoints import load_model
 from Project7.colorize import pick_device
-from Project7.config import EvaluateConfig
+from Project7.config import EvaluateConfig, RunConfig
 from Project7.dataset import ImageSet
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_networks import FeaturesMissing
@@ -71,12 +72,15 @@ def answer(
     options = {name: value for name in model.OPTIONS if (value := getattr(settings, name, None)) is not None}
     if "variety" in model.OPTIONS and settings.samples > 1:
         options["variety"] = 1.0
+    check_hints(settings, {name: config})
     count, together = len(photos.images), settings.batch_size
     pictures = np.empty((settings.samples, *photos.images.shape), np.uint8)
     spent = 0.0
     for start in range(0, count, together):
         rgb = color.channels_first(np.array(photos.images[start : start + together])).to(where)
-        L, _ = color.split(rgb, model.ab_mean, model.ab_std)
+        L, ab_truth = color.split(rgb, model.ab_mean, model.ab_std)
+        if settings.hints:
+            options["hints"] = draw_hints(ab_truth, settings, photos.names[start : start + together])
         begin = time.perf_counter()
         for k in range(settings.samples):
             noise = [generator(settings.seed, k, n) for n in photos.names[start : start + together]]
@@ -87,8 +91,18 @@ def answer(
         spent += time.perf_counter() - begin
         if progress:
             progress(f"colouring with {name}", min(start + together, count), count)
-    used = {"method": config.model.method, **options}
+    used = {"method": config.model.method, **options, **({"hints": settings.hints} if settings.hints else {})}
     return Answer(name, pictures, spent / settings.samples / count, file_sha256(weights), used)
+
+
+def draw_hints(ab: Tensor, settings: EvaluateConfig, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The true ab (B, 2, H, W) at `settings.hints` random pixels of each photo, the same for every sample and model, as
+    `colorize` takes them: ab and a mask (B, 1, H, W)."""
+    mask = torch.zeros_like(ab[:, :1])
+    for place, name in enumerate(names):
+        pixels = torch.randperm(mask[0].numel(), generator=generator(settings.seed, -1, name))[: settings.hints]
+        mask[place].view(-1)[pixels.to(mask.device)] = 1
+    return ab * mask, mask
 
 
 def generator(seed: int, sample: int, name: str) -> torch.Generator:
@@ -262,10 +276,18 @@ def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | No
         "gray": "the photo's own Lab L, unrounded",
         **{name: getattr(settings, name) for name in ("samples", "seed", "sampler", "steps", "temperature")},
         "precision": settings.precision,
+        **({"hints": settings.hints} if settings.hints else {}),
         "psnr": f"8-bit RGB, a photo, at most {metrics.PSNR_CAP:g} dB, then the mean",
         "energy_norm": "root mean square over a photo's ab, K (K - 1) pairs",
         "versions": versions,
     }
+
+
+def check_hints(settings: EvaluateConfig, configs: dict[str, RunConfig]) -> None:
+    """Raises UsageError where hints are to be told to a model that cannot take any."""
+    deaf = [name for name, config in configs.items() if not getattr(config.model, "hints", False)]
+    if settings.hints and deaf:
+        raise UsageError(f"--hints {settings.hints}: {', '.join(deaf)} trained without colour hints; leave it out.")
 
 
 def check_files(settings: EvaluateConfig) -> None:

@@ -126,6 +126,36 @@ def test_samples_of_a_diffusion_model_differ_and_follow_the_seed(models):
     assert (made[0][0] != made[0][1]).any()
 
 
+def test_hints_are_the_truth_at_so_many_pixels_the_same_ones_in_any_batch():
+    ab = torch.randn(3, 2, 8, 8) + 5
+    settings = EvaluateConfig(hints=10)
+    told, mask = evaluate.draw_hints(ab, settings, ["a", "b", "c"])
+    assert mask.sum(dim=(1, 2, 3)).tolist() == [10, 10, 10]
+    assert torch.equal(told, torch.where(mask > 0, ab, 0.0))
+    assert torch.equal(evaluate.draw_hints(ab[2:], settings, ["c"])[1], mask[2:])
+    assert not torch.equal(mask[0], mask[1])
+    assert not torch.equal(evaluate.draw_hints(ab, EvaluateConfig(hints=10, seed=1), ["a", "b", "c"])[1], mask)
+
+
+def test_hints_reach_the_network_and_are_part_of_the_protocol(tmp_path):
+    """An untrained model knows nothing of colours: with every pixel told, its answer changes."""
+    kind = DiffusionConfig(features=(8, 16), timesteps=50, hints=True)
+    config = RunConfig(model=kind, data=DataConfig(image_size=SIZE))
+    checkpoint = {"model_state_dict": build(kind).state_dict(), "config": config.model_dump(mode="json")}
+    save_checkpoint(tmp_path / "told.pth", checkpoint)
+    photos = some_photos(2)
+    plain, told = (
+        evaluate.answer(tmp_path / "told.pth", "told", photos, EvaluateConfig(steps=2, hints=hints))
+        for hints in (0, SIZE * SIZE)
+    )
+    assert not np.array_equal(plain.pictures, told.pictures)
+    assert told.settings["hints"] == SIZE * SIZE
+    assert "hints" not in plain.settings
+    protocol = evaluate.make_protocol(photos, EvaluateConfig(hints=3), split=None)
+    assert protocol["hints"] == 3
+    assert "hints" not in evaluate.make_protocol(photos, EvaluateConfig(), split=None)
+
+
 def test_gray_and_the_mean_colour_stand_beside():
     photos = some_photos()
     gray, mean = evaluate.baselines(photos)
@@ -246,6 +276,7 @@ def test_the_command_writes_a_table_a_result_and_pictures_and_compare_reads_it(m
         (["--split", "val"], "not divided"),
         (["--model", "straight"], "straight; give models of different names"),
         (["--data", "nowhere"], "does not exist"),
+        (["--hints", "5"], "--hints 5: straight trained without colour hints"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(models, tmp_path, flags, said):
