@@ -218,15 +218,17 @@ def gather_resume(
     source = model_folder.existing_folder(arguments.models_dir, resume)
     summary = model_folder.summarize(source)
     name = arguments.name
-    if summary.config and summary.config.shipped and not name:
-        if not asking:
-            raise UsageError(
-                f"{resume!r} came with the toolkit and stays as it is; continue it in a copy with --name NEW."
-            )
-        name = prompts.ask_name(arguments.models_dir, f"my-{resume}")
+    shipped = bool(summary.config and summary.config.shipped)
+    if shipped and not name:  # it stays as it is
+        name = prompts.ask_name(arguments.models_dir, f"my-{resume}") if asking else f"my-{resume}"
     folder = model_folder.open_folder(arguments.models_dir, name) if name else source
     if name and folder.exists() and is_main_process():
-        raise UsageError(f"There is a model {name!r} already; choose another --name for the copy.")
+        raise UsageError(
+            f"There is a model {name!r} already; continue it with --resume {name}, or choose another --name for the "
+            f"copy of {resume!r}."
+        )
+    if shipped and asking:  # what it was trained on lies elsewhere
+        given |= prompts.ask_settings(given, lambda _: {"data": recipe.sections["data"]}, current=summary.config.data)
     if summary.complete and "epochs" not in given and asking:
         given["epochs"] = prompts.ask_epochs_to_add(resume, summary.epochs)
         schedule = summary.config.training.lr_schedule

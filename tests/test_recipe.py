@@ -82,9 +82,12 @@ def test_starting_from_another_model_leaves_its_network_unasked(tmp_path):
 
 def test_a_shipped_model_is_continued_in_a_copy(tmp_path):
     model(tmp_path, shipped=True, training=TrainingConfig(epochs=3))
-    with pytest.raises(UsageError, match="--name NEW"):
-        gather(tmp_path, "--resume", "old")
     assert gather(tmp_path, "--resume", "old", "--name", "mine").folder.name == "mine"
+    request = gather(tmp_path, "--resume", "old")
+    assert (request.folder.name, request.source.name) == ("my-old", "old")
+    model(tmp_path, "my-old")
+    with pytest.raises(UsageError, match=r"'my-old' already; continue it with --resume my-old"):
+        gather(tmp_path, "--resume", "old")
 
 
 def test_without_a_terminal_the_missing_flags_are_named(tmp_path):

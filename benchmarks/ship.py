@@ -1,0 +1,82 @@
+#!/usr/bin/env python
+"""Makes a model that comes with the toolkit out of the runs that trained it, stage after stage.
+
+    python benchmarks/ship.py RUN [RUN ...] --to models/base [--most MEGABYTES]
+
+RUN is a model folder; the weights are those of the last one's best_model.pth: the moving average, in half precision,
+without anything that only an exact continuation needs. Whoever resumes it gets a copy with a fresh AdamW. The
+histories of all runs are joined into one, each entry with the name of its stage.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from Project7 import errors, model_folder
+from Project7.checkpoints import load_checkpoint, rebuild, save_checkpoint
+from Project7.config import RunConfig, from_dict
+from Project7.errors import ProjectError
+from Project7.model_folder import ModelFolder
+
+RATE = 1e-4  # the constant learning rate that a continuation begins with: that of the last stage has ended at nothing
+
+
+def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
+    """The entries of all histories, their epochs and steps counted through."""
+    entries: list[dict[str, Any]] = []
+    for run in runs:
+        epochs, steps = (entries[-1][name] if entries else 0 for name in ("epoch", "step"))
+        history = load_checkpoint(run.best)["history"]  # to its best epoch: what came later is not in the weights
+        for entry in history:
+            counted = {"epoch": entry["epoch"] + epochs, "step": entry["step"] + steps, "stage": run.name}
+            windows = [[window[0] + steps, *window[1:]] for window in entry.get("windows", [])]
+            entries.append(entry | counted | {"windows": windows})
+    return entries
+
+
+def settings(stored: RunConfig, epochs: int) -> RunConfig:
+    """The last stage's, as far as a continuation can use them: the place of the data is `data/`, the rate is constant."""
+    data = stored.data.model_copy(update={"data": f"data/{Path(stored.data.data).name}"})
+    changes = {"epochs": epochs, "lr_schedule": "constant", "learning_rate": RATE, "mixed_precision": "auto"}
+    training = stored.training.model_copy(update=changes)
+    return stored.model_copy(update={"data": data, "training": training, "shipped": True})
+
+
+def ship(runs: list[ModelFolder], to: ModelFolder, most: float) -> None:
+    """Writes best_model.pth, config.json and training_history.json. Raises ProjectError where that is over `most` MB."""
+    stored = load_checkpoint(runs[-1].best)
+    history = joined(runs)
+    last = from_dict(stored["config"], runs[-1].best)
+    model = rebuild(last, stored["model_state_dict"], runs[-1].best)
+    learnt = dict(model.named_parameters())  # buffers such as a palette stay exact
+    weights = {n: t.half() if n in learnt else t for n, t in model.state_dict().items()}
+    config = settings(last, history[-1]["epoch"])
+    kept = {name: stored[name] for name in ("train_loss", "val_loss", "best_val_loss")}
+    places = {"epoch": history[-1]["epoch"], "step": history[-1]["step"], "history": history}
+    model_folder.create(to)
+    save_checkpoint(
+        to.best, {**places, **kept, "model_state_dict": weights, "config": config.model_dump(mode="json")}
+    )
+    model_folder.write_config(to, config)
+    model_folder.write_history(to, history)
+    size = to.best.stat().st_size / 1e6
+    if size > most:
+        raise ProjectError(f"{to.best} has {size:.1f} MB, and may have {most:g}; train a narrower network.")
+    count = sum(p.numel() for p in learnt.values())
+    print(f"{to.best}: {count / 1e6:.1f} million weights, {size:.1f} MB, {len(history)} epochs of {len(runs)} stages")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a model folder; the last one's weights")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--most", type=float, default=32, metavar="MEGABYTES", help="size of the weights at most (32)")
+    arguments = parser.parse_args()
+    ship([ModelFolder(path) for path in arguments.runs], ModelFolder(arguments.to), arguments.most)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))
