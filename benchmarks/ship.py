@@ -38,7 +38,7 @@ def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
 
 
 def settings(stored: RunConfig, epochs: int) -> RunConfig:
-    """The last stage's, as far as a continuation can use them: the place of the data is `data/`, the rate is constant."""
+    """The last stage's, as a continuation can use them: the place of the data is `data/`, the rate is constant."""
     data = stored.data.model_copy(update={"data": f"data/{Path(stored.data.data).name}"})
     changes = {"epochs": epochs, "lr_schedule": "constant", "learning_rate": RATE, "mixed_precision": "auto"}
     training = stored.training.model_copy(update=changes)
@@ -46,7 +46,7 @@ def settings(stored: RunConfig, epochs: int) -> RunConfig:
 
 
 def ship(runs: list[ModelFolder], to: ModelFolder, most: float) -> None:
-    """Writes best_model.pth, config.json and training_history.json. Raises ProjectError where that is over `most` MB."""
+    """Writes the three files of a model folder. Raises ProjectError where the weights are over `most` MB."""
     stored = load_checkpoint(runs[-1].best)
     history = joined(runs)
     last = from_dict(stored["config"], runs[-1].best)
@@ -57,9 +57,7 @@ def ship(runs: list[ModelFolder], to: ModelFolder, most: float) -> None:
     kept = {name: stored[name] for name in ("train_loss", "val_loss", "best_val_loss")}
     places = {"epoch": history[-1]["epoch"], "step": history[-1]["step"], "history": history}
     model_folder.create(to)
-    save_checkpoint(
-        to.best, {**places, **kept, "model_state_dict": weights, "config": config.model_dump(mode="json")}
-    )
+    save_checkpoint(to.best, {**places, **kept, "model_state_dict": weights, "config": config.model_dump(mode="json")})
     model_folder.write_config(to, config)
     model_folder.write_history(to, history)
     size = to.best.stat().st_size / 1e6
