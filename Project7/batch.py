@@ -48,8 +48,13 @@ class BatchRandom(NamedTuple):
         return values[self.start : self.start + self.count]
 
     def _generator(self, name: str, device: str | None = None) -> torch.Generator:
-        digest = hashlib.sha256(f"{self.seed}/{self.step}/{name}".encode()).digest()
-        return torch.Generator(device or self.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return keyed_generator(f"{self.seed}/{self.step}/{name}", device or self.device)
+
+
+def keyed_generator(key: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random numbers that are a function of `key` alone."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class Batch(NamedTuple):

@@ -5,6 +5,7 @@ lightness (guided_filter.py), which is kept as it is. So the cost of the network
 """
 
 import dataclasses
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -19,6 +20,7 @@ from PIL import ImageColor
 from torch import Tensor
 
 from Project7 import color
+from Project7.batch import keyed_generator
 from Project7.checkpoints import load_model
 from Project7.config import FAST_STEPS, ColorizeConfig, RunConfig
 from Project7.errors import ProjectError, UsageError, sentence
@@ -76,9 +78,10 @@ class Colorizer:
     ) -> "PIL.Image.Image | list[PIL.Image.Image]":
         """The photo in colour, at its own size; a list of `variants` different answers where that is given.
 
-        Variant k is what `seed` + k gives alone, with the same options. `options` are the method's own: `sampler` and
-        `steps` for diffusion, `temperature` and `variety` for classification, where several variants bring some
-        variety with them. hints: spots whose colour is known, for a model trained with --hints.
+        Its noise is a function of `seed` and of the photo; variant k is what `seed` + k gives alone, with the same
+        options. `options` are the method's own: `sampler` and `steps` for diffusion, `temperature` and `variety` for
+        classification, where several variants bring some variety with them. hints: spots whose colour is known, for a
+        model trained with --hints.
         """
         photo = as_photo(image)
         if "variety" in self.model.OPTIONS and (variants or 1) > 1:
@@ -103,7 +106,7 @@ class Colorizer:
         lightness = [full_lightness(photo.rgb) for photo in photos]
         size = self.working_shape(photos[0].rgb.shape[:2], working_size)
         small = torch.cat([shrink(L, size) for L in lightness]).repeat_interleave(len(seeds), dim=0)
-        generators = [torch.Generator().manual_seed(seed) for _ in photos for seed in seeds]
+        generators = [noise for photo in photos for noise in photo_noise(photo, seeds)]
         if hints:
             options["hints"] = self.hint_maps(hints, photos[0].rgb.shape[:2], size, len(small))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -181,6 +184,13 @@ def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collec
     if "variety" in options:
         found.setdefault("variety", 1.0 if settings.variants > 1 else 0.0)
     return found
+
+
+def photo_noise(photo: Photo, seeds: Sequence[int]) -> list[torch.Generator]:
+    """A function of seed and photo. Of the seed alone, all photos of one shape would share it, and a seed whose noise
+    happens to lean towards purple would give a whole folder that tint."""
+    digest = hashlib.sha256(np.ascontiguousarray(photo.rgb)).hexdigest()
+    return [keyed_generator(f"{seed}/{digest}") for seed in seeds]
 
 
 def pick_device(name: str) -> torch.device:

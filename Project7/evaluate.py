@@ -5,7 +5,6 @@ learnt nothing. Everything is measured on 8-bit sRGB, as a person would see it.
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from Project7 import color, metrics
 from Project7.atomic_file import as_json, write_text
+from Project7.batch import keyed_generator
 from Project7.checkpoints import load_model
 from Project7.colorize import pick_device
 from Project7.config import EvaluateConfig, RunConfig
@@ -106,8 +106,7 @@ def draw_hints(ab: Tensor, settings: EvaluateConfig, names: Sequence[str]) -> tu
 
 
 def generator(seed: int, sample: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{sample}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return keyed_generator(f"{seed}/{sample}/{name}")
 
 
 # -- measures --------------------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from PIL import Image
 from Project7 import colorize as module
 from Project7.checkpoints import save_checkpoint
 from Project7.color import channels_first, rgb_to_lab
-from Project7.colorize import Colorizer, Job, colorize_files, method_options, plan_outputs
+from Project7.colorize import Colorizer, Job, colorize_files, method_options, photo_noise, plan_outputs
 from Project7.config import FAST_STEPS, ColorizeConfig, DataConfig, DiffusionConfig, RegressionConfig, RunConfig
 from Project7.errors import UsageError
 from Project7.methods import build
+from Project7.photo import from_array
 
 CONFIG = RunConfig(
     model=DiffusionConfig(features=(8, 16), time_dim=16, hints=True, timesteps=50), data=DataConfig(image_size=16)
@@ -83,6 +84,16 @@ def test_bfloat16_is_taken_where_it_is_asked_for_and_changes_little(weights, col
     exact, answer = (np.asarray(c.colorize(rgb, steps=2)).astype(int) for c in (colorizer, half))
     assert set(seen) == {torch.bfloat16}
     assert 0 < np.abs(exact - answer).mean() < 4
+
+
+def test_photos_of_one_shape_do_not_share_their_noise():
+    """Nor does its company matter: one seed is no common tint for a whole folder."""
+    one, two = (from_array(picture(20, 30, seed=s)) for s in (1, 2))
+    noise = {s: [torch.randn(99, generator=g) for g in photo_noise(one, s)] for s in ((0,), (0, 1))}
+    assert torch.equal(noise[0,][0], noise[0, 1][0])
+    assert not torch.equal(*noise[0, 1])
+    (other,) = (torch.randn(99, generator=g) for g in photo_noise(two, [0]))
+    assert not torch.equal(noise[0,][0], other)
 
 
 def test_variant_k_is_what_the_next_seed_gives(colorizer):
