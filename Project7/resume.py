@@ -46,7 +46,8 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
     A flag that repeats the stored value is accepted; one that contradicts it is refused with all such flags listed,
     unless the setting is free (device, workers, ...) or part of a new learning-rate schedule. `epochs` is added to
     the epochs that are done; without it the plan stays. A model without an objective of its own gets that of the
-    recipe, where `sections` has one.
+    recipe, where `sections` has one. Of a shipped model, which is continued in a copy on a person's own photos with a
+    fresh optimizer, only the network is fixed.
     """
     stored = for_recipe(from_dict(checkpoint["config"], source), sections)
     done = checkpoint.get("epoch", 0)
@@ -64,7 +65,7 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
             pass  # the same images may lie elsewhere now; check_data compares the pictures themselves
         elif name == "lr_schedule" or (name in _SCHEDULE and "lr_schedule" in given):
             pass
-        elif extra(field, "fixed"):
+        elif extra(field, "fixed") and not (stored.shipped and section in ("data", "training")):
             flag = "--" + name.replace("_", "-")
             hint = " (or start a new schedule with --lr-schedule as well)" if name in _SCHEDULE else ""
             refused.append(f"{flag} is {_show(before)} in this model, not {_show(value)}{hint}")
