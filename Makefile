@@ -10,7 +10,7 @@ help: ## list the targets
 
 setup: .venv/installed ## make .venv and install the toolkit in it
 
-demo: .venv/installed ## train a small model on a few photos and colour two that it has not seen (4 minutes)
+demo: .venv/installed ## colour two photos with the model that comes with the toolkit
 	@$(BIN)/python -m Project7 demo
 
 test: .venv/installed-dev ## lint and tests (8 minutes)

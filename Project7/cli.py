@@ -52,9 +52,7 @@ def add_colorize(commands) -> None:
     about = "colour photos and whole folders with a trained model"
     parser = commands.add_parser("colorize", help=about, description=about.capitalize() + ".")
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
-    parser.add_argument(
-        "--model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file (the only one, or base)"
-    )
+    parser.add_argument("--model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file (base)")
     parser.add_argument(
         "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (outputs)"
     )
@@ -130,16 +128,13 @@ def show_outcomes(outcomes, total: int, output: Path, console) -> int:
 
 
 def default_model(models_dir: Path) -> str:
-    """`base` where it is shipped, or the only model there is. Raises UsageError otherwise."""
+    """`base`, which comes with the toolkit, or the only model of a folder of one's own. Raises UsageError otherwise."""
     names = [model.name for model in model_folder.list_models(models_dir)]
-    if "base" in names:
+    if not names or "base" in names:
         return "base"
     if len(names) == 1:
         return names[0]
-    choice = (
-        f"choose one with --model: {', '.join(names)}" if names else "train one: python -m Project7.train_diffusion"
-    )
-    raise UsageError(f"Which model? There are {len(names) or 'none'} in {models_dir}; {choice}.")
+    raise UsageError(f"Which of the {len(names)} models in {models_dir}? Choose with --model: {', '.join(names)}.")
 
 
 # -- evaluate, compare -----------------------------------------------------------------------------------------------
@@ -253,7 +248,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def add_models(commands) -> None:
-    about = "list the trained models"
+    about = "list the trained models, and those that come with the toolkit"
     parser = commands.add_parser("models", help=about, description=about.capitalize() + ".")
     parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
     parser.set_defaults(run=models)
@@ -266,6 +261,9 @@ def models(arguments: argparse.Namespace) -> int:
     found = model_folder.list_models(arguments.models_dir)
     if not found:
         print(f"No models in {arguments.models_dir} yet. Train one: python -m Project7.train_diffusion")
+    own = {model.name for model in found}
+    found += [model for model in model_folder.shipped_models() if model.name not in own]
+    if not found:
         return 0
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("model", "method", "size", "epochs", "best loss", "changed", "weights"):
@@ -417,8 +415,9 @@ def download(arguments: argparse.Namespace) -> int:
 
 
 def add_demo(commands) -> None:
-    about = "train a small model on a few real photos, and colour two that it has not seen"
+    about = "colour two photos with the model that comes with the toolkit, or with one trained on the spot"
     parser = commands.add_parser("demo", help=about, description=about.capitalize() + ".")
+    parser.add_argument("--train", action="store_true", help="train a small model on four photos first (4 minutes)")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), metavar="DIR")
     parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
     parser.set_defaults(run=demo)
@@ -427,7 +426,7 @@ def add_demo(commands) -> None:
 def demo(arguments: argparse.Namespace) -> int:
     from Project7.demo import run_demo
 
-    return run_demo(arguments.output, arguments.models_dir)
+    return run_demo(arguments.output, arguments.models_dir, train=arguments.train)
 
 
 COMMANDS = (

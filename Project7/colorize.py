@@ -6,6 +6,7 @@ lightness (guided_filter.py), which is kept as it is. So the cost of the network
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -138,10 +139,11 @@ class Colorizer:
             raise UsageError(f"A {self.config.model.method} model has no confidence map; use a classification model.")
 
     def working_shape(self, size: tuple[int, int], working_size: int | None) -> tuple[int, int]:
-        """The shape of the picture that the network sees: its short side is `working_size` (default: as trained)."""
-        short = working_size or self.config.data.image_size
-        scale = short / min(size)
-        scale = min(scale, _LONGEST * short / max(size))
+        """The shape of the picture that the network sees: its short side is `working_size`. The default is that of
+        the training; a smaller photo is not enlarged, which costs much and tells nothing, but to half of that."""
+        whole = working_size or self.config.data.image_size
+        short = working_size or max(math.ceil(whole / 2), min(whole, *size))
+        scale = min(short / min(size), _LONGEST * whole / max(size))
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
     def hint_maps(self, hints: Sequence[Hint], photo: tuple[int, int], small: tuple[int, int], count: int):

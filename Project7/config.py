@@ -468,7 +468,7 @@ class ColorizeConfig(BaseModel):
     )
     working_size: int | None = setting(
         None,
-        "short side of the picture that the network sees, in pixels (default: that of its training)",
+        "short side of the picture that the network sees, in pixels (default: as trained; a smaller photo's own)",
         ge=8,
         le=4096,
     )

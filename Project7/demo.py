@@ -1,7 +1,5 @@
-"""`project7 demo`: the main job on a few real photos, with nothing to download: train a small model, colour an
-unseen photo.
-
-Where a trained model is shipped (models/base), the demo uses that one instead of training.
+"""`project7 demo`: the main job on real photos, with nothing to download: colour them with the shipped model, or with
+`--train` by a small one that is trained on the spot and has not seen them.
 """
 
 import shutil
@@ -29,21 +27,21 @@ _CONFIG = RunConfig(
 )
 
 
-def run_demo(output: Path, models_dir: Path) -> int:
+def run_demo(output: Path, models_dir: Path, *, train: bool = False) -> int:
     """Writes gray | colour | truth and the full-size colour picture of each photo to `output`.
 
     Returns the exit code.
     """
     console = Console(soft_wrap=True)
     output.mkdir(parents=True, exist_ok=True)
-    folder = ModelFolder(models_dir / "base")
-    if folder.best.exists():
-        console.print(f"Colouring with the shipped model {folder.path}.", highlight=False)
-    else:
+    if train:
         folder = ModelFolder(output / "models" / "demo")
         stopped = train_small(folder, output / "photos", console)
         if stopped:
             return stopped
+    else:
+        folder = model_folder.existing_folder(models_dir, "base")
+        console.print(f"Colouring with the shipped model {folder.path}, which has seen neither.", highlight=False)
     show_photos(folder, output, console)
     return 0
 
@@ -63,7 +61,7 @@ def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
 
     kept = {name: path for name, path in sample_photos().items() if name not in HELD_OUT}
     console.print(
-        f"No model is shipped, so a small one is trained first, on crops of {len(kept)} photos ({', '.join(kept)}). "
+        f"A small model is trained first, on crops of {len(kept)} photos ({', '.join(kept)}). "
         f"The photos it will colour ({', '.join(HELD_OUT)}) are not among them.",
         highlight=False,
     )
@@ -108,5 +106,6 @@ def show_photos(folder: ModelFolder, output: Path, console: Console) -> None:
         console.print(f"\n{name}{f': {known}' if folder.name == 'demo' else ''}", highlight=False)
         console.print(f"  gray | colour | truth   {output / f'{name}-gray-colour-truth.png'}", highlight=False)
         console.print(f"  in colour, full size    {output / f'{name}.png'}", highlight=False)
-    if folder.name == "demo":
-        console.print("\nA model that has seen more knows more: python Project7/train_diffusion.py", highlight=False)
+    more = "A model that has seen more knows more: python Project7/train_diffusion.py"
+    yours = "Your photos: project7 colorize PHOTO    a model of your own from a few photos: project7 demo --train"
+    console.print(f"\n{more if folder.name == 'demo' else yours}", highlight=False)

@@ -90,9 +90,20 @@ def open_folder(models_dir: Path, name: str) -> ModelFolder:
     return ModelFolder(path)
 
 
+def shipped_models() -> list["ModelSummary"]:
+    """The models that come with the toolkit: in `models/` of the checkout, or of the installed package."""
+    package = Path(__file__).resolve().parent
+    checkout = (package.parent / "pyproject.toml").exists()
+    models = list_models((package.parent if checkout else package) / "models")
+    return [model for model in models if model.config and model.config.shipped]
+
+
 def existing_folder(models_dir: Path, name: str) -> ModelFolder:
+    """The folder of a model, or of a shipped one where `models_dir` has none of that name."""
     folder = open_folder(models_dir, name)
     if not folder.exists():
+        if shipped := next((model for model in shipped_models() if model.name == name), None):
+            return shipped.folder
         there = [model.name for model in list_models(models_dir)]
         known = f"the models there are {', '.join(there)}" if there else "there are no models yet; train one first"
         raise UsageError(f"No model {name!r} in {models_dir}: {known}.")
@@ -176,13 +187,17 @@ def set_aside(path: Path) -> Path:
 class ModelSummary:
     """A line of the models table."""
 
-    name: str
+    folder: ModelFolder
     config: RunConfig | None  # None where config.json is missing or damaged
     epochs: int
     best_val_loss: float | None
     changed: datetime | None  # of the weights
     size: int  # bytes of best_model.pth
     complete: bool  # all planned epochs are done
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
 
 
 def list_models(models_dir: Path) -> list[ModelSummary]:
@@ -209,7 +224,7 @@ def summarize(folder: ModelFolder) -> ModelSummary:
     best = latest.get("best_val_loss", min(losses, default=None))
     weights = next((path for path in (folder.best, folder.last) if path.exists()), None)
     return ModelSummary(
-        name=folder.name,
+        folder=folder,
         config=config,
         epochs=epochs if isinstance(epochs, int) else len(history),
         best_val_loss=best if isinstance(best, int | float) and isfinite(best) else None,

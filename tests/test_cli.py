@@ -120,7 +120,20 @@ def test_bad_requests_exit_2_with_one_sentence(place, arguments, words):
     assert all(word in done.stderr for word in words), done.stderr
 
 
-def test_models_are_listed_and_an_empty_folder_says_so(place):
+def test_the_model_where_none_is_named(tmp_path):
+    assert cli.default_model(tmp_path) == "base"
+    for name in ("mine", "yours"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best_model.pth").touch()
+        if name == "mine":
+            assert cli.default_model(tmp_path) == "mine"
+    with pytest.raises(UsageError, match=r"Which of the 2 models .* --model: mine, yours"):
+        cli.default_model(tmp_path)
+    shutil.copytree(tmp_path / "mine", tmp_path / "base")
+    assert cli.default_model(tmp_path) == "base"
+
+
+def test_models_are_listed_and_an_empty_folder_says_so_beside_the_shipped_ones(place):
     listed = project7("models", "--models-dir", place / "models", cwd=place)
     assert listed.returncode == 0
     assert "tiny" in listed.stdout
@@ -128,6 +141,7 @@ def test_models_are_listed_and_an_empty_folder_says_so(place):
     empty = project7("models", "--models-dir", place / "none", cwd=place)
     assert empty.returncode == 0
     assert "train_diffusion" in empty.stdout
+    assert "base-classification" in empty.stdout
 
 
 def test_a_model_with_terms_is_used_like_any_other(place):

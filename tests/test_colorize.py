@@ -96,6 +96,13 @@ def test_photos_of_one_shape_do_not_share_their_noise():
     assert not torch.equal(noise[0,][0], other)
 
 
+def test_a_small_photo_is_not_enlarged_beyond_half_of_the_trained_size(colorizer):
+    """CONFIG is trained at 16 pixels."""
+    shapes = {(40, 60): (16, 24), (16, 16): (16, 16), (12, 18): (12, 18), (8, 8): (8, 8), (4, 6): (8, 12)}
+    assert {size: colorizer.working_shape(size, None) for size in shapes} == shapes
+    assert colorizer.working_shape((12, 18), 16) == (16, 24), "asked for"
+
+
 def test_variant_k_is_what_the_next_seed_gives(colorizer):
     rgb = picture(40, 30)
     variants = colorizer.colorize(rgb, seed=5, variants=3, steps=2)

@@ -389,13 +389,19 @@ def test_a_folder_of_the_same_name_without_weights_is_not_meant(model, tmp_path)
 
 def test_an_unknown_name_lists_the_models(model):
     make_model(model.path.parent, "other")
-    with pytest.raises(UsageError, match=r"No model 'base' in .*: the models there are mine, other\."):
-        find_weights("base", model.path.parent)
+    with pytest.raises(UsageError, match=r"No model 'ghost' in .*: the models there are mine, other\."):
+        find_weights("ghost", model.path.parent)
 
 
 def test_an_unknown_name_in_an_empty_folder_says_what_to_do(tmp_path):
     with pytest.raises(UsageError, match="there are no models yet; train one first"):
-        find_weights("base", tmp_path)
+        find_weights("ghost", tmp_path)
+
+
+def test_a_shipped_model_is_found_from_anywhere_unless_one_of_its_name_is_there(model, tmp_path):
+    assert find_weights("base", tmp_path) == ROOT / "models" / "base" / "best_model.pth"
+    own = make_model(model.path.parent, "base")
+    assert find_weights("base", model.path.parent) == own.best
 
 
 @pytest.mark.parametrize("given", ["weights.pth", "models/nobody", "models/mine/last_model.pth", "/nowhere/x.pth"])
