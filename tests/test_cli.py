@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from Project7 import cli, model_folder
+from Project7 import cli, demo, model_folder
 from Project7.checkpoints import save_checkpoint
 from Project7.config import DataConfig, DiffusionConfig, ObjectiveConfig, RunConfig, to_json
 from Project7.dataset import sample_photos
@@ -185,6 +185,19 @@ def test_the_demo_uses_a_shipped_model(place):
         assert picture.size == truth.size
     with Image.open(place / "demo" / "coffee-gray-colour-truth.png") as row:
         assert row.width > 3 * picture.width
+
+
+@pytest.mark.slow
+def test_the_demo_trains_a_model_of_its_own_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "_SECONDS", 20)
+    few = DataConfig(crops=20, val_limit=1)
+    monkeypatch.setattr(demo, "_CONFIG", demo._CONFIG.model_copy(update={"data": few}))
+    assert demo.run_demo(tmp_path / "out", tmp_path / "models", train=True) == 0
+    assert "are not among them" in capsys.readouterr().out
+    assert ModelFolder(tmp_path / "out" / "models" / "demo").best.exists()
+    assert (tmp_path / "out" / "coffee-gray-colour-truth.png").exists()
+    assert demo.run_demo(tmp_path / "out", tmp_path / "models", train=True) == 0
+    assert "an earlier demo trained" in capsys.readouterr().out
 
 
 def test_help_names_every_command_and_every_training_script(place):
