@@ -52,7 +52,9 @@ def add_colorize(commands) -> None:
     about = "colour photos and whole folders with a trained model"
     parser = commands.add_parser("colorize", help=about, description=about.capitalize() + ".")
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
-    parser.add_argument("--model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file (base)")
+    parser.add_argument(
+        "--model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file (base, or the only one)"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (outputs)"
     )

@@ -17,6 +17,7 @@ from Project7.atomic_file import sweep, write_text
 from Project7.config import RunConfig, from_json, to_json
 from Project7.errors import ProjectError, UsageError
 
+_PACKAGE = Path(__file__).resolve().parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LIST_OF_NUMBERS = re.compile(r"\[[\s\d.,eE+-]*\]")  # goes on one line of the history
 
@@ -24,8 +25,11 @@ _LIST_OF_NUMBERS = re.compile(r"\[[\s\d.,eE+-]*\]")  # goes on one line of the h
 def default_models_dir() -> Path:
     """`models/` of this checkout, wherever the command is called from; of the current folder once installed
     elsewhere."""
-    checkout = Path(__file__).resolve().parent.parent
-    return checkout / "models" if (checkout / "pyproject.toml").exists() else Path("models")
+    return _PACKAGE.parent / "models" if _in_checkout() else Path("models")
+
+
+def _in_checkout() -> bool:
+    return (_PACKAGE.parent / "pyproject.toml").exists()
 
 
 def check_name(name: str) -> str:
@@ -92,9 +96,7 @@ def open_folder(models_dir: Path, name: str) -> ModelFolder:
 
 def shipped_models() -> list["ModelSummary"]:
     """The models that come with the toolkit: in `models/` of the checkout, or of the installed package."""
-    package = Path(__file__).resolve().parent
-    checkout = (package.parent / "pyproject.toml").exists()
-    models = list_models((package.parent if checkout else package) / "models")
+    models = list_models((_PACKAGE.parent if _in_checkout() else _PACKAGE) / "models")
     return [model for model in models if model.config and model.config.shipped]
 
 
