@@ -62,6 +62,7 @@ class Batch(NamedTuple):
     ab: Tensor  # (B, 2, H, W), about unit variance
     random: BatchRandom
     image_share: float = 0.0  # share of the samples whose ab_hat is wanted, those that are known best; 0 for none
+    maps: tuple[Tensor, ...] | None = None  # what the encoder sees, where that was computed before: feature_cache.py
 
 
 class Step(NamedTuple):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from Project7.batch import Batch, Estimate, Step
 from Project7.config import ClassificationConfig
+from Project7.encoder import Encoder, Maps
 from Project7.errors import ProjectError, sentence
 from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.layers import AttentionGate, FiLM, ResBlock, SelfAttention2d, group_norm
@@ -68,12 +69,17 @@ class ClassificationColorizer(nn.Module):
 
     OPTIONS = ("temperature", "variety")  # of colorize
     LOSS = "classification"
+    METRICS = ()  # of a step, that validation reports besides
 
     def __init__(self, config: ClassificationConfig):
         super().__init__()
         self.config = config
         width = config.width
-        self.encoder = Encoder(config)
+        if config.encoder:
+            self.encoder: nn.Module = Encoder(config.encoder, config.encoder_size)
+            self.levels = FrozenLevels(self.encoder.channels, config)
+        else:
+            self.encoder = ResNet34(config)
         self.attention = SelfAttention2d(8 * width)
         self.context = GlobalColorContextHead(8 * width)
         channels = (8 * width, 4 * width, 2 * width, width)
@@ -99,7 +105,7 @@ class ClassificationColorizer(nn.Module):
     def forward(self, batch: Batch) -> Step:
         """The loss of the three heads and of the histograms; see `losses`."""
         truth = self.to_lab(self.shrink(batch.ab))  # (B, 2, h, w), Lab units
-        logits, residual, confidence, histograms = self.network(batch.L)
+        logits, residual, confidence, histograms = self.network(batch.L, batch.maps)
         terms = self.losses(logits, residual, confidence, histograms, truth)
         loss = sum(_WEIGHTS[name] * value for name, value in terms.items())
         estimate = None
@@ -157,37 +163,46 @@ class ClassificationColorizer(nn.Module):
         *,
         generator: torch.Generator | list[torch.Generator] | None = None,
         hints: tuple[Tensor, Tensor] | None = None,
+        maps: Maps | None = None,
         temperature: float | None = None,
         variety: float = 0.0,
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> ab (B, 2, H, W), in the network's range, in one pass of the network.
 
         temperature: of the annealed mean; None is that of the model. variety: 0 is the likeliest answer; above it,
-        noise from `generator` (one for all, or one a picture) tips the classes, by regions rather than by pixels.
+        noise from `generator` (one for all, or one per picture) tips the classes, by regions rather than by pixels.
+        maps: what `look` has seen, of the photo itself where that is larger than L; None looks at L.
         """
         if hints is not None:
             raise ValueError("a classification model cannot take colour hints")
-        logits, residual, _, _ = self.network(L)
+        logits, residual, _, _ = self.network(L, maps)
         if variety:
             logits = logits + variety * class_noise(self.centres, len(L), logits.shape[-2:], generator).to(logits)
         temperature = self.config.temperature if temperature is None else temperature
         return self.expand(self.from_lab(annealed_mean(logits, self.centres, temperature) + residual), L)
 
     @torch.no_grad()
-    def confidence(self, L: Tensor) -> Tensor:
+    def confidence(self, L: Tensor, maps: Maps | None = None) -> Tensor:
         """L (B, 1, H, W) -> (B, 1, H, W): the probability that a place's colour is within 10 Lab units of the truth."""
-        found = torch.sigmoid(self.network(L)[2].float())
+        found = torch.sigmoid(self.network(L, maps)[2].float())
         return F.interpolate(found, L.shape[-2:], mode="bilinear", align_corners=False)
 
     # -- the network -------------------------------------------------------------------------------------------------
 
-    def network(self, L: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def look(self, view: Tensor) -> Maps | None:
+        """What a frozen encoder sees in L (B, 1, H, W) of any size; None with the generator's own ResNet34."""
+        return self.encoder(self.encoder.view(view)) if self.config.encoder else None
+
+    def network(self, L: Tensor, maps: Maps | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """L (B, 1, H, W) -> logits (B, Q, h, w), residual (B, 2, h, w) in Lab units, confidence (B, 1, h, w) before
         the sigmoid, histograms (B, 2, 64) before the softmax; h = H / stem_stride, rounded up."""
         stride = self.config.stem_stride
         # In whole numbers: math.ceil would fix the size of the picture in an ONNX graph.
         h, w = ((side + stride - 1) // stride for side in L.shape[-2:])
-        x, *skips = reversed(self.encoder(pad_to_multiple(L, 8 * self.config.stem_stride)))
+        if self.config.encoder:
+            x, *skips = reversed(self.levels(self.look(L) if maps is None else maps, L))
+        else:
+            x, *skips = reversed(self.encoder(pad_to_multiple(L, 8 * stride)))
         x = self.attention(x)
         histograms = self.context(x)
         context = torch.softmax(histograms.float(), dim=-1).flatten(1)
@@ -211,7 +226,31 @@ class ClassificationColorizer(nn.Module):
         return expand(ab, L, self.config.stem_stride)
 
 
-class Encoder(nn.Module):
+class FrozenLevels(nn.Module):
+    """A frozen encoder's maps as the decoder takes them: 1, 2, 4 and 8 times the width, fine to coarse.
+
+    The finest level is the lightness of the cells of the heads' grid, which the encoder has not at this resolution.
+    """
+
+    def __init__(self, channels: tuple[int, ...], config: ClassificationConfig):
+        super().__init__()
+        self.stride, width = config.stem_stride, config.width
+        self.details = nn.Sequential(nn.Conv2d(self.stride**2, width, 3, padding=1), ResBlock(width, width))
+        finest, *coarser = channels
+        self.to_cells = nn.Sequential(nn.GroupNorm(1, finest), nn.Conv2d(finest, 2 * width, 2))  # maps lie on corners
+        self.lateral = nn.ModuleList(
+            nn.Sequential(nn.GroupNorm(1, count), nn.Conv2d(count, factor * width, 1))
+            for count, factor in zip(coarser, (4, 8), strict=True)
+        )
+
+    def forward(self, maps: Maps, L: Tensor) -> list[Tensor]:
+        cells = F.pixel_unshuffle(pad_to_multiple(L, self.stride), self.stride)
+        finest, *coarser = maps
+        found = [lateral(part) for lateral, part in zip(self.lateral, coarser, strict=True)]
+        return [self.details(cells), self.to_cells(finest), *found]
+
+
+class ResNet34(nn.Module):
     """ResNet34 for one channel: (B, 1, H, W) -> four maps, of 1, 2, 4 and 8 times the width, each half the size."""
 
     def __init__(self, config: ClassificationConfig):

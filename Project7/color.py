@@ -158,6 +158,12 @@ def gray(rgb: Tensor) -> Tensor:
     return torch.cat([gray_byte] * 3, dim=-3)
 
 
+def gray_level(L: Tensor) -> Tensor:
+    """L (B, 1, H, W) in [-1, 1] -> the sRGB level of the gray of that lightness, (B, 1, H, W) in [0, 1]."""
+    f = ((L.float() + 1) * 50 + 16) / 116
+    return linear_to_srgb(torch.where(f > _DELTA, f**3, 3 * _DELTA**2 * (f - 4 / 29)))
+
+
 def without_chroma(L: Tensor) -> Tensor:
     """L (B, 1, H, W) in [-1, 1] -> the gray picture of that lightness, (B, 3, H, W) uint8."""
     nothing = torch.zeros_like(L)

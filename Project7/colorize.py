@@ -24,6 +24,7 @@ from Project7 import color
 from Project7.batch import keyed_generator
 from Project7.checkpoints import load_model
 from Project7.config import FAST_STEPS, ColorizeConfig, RunConfig
+from Project7.encoder import Maps, resize, view_shape
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.guided_filter import bicubic_matrix, enlarge_rows, line_coefficients
 from Project7.methods import METHODS
@@ -108,6 +109,9 @@ class Colorizer:
         size = self.working_shape(photos[0].rgb.shape[:2], working_size)
         small = torch.cat([shrink(L, size) for L in lightness]).repeat_interleave(len(seeds), dim=0)
         generators = [noise for photo in photos for noise in photo_noise(photo, seeds)]
+        maps = self.look(lightness)
+        if maps is not None:
+            options["maps"] = tuple(part.repeat_interleave(len(seeds), dim=0) for part in maps)
         if hints:
             options["hints"] = self.hint_maps(hints, photos[0].rgb.shape[:2], size, len(small))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -131,12 +135,31 @@ class Colorizer:
         self.check_confidence()
         L = full_lightness(as_photo(image).rgb)
         small = shrink(L, self.working_shape(L.shape[-2:], working_size)).to(self.device)
-        found = self.model.confidence(small).float().cpu()
+        found = self.model.confidence(small, self.look([L])).float().cpu()
         return F.interpolate(found, L.shape[-2:], mode="bilinear")[0, 0].numpy()
 
     def check_confidence(self) -> None:
         if not hasattr(self.model, "confidence"):
             raise UsageError(f"A {self.config.model.method} model has no confidence map; use a classification model.")
+
+    def look(self, lightness: Sequence[Tensor]) -> Maps | None:
+        """What the model's encoder sees in photos whose views have one shape: in the photos themselves, not in the
+        smaller working pictures. lightness: L (1, 1, H, W) of each."""
+        if self.view_size is None:
+            return None
+        views = torch.cat([resize(L, view_shape(L.shape[-2:], self.view_size)) for L in lightness])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.model.look(views.to(self.device))
+
+    @property
+    def view_size(self) -> int | None:
+        """The short side at which the model's encoder looks at a photo; None without one."""
+        return self.config.model.encoder_size if self.config.model.encoder else None
+
+    def shapes(self, size: tuple[int, int], working_size: int | None) -> tuple[tuple[int, int] | None, ...]:
+        """Of the pictures that the network sees of a photo (H, W): photos that share them may share a batch."""
+        view = None if self.view_size is None else view_shape(size, self.view_size)
+        return self.working_shape(size, working_size), view
 
     def working_shape(self, size: tuple[int, int], working_size: int | None) -> tuple[int, int]:
         """The shape of the picture that the network sees: its short side is `working_size`. The default is that of
@@ -344,7 +367,7 @@ def fits(
     """Whether a photo may go through the network with those waiting: one working shape, and little memory in all."""
     first, size = batch[0][1].rgb.shape[:2], photo.rgb.shape[:2]
     pixels = sum(p.rgb.shape[0] * p.rgb.shape[1] for _, p in batch) + size[0] * size[1]
-    same = colorizer.working_shape(size, working_size) == colorizer.working_shape(first, working_size)
+    same = colorizer.shapes(size, working_size) == colorizer.shapes(first, working_size)
     return same and len(batch) < most and pixels <= _PIXELS_TOGETHER
 
 

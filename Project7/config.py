@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
+    PlainSerializer,
     Tag,
     ValidationError,
     create_model,
@@ -49,6 +51,11 @@ def setting(
 
 Width = Annotated[int, Field(ge=1, le=4096)]
 Pair = tuple[float, float]
+# A setting that is mostly one value, and may be one for each source of images: one is written as itself.
+_AS_TUPLE = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,))
+_ONE_AS_ITSELF = PlainSerializer(lambda values: values[0] if len(values) == 1 else values)
+Sources = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _AS_TUPLE, _ONE_AS_ITSELF]
+PerSource = Annotated[tuple[Annotated[int, Field(ge=1, le=10_000)], ...], _AS_TUPLE, _ONE_AS_ITSELF]
 
 
 class DiffusionConfig(BaseModel):
@@ -80,18 +87,46 @@ class DiffusionConfig(BaseModel):
         1.0, "divides the signal-to-noise ratio by its square: more of the timesteps are nearly noise", ge=1, le=32
     )
     min_snr_gamma: float = setting(0.0, "min-SNR loss weight (Hang et al. 2023); 0 is none, 5 the paper's", ge=0)
-    chroma_scale: Literal[1, 2] = setting(
-        1, "2 predicts ab at half resolution from a space-to-depth L, in a quarter of the time"
+    chroma_scale: Literal[1, 2, 4, 8] = setting(
+        1, "predict ab at this fraction of the resolution and enlarge it along the edges of L: 2 is half, 4 a quarter"
     )
+    attention_levels: int = setting(1, "levels of the U-Net with self-attention, counted from the coarsest", ge=1, le=8)
     hints: bool = setting(False, "train with colour hints, so that a person can say what colour a spot has")
+    hint_share: float = setting(0.5, "share of the training samples that are given hints", gt=0, le=1)
+    encoder: str | None = setting(
+        None,
+        "frozen network of timm that looks at the photo: tf_efficientnet_lite2 comes with the toolkit; none is without",
+        min_length=1,
+    )
+    encoder_size: int = setting(224, "short side in pixels at which the encoder looks at a photo", ge=32, le=2048)
+    encoder_weights: str | None = setting(
+        None, "file with the weights of another encoder, instead of timm's download", min_length=1
+    )
+    neck_width: int = setting(96, "channels between the encoder and the U-Net", ge=4, le=1024)
+    head: Literal["none", "mean", "classes"] = setting(
+        "none", "what is predicted beside, in one pass: the mean colour, or the probability of each palette colour"
+    )
+    head_weight: float = setting(0.25, "weight of the head's loss beside the squared error", gt=0, le=100)
+    head_entropy: bool = setting(False, "tell the U-Net where the head of palette colours is unsure")
+    bins: int = setting(313, "colours of the palette of the head", ge=2, le=4096)
+    palette: str | None = setting(None, "file of `project7 palette`; without one it is fitted first", min_length=1)
+    rebalance: float = setting(
+        0.0, "how much rare colours count more in the head: 0 not at all, 1 by rarity", ge=0, le=1
+    )
+    feature_dropout: float = setting(
+        0.1, "share of the encoder's channels, and of the samples' whole encoder, left out in training", ge=0, le=0.9
+    )
     ab_mean: Pair = setting((2.1, 8.9), "a and b that the network sees as 0 (the mean of natural photos)")
     ab_std: Pair = setting((12.6, 17.7), "a and b that the network sees as 1 (their standard deviation)")
 
     @model_validator(mode="before")
     @classmethod
     def _classic_schedule(cls, values: Any) -> Any:
-        """`--prediction-type epsilon` alone means the classic pair: linear betas, their last step left as it is."""
+        """`--prediction-type epsilon` alone means the classic pair: linear betas, their last step left as it is; and
+        `--encoder none` alone is without the head that reads an encoder."""
         if isinstance(values, dict):
+            if "encoder" in values and values["encoder"] is None:
+                values = {"head": "none", "head_entropy": False, **values}
             if values.get("prediction_type") == "epsilon":
                 values = {"zero_terminal_snr": False, **values}
             if not values.get("zero_terminal_snr", True):
@@ -118,6 +153,12 @@ class DiffusionConfig(BaseModel):
             )
         if min(self.ab_std) <= 0:
             raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
+        if self.encoder_weights and not self.encoder:
+            raise ValueError("encoder_weights are those of an encoder, and there is none; use --encoder NAME")
+        if self.encoder is None and self.head != "none":
+            raise ValueError(f"head {self.head} reads what an encoder sees; use --encoder NAME, or --head none")
+        if self.head_entropy and self.head != "classes":
+            raise ValueError(f"head_entropy needs the probabilities of --head classes, and head is {self.head}")
         return self
 
 
@@ -134,12 +175,22 @@ class ClassificationConfig(BaseModel):
     blocks: tuple[Annotated[int, Field(ge=1, le=64)], ...] = setting(
         (3, 4, 6, 3), "residual blocks of the encoder's four levels; 3,4,6,3 is ResNet34", min_length=4, max_length=4
     )
-    stem_stride: Literal[1, 2, 4] = setting(
-        1, "how much the stem shrinks the picture: 1 for 64 px, 4 is ResNet34's, for 256 px"
+    stem_stride: Literal[1, 2, 4, 8] = setting(
+        1, "how much the stem shrinks the picture: 1 for 64 px, 4 is ResNet34's, for 256 px; 8 needs --encoder"
     )
     palette: str | None = setting(None, "file of `project7 palette`; without one it is fitted first", min_length=1)
+    encoder: str | None = setting(
+        None,
+        "frozen network of timm in place of the generator's own ResNet34, which is trained: tf_efficientnet_lite2 "
+        "comes with the toolkit; none is the ResNet34",
+        min_length=1,
+    )
+    encoder_size: int = setting(224, "short side in pixels at which a network of timm looks at a photo", ge=32, le=2048)
     encoder_weights: str | None = setting(
-        None, "start from ResNet34's convolutions: 'imagenet' (torchvision's) or a file", min_length=1
+        None,
+        "start from ResNet34's convolutions: 'imagenet' (torchvision's) or a file; with --encoder, a file of its "
+        "weights",
+        min_length=1,
     )
     temperature: float = setting(0.38, "of the annealed mean: 1 is the mean, 0 the mode", ge=0, le=10)
     rebalance: float = setting(
@@ -155,7 +206,9 @@ class ClassificationConfig(BaseModel):
 
     @model_validator(mode="after")
     def _combinations(self):
-        if self.encoder_weights and (self.width, self.blocks) != (64, (3, 4, 6, 3)):
+        if self.stem_stride == 8 and not self.encoder:
+            raise ValueError("stem_stride 8 is beyond ResNet34's; use 4, or a network of timm with --encoder")
+        if self.encoder_weights and not self.encoder and (self.width, self.blocks) != (64, (3, 4, 6, 3)):
             raise ValueError(
                 f"encoder_weights are those of ResNet34, and need --width 64 --blocks 3,4,6,3 (not {self.width} and "
                 f"{','.join(map(str, self.blocks))})"
@@ -182,12 +235,27 @@ class RegressionConfig(BaseModel):
     fade: float = setting(
         0.5, "share of their contrast that training photos lose at most, where outputs is lab", ge=0, le=0.95
     )
-    chroma_scale: Literal[1, 2, 4] = setting(1, "2 or 4 predicts at that part of the resolution")
+    chroma_scale: Literal[1, 2, 4] = setting(1, "predict at this fraction of the resolution: 2 is half, 4 a quarter")
+    encoder: str | None = setting(
+        None,
+        "frozen network of timm that looks at the photo: tf_efficientnet_lite2 comes with the toolkit; none is without",
+        min_length=1,
+    )
+    encoder_size: int = setting(224, "short side in pixels at which the encoder looks at a photo", ge=32, le=2048)
+    encoder_weights: str | None = setting(
+        None, "file with the weights of another encoder, instead of timm's download", min_length=1
+    )
+    neck_width: int = setting(96, "channels between the encoder and the U-Net", ge=4, le=1024)
+    feature_dropout: float = setting(
+        0.1, "share of the encoder's channels, and of the samples' whole encoder, left out in training", ge=0, le=0.9
+    )
     ab_mean: Pair = setting((2.1, 8.9), "a and b that the network sees as 0 (the mean of natural photos)")
     ab_std: Pair = setting((12.6, 17.7), "a and b that the network sees as 1 (their standard deviation)")
 
     @model_validator(mode="after")
     def _combinations(self):
+        if self.encoder_weights and not self.encoder:
+            raise ValueError("encoder_weights are those of an encoder, and there is none; use --encoder NAME")
         if min(self.ab_std) <= 0:
             raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
         return self
@@ -209,22 +277,43 @@ MethodConfig = Annotated[
 class DataConfig(BaseModel):
     model_config = SETTINGS
 
-    data: str = setting(
-        "samples",
-        "Tiny ImageNet (folder or zip), any folder or zip of images, or 'samples' for the built-in photos",
+    data: Sources = setting(
+        ("samples",),
+        "Tiny ImageNet (folder or zip), any folder or zip of images, or 'samples' for the built-in photos; several are "
+        "mixed",
         ask="Training images (folder, zip, or 'samples')",
         min_length=1,
+    )
+    shares: tuple[Annotated[float, Field(gt=0)], ...] | None = setting(
+        None, "how often the photos of each --data are trained on, such as 2,1 (default: by their number)", min_length=1
     )
     image_size: int = setting(64, "side of the training squares in pixels", ge=8, le=1024)
     limit: int | None = setting(None, "use only this many training images", ge=1)
     min_colorfulness: float = setting(
         0.0, "leave out images less colourful than this (Hasler & Suesstrunk; 10 drops the gray ones)", ge=0, le=150
     )
-    crops: int = setting(
-        1, "1: the centre square of a photo; N: N random squares of it, for small sets", ge=1, le=10_000
+    crops: PerSource = setting(
+        (1,),
+        "1: the centre square of a photo; N: N random squares of it, for small sets; one number, or one per --data",
+        min_length=1,
     )
     val_fraction: float = setting(0.05, "share of the images kept for validation where the set has none", gt=0, le=0.5)
-    val_limit: int = setting(1000, "validation images at most", ge=1)
+    val_limit: int = setting(1000, "validation images at most, of each --data", ge=1)
+
+    @model_validator(mode="after")
+    def _combinations(self):
+        count = len(self.data)
+        if len(set(self.data)) < count:
+            raise ValueError("data names one source twice; use --shares to train on it more often")
+        if self.shares and len(self.shares) != count:
+            raise ValueError(
+                f"shares has {len(self.shares)} numbers for {count} sources of images; give one for each --data"
+            )
+        if len(self.crops) not in (1, count):
+            raise ValueError(
+                f"crops has {len(self.crops)} numbers for {count} sources of images; give one, or one for each"
+            )
+        return self
 
 
 class TrainingConfig(BaseModel):
@@ -242,6 +331,19 @@ class TrainingConfig(BaseModel):
     gradient_clip: float = setting(1.0, "largest norm of the gradient", gt=0)
     ema_decay: float = setting(0.999, "decay of the weight average that is saved and sampled with", ge=0, lt=1)
     seed: int = setting(0, "of everything random", ge=0, lt=2**63)
+    mirror: bool = setting(True, "mirror half of the training photos at random")
+    zoom: float = setting(
+        1.0,
+        "side of the smallest random crop of a training photo, as a share of its side; 1 shows it whole",
+        gt=0.1,
+        le=1,
+    )
+    old_photos: float = setting(
+        0.0,
+        "share of the training photos whose lightness is blurred, faded, grainy and compressed like an old one",
+        ge=0,
+        le=1,
+    )
     mixed_precision: Literal["no", "auto", "bf16", "fp16"] = setting(
         "no", "autocast; auto measures at the start whether bf16 is faster here (fp16 only on CUDA)", fixed=False
     )
@@ -249,6 +351,9 @@ class TrainingConfig(BaseModel):
         False, "torch.compile the networks, on CUDA (some minutes before the first step)", fixed=False
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", fixed=False)
+    cache_features: bool = setting(
+        False, "compute what the encoder sees once, and keep it on the disk (50 to 200 kB per photo)", fixed=False
+    )
     num_workers: int = setting(0, "processes that read images (the cache needs none)", fixed=False, ge=0, le=256)
     image_interval: int = setting(250, "steps between comparison pictures; 0 is none", fixed=False, ge=0)
     save_minutes: float = setting(10.0, "minutes between saves within an epoch", fixed=False, gt=0)
@@ -258,6 +363,15 @@ class TrainingConfig(BaseModel):
         "learning rate, twice at most",
         fixed=False,
     )
+
+    @model_validator(mode="after")
+    def _combinations(self):
+        if self.cache_features and (self.zoom < 1 or self.old_photos):
+            raise ValueError(
+                "cache_features keeps what the encoder sees of each photo as it is, and zoom and old_photos change it "
+                "at every step; leave out --cache-features, or --zoom and --old-photos"
+            )
+        return self
 
 
 class ObjectiveConfig(BaseModel):
@@ -428,6 +542,16 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _combinations(self):
+        if self.training.cache_features:
+            if not self.model.encoder:
+                raise ValueError(
+                    "cache_features keeps what an encoder sees, and this model has none; use --encoder NAME"
+                )
+            if self.model.method == "regression" and self.model.outputs == "lab":
+                raise ValueError(
+                    "cache_features keeps what the encoder sees of each photo as it is, and --outputs lab fades it at "
+                    "every step; leave out --cache-features"
+                )
         if self.loss is None:
             return self
         if self.model.method != "regression" or self.objective:
@@ -525,10 +649,20 @@ def with_defaults(
     return create_model(config.__name__, __base__=config, **changed)
 
 
-# Of new diffusion models. A stored configuration that says nothing of chroma_scale is at full resolution, as the first
-# ones were; half of it learns more in the same time (benchmarks/RESULTS.md).
+ENCODER = "tf_efficientnet_lite2"  # what comes with the toolkit
+_SHIFT_AT_32 = 3.0  # noise_shift of a chroma grid of 32 x 32 cells (benchmarks/RESULTS.md)
+
+
+def shift_for(image_size: int, chroma_scale: int) -> float:
+    """The noise shift that suits a chroma grid: the smoother the picture, the more noise it survives, and the signal of
+    a smooth region grows with its number of cells (Hoogeboom et al. 2023, Simple Diffusion, section 3.1)."""
+    return min(32.0, max(1.0, _SHIFT_AT_32 * image_size / chroma_scale / 32))
+
+
+# Of new diffusion models. A stored configuration that says nothing of these is as the first ones were: at full
+# resolution, without an encoder.
 SECTIONS: Sections = {
-    "model": with_defaults(DiffusionConfig, chroma_scale=2),
+    "model": with_defaults(DiffusionConfig, chroma_scale=4, encoder=ENCODER, head="classes", attention_levels=2),
     "data": DataConfig,
     "training": TrainingConfig,
 }
@@ -556,15 +690,20 @@ def kept(stored: BaseModel, new: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_text(text: str, kind: Any) -> Any:
-    """What a person types for a value of type `kind`: commas make a list, 'none' is no value; pydantic does the
-    rest."""
+    """What a person types for a value of type `kind`: commas make a list of numbers, 'none' is no value; pydantic does
+    the rest."""
     text = text.strip()
+    choices = get_args(kind)
+    if type(None) in choices:
+        if text.lower() == "none":
+            return None
+        kind = next(choice for choice in choices if choice is not type(None))
     if get_origin(kind) is tuple:  # one width, one number: a list all the same
-        return [part.strip() for part in text.strip("[]() ").split(",")]
+        item = get_args(kind)[0]
+        is_text = (get_args(item) or (item,))[0] is str  # a path may hold commas
+        return text if is_text else [part.strip() for part in text.strip("[]() ").split(",")]
     if get_origin(kind) is Literal:
         return next((choice for choice in get_args(kind) if str(choice) == text), text)
-    if type(None) in get_args(kind) and text.lower() == "none":
-        return None
     return text
 
 

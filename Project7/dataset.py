@@ -72,13 +72,51 @@ class DataSummary:
         return lines + [f"  {self.warning}"] * bool(self.warning)
 
 
+class MixedPictures:
+    """Several arrays (N_k, S, S, 3) read as one of all their pictures, without a copy."""
+
+    def __init__(self, parts: Sequence[np.ndarray]):
+        self.parts = tuple(parts)
+        self.starts = np.cumsum([0, *map(len, parts)])
+        self.shape = (int(self.starts[-1]), *parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, which: "slice | np.ndarray") -> np.ndarray:
+        numbers = np.arange(len(self))[which]
+        found = np.empty((len(numbers), *self.shape[1:]), np.uint8)
+        part = np.searchsorted(self.starts, numbers, side="right") - 1
+        for k, pictures in enumerate(self.parts):
+            found[part == k] = np.asarray(pictures)[numbers[part == k] - self.starts[k]]
+        return found
+
+
 @dataclass(frozen=True)
 class ImageSet:
-    images: np.ndarray  # (N, S, S, 3) uint8, memory-mapped, read-only
+    images: np.ndarray | MixedPictures  # (N, S, S, 3) uint8, memory-mapped, read-only
     names: tuple[str, ...]  # N names inside the source
     labels: tuple[str, ...]  # N classes (wnids) of Tiny ImageNet, "" elsewhere
     fingerprint: str  # of the pixels and their order: the same data elsewhere is the same
-    summary: DataSummary | None
+    summary: "DataSummary | MixedSummary | None"
+    sizes: tuple[int, ...] = ()  # of several sources: how many of the N pictures each has
+    shares: tuple[float, ...] = ()  # and how often each is trained on, in all 1
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """The numbers of the N pictures that are trained on in an epoch, in their order."""
+        if not self.sizes:
+            return epoch_order(seed, epoch, len(self.images))
+        return mixed_order(seed, epoch, self.sizes, self.shares)
+
+
+@dataclass(frozen=True)
+class MixedSummary:
+    """What became of the photos of several sources."""
+
+    parts: tuple[tuple[str, DataSummary], ...]  # the source, and its part
+
+    def lines(self) -> list[str]:
+        return [f"{line}  ({source})" for source, summary in self.parts for line in summary.lines()]
 
 
 class Photo(NamedTuple):
@@ -104,22 +142,52 @@ def open_dataset(
 
     Raises UsageError where there is no image, ProjectError where more than 5 % are broken or the disk is full.
     """
-    source = scan(config.data)
-    if config.data == SAMPLES and config.crops == 1:
-        config = config.model_copy(update={"crops": _SAMPLE_CROPS})
+    crops = config.crops * len(config.data) if len(config.crops) == 1 else config.crops
+    opened = [
+        open_source(source, count, config, seed=seed, cache_dir=cache_dir, progress=progress)
+        for source, count in zip(config.data, crops, strict=True)
+    ]
+    if len(opened) == 1:
+        return opened[0]
+    training, validation = (mixed(config.data, parts, config.shares) for parts in zip(*opened, strict=True))
+    return training, validation
+
+
+def open_source(
+    data: str, crops: int, config: DataConfig, *, seed: int, cache_dir: Path | None, progress: Counter | None
+) -> tuple[ImageSet, ImageSet]:
+    source = scan(data)
+    how = {"size": config.image_size, "crops": _SAMPLE_CROPS if data == SAMPLES and crops == 1 else crops}
     training, validation = split(source, config.val_fraction, seed)
     if config.limit or config.min_colorfulness:
         training = shuffled(training, seed)
     warning = "the only photo is used for training and for validation" if training == validation else ""
     where = cache_dir or default_cache_dir()
+    least = config.min_colorfulness
     parts = [
-        open_part(source, "training", training, config, config.limit, seed, where, progress),
+        open_part(source, "training", training, how, least, config.limit, seed, where, progress),
         # Validation photos are the same for every seed of the run, where the set has its own part.
-        open_part(source, "validation", shuffled(validation, 0), config, config.val_limit, seed, where, progress),
+        open_part(source, "validation", shuffled(validation, 0), how, least, config.val_limit, seed, where, progress),
     ]
     if warning:
         parts[1] = replace(parts[1], summary=replace(parts[1].summary, warning=warning))
     return parts[0], parts[1]
+
+
+def mixed(sources: Sequence[str], parts: Sequence[ImageSet], shares: Sequence[float] | None) -> ImageSet:
+    """Several sets as one; shares: None trains on each picture equally often."""
+    sizes = tuple(len(part.images) for part in parts)
+    wanted = shares or sizes
+    facts = json.dumps([[part.fingerprint for part in parts], list(wanted)])
+    return ImageSet(
+        MixedPictures([part.images for part in parts]),
+        tuple(name for part in parts for name in part.names),
+        tuple(label for part in parts for label in part.labels),
+        hashlib.sha256(facts.encode()).hexdigest(),
+        MixedSummary(tuple(zip(sources, (part.summary for part in parts), strict=True))),
+        sizes,
+        tuple(share / sum(wanted) for share in wanted),
+    )
 
 
 def open_photos(
@@ -140,9 +208,10 @@ def open_photos(
     if source.validation is None and split:
         raise UsageError(f"--data {data} is not divided into train and val; leave --split out, it is used whole.")
     photos = source.training if source.validation is None or split == "train" else source.validation
-    config = DataConfig(data=data, image_size=size)
-    where = cache_dir or default_cache_dir()
-    return open_part(source, "test", shuffled(photos, 0), config, limit, 0, where, progress)
+    how = {"size": size, "crops": 1}
+    return open_part(
+        source, "test", shuffled(photos, 0), how, 0.0, limit, 0, cache_dir or default_cache_dir(), progress
+    )
 
 
 def default_cache_dir() -> Path:
@@ -293,6 +362,24 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
+def mixed_order(seed: int, epoch: int, sizes: Sequence[int], shares: Sequence[float]) -> np.ndarray:
+    """Several sets, one after the other in one numbering -> the order of an epoch, as long as all together.
+
+    Each set gets its share of the epoch and goes through its pictures pass after pass, across epochs: one that is small
+    for its share repeats, one that is large goes on where the last epoch left it.
+    """
+    total = sum(sizes)
+    ends = np.round(np.cumsum([0.0, *shares]) * total).astype(int)
+    ends[-1] = total
+    chosen, first = [], 0
+    for k, (size, count) in enumerate(zip(sizes, np.diff(ends), strict=True)):
+        places = np.arange(epoch * count, (epoch + 1) * count)
+        passes = {p: np.random.default_rng([seed, int(p), k]).permutation(size) for p in np.unique(places // size)}
+        chosen.append(first + np.array([passes[p][n] for p, n in zip(places // size, places % size, strict=True)], int))
+        first += size
+    return np.concatenate(chosen)[np.random.default_rng([seed, epoch]).permutation(total)]
+
+
 # -- the cache -------------------------------------------------------------------------------------------------------
 
 
@@ -300,17 +387,21 @@ def open_part(
     source: Source,
     part: str,
     photos: Sequence[Photo],
-    config: DataConfig,
+    how: dict[str, int],
+    min_colorfulness: float,
     limit: int | None,
     seed: int,
     cache_dir: Path,
     progress: Counter | None,
 ) -> ImageSet:
-    """One part from the cache, built first where it is not there. Of two processes, one builds and the other waits."""
+    """One part from the cache, built first where it is not there. Of two processes, one builds and the other waits.
+
+    how: the size of the squares, and how many of a photo.
+    """
     from filelock import FileLock
 
-    how = {"size": config.image_size, "crops": config.crops, "seed": seed if config.crops > 1 else 0}
-    choice = {"limit": limit, "min_colorfulness": config.min_colorfulness, "part": part, "version": _CACHE_VERSION}
+    how = {**how, "seed": seed if how["crops"] > 1 else 0}
+    choice = {"limit": limit, "min_colorfulness": min_colorfulness, "part": part, "version": _CACHE_VERSION}
     key = hashlib.sha256(json.dumps([how, choice, photos]).encode()).hexdigest()[:24]
     folder = cache_dir / key
     try:
@@ -530,7 +621,7 @@ def load_batches(images: np.ndarray, batches: Sequence[np.ndarray], *, num_worke
     import torch
 
     if num_workers == 0:
-        plain = np.asarray(images)
+        plain = images if isinstance(images, MixedPictures) else np.asarray(images)
         for indices in batches:
             yield torch.from_numpy(plain[indices])
         return
@@ -546,23 +637,24 @@ def load_batches(images: np.ndarray, batches: Sequence[np.ndarray], *, num_worke
 
 
 class _Pictures:
-    """What a DataLoader's worker reads from: the memory map is opened again by its path, never copied."""
+    """What a DataLoader's worker reads from: the memory maps are opened again by their paths, never copied."""
 
-    def __init__(self, images: np.ndarray):
+    def __init__(self, images: np.ndarray | MixedPictures):
         self.images = images
 
     def __getitem__(self, indices: np.ndarray) -> "Tensor":
         import torch
 
-        return torch.from_numpy(np.asarray(self.images)[indices])
+        images = self.images if isinstance(self.images, MixedPictures) else np.asarray(self.images)
+        return torch.from_numpy(images[indices])
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getstate__(self):
-        if isinstance(self.images, np.memmap):
-            return str(self.images.filename), self.images.shape
-        return self.images
+        parts = self.images.parts if isinstance(self.images, MixedPictures) else (self.images,)
+        return [(str(p.filename), p.shape) if isinstance(p, np.memmap) else p for p in parts]
 
     def __setstate__(self, state):
-        self.images = np.memmap(state[0], np.uint8, "r", shape=state[1]) if isinstance(state, tuple) else state
+        parts = [np.memmap(p[0], np.uint8, "r", shape=p[1]) if isinstance(p, tuple) else p for p in state]
+        self.images = parts[0] if len(parts) == 1 else MixedPictures(parts)

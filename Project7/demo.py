@@ -66,7 +66,7 @@ def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
         highlight=False,
     )
     lay_out(photos, kept)
-    config = _CONFIG.model_copy(update={"data": _CONFIG.data.model_copy(update={"data": str(photos)})})
+    config = _CONFIG.model_copy(update={"data": _CONFIG.data.model_copy(update={"data": (str(photos),)})})
     config, said = settle_precision(config)
     console.print(said, highlight=False)
     images = recipe.open_images(config, None, console)

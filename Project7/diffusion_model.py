@@ -2,32 +2,57 @@
 
 x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps        the forward process, x_0 = ab
 eps, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0   what the U-Net predicts from (x_t, t, L)
+
+With an encoder it is told more than L: L -> encoder (frozen) -> neck -> head (the mean colour, or a distribution), and
+the U-Net gets the neck's map and the head's mean. All of that is computed once per photo, not once per step.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from Project7.batch import Batch, BatchRandom, Estimate, Step
+from Project7.color_head import ColorHead, MeanHead
 from Project7.config import STEPS, DiffusionConfig
+from Project7.encoder import Encoder, Maps
 from Project7.guided_filter import expand, pad_to_multiple, shrink
+from Project7.neck import Neck, drop_features
 from Project7.samplers import make_noise_scheduler, make_sampler, sample
 
 _WEIGHT_FLOOR = 0.05  # of the min-SNR weight: at zero SNR it would be 0 and the last steps go untrained
+_FINEST = 4  # pixels of L on a side that the network is shown of a cell; of larger cells, their means
+Hints = tuple[Tensor, Tensor]  # ab and a mask
+
+
+class Context(NamedTuple):
+    """What is known before the first denoising step."""
+
+    known: Tensor | None  # (B, C, h, w): what the U-Net is told of it; None without an encoder
+    answer: Tensor | None  # the head's: logits (B, Q, h, w), or ab (B, 2, h, w); None without a head
 
 
 class DiffusionColorizer(nn.Module):
     """`forward` is a training step, `colorize` colours. Any picture size: padding and cropping happen inside."""
 
     OPTIONS = ("sampler", "steps")  # of colorize
-    LOSS = "mse"
 
     def __init__(self, config: DiffusionConfig):
         super().__init__()
         self.config = config
         self.unet = make_unet(config)
+        self.LOSS = "mse" if config.head == "none" else "mse_and_head"
+        self.METRICS = () if config.head == "none" else ("mse", "head", "unexplained")
+        self.encoder = self.neck = self.head = None
+        if config.encoder:
+            self.encoder = Encoder(config.encoder, config.encoder_size)
+            self.neck = Neck(self.encoder.channels, detail_channels(config), config.neck_width)
+            if config.head == "classes":
+                self.head = ColorHead(config.neck_width, config.bins, config.rebalance)
+            elif config.head == "mean":
+                self.head = MeanHead(config.neck_width, config.ab_mean, config.ab_std)
         with torch.device("cpu"):  # constants are real even where the weights are not yet: checkpoints.rebuild
             self.noise_scheduler = make_noise_scheduler(config)
             constants = {
@@ -39,7 +64,8 @@ class DiffusionColorizer(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, batch: Batch) -> Step:
-        """The mean squared error of the prediction at one random timestep a sample (Ho et al. 2020, eq. 14)."""
+        """The mean squared error of the prediction at one random timestep per sample (Ho et al. 2020, eq. 14), and the
+        loss of the head where there is one."""
         x_0 = self.shrink(batch.ab)  # (B, 2, h, w)
         t_cpu = (batch.random.spread("timestep") * self.config.timesteps).long()
         t = t_cpu.to(x_0.device, non_blocking=True)  # (B,)
@@ -48,17 +74,46 @@ class DiffusionColorizer(nn.Module):
         x_t = signal * x_0 + sigma * noise
 
         hints = self.draw_hints(x_0, batch.random) if self.config.hints else None
-        prediction = self.denoise(x_t, t, batch.L, hints).float()
+        maps = self.look(batch.L) if batch.maps is None else batch.maps
+        if maps is not None and self.training:
+            maps = drop_features(maps, self.config.feature_dropout, batch.random)
+        context = self.context(batch.L, maps, hints)
+        prediction = self.denoise(x_t, t, batch.L, hints, context.known).float()
 
         target = noise if self.config.prediction_type == "epsilon" else signal * noise - sigma * x_0
         mse = (prediction - target).square().mean(dim=(1, 2, 3))
+        loss, metrics = self.loss_weight(t) * mse, {"mse": mse.detach()}
+        if self.head is not None:
+            truth = self.to_lab(x_0)
+            of_head = self.head.loss(context.answer, truth)
+            off = (self.head.mean(context.answer.detach()) - truth) / self.ab_std[:, None, None]
+            loss = loss + self.config.head_weight * of_head
+            metrics |= {"head": of_head.detach(), "unexplained": off.square().mean(dim=(1, 2, 3)).detach()}
         estimate = None
         if batch.image_share:
             low = (t_cpu < self.image_timesteps(batch.image_share)).nonzero()[:, 0].to(t.device, non_blocking=True)
             x_0_hat, L = self.x_0_hat(prediction[low], x_t[low], t[low]), batch.L[low]
             weight = self.image_weight(t[low], batch.image_share)
             estimate = Estimate(self.expand(x_0_hat, L), self.expand(x_0[low], L), low, weight)
-        return Step(self.loss_weight(t) * mse, {"mse": mse.detach()}, estimate)
+        return Step(loss, metrics, estimate)
+
+    def look(self, view: Tensor) -> Maps | None:
+        """What the encoder sees in L (B, 1, H, W) of any size; None without an encoder. Once per photo is enough."""
+        return None if self.encoder is None else self.encoder(self.encoder.view(view))
+
+    def context(self, L: Tensor, maps: Maps | None, hints: Hints | None) -> Context:
+        """What the neck and the head make of it. The head's mean is handed on without its gradient: the denoiser's
+        error must not teach the head to be anything but the truth."""
+        if self.neck is None:
+            return Context(None, None)
+        known = self.neck(maps, torch.cat([self.lightness(L), *(hints or ())], dim=1))
+        if self.head is None:
+            return Context(known, None)
+        answer = self.head(known)
+        told = [self.from_lab(self.head.mean(answer.detach()))]
+        if self.config.head_entropy:
+            told.append(self.head.entropy(answer.detach()))
+        return Context(torch.cat([known, *told], dim=1), answer)
 
     def image_timesteps(self, share: float) -> int:
         """Image-space terms act below this timestep: the `share` of the schedule with the least noise."""
@@ -81,23 +136,26 @@ class DiffusionColorizer(nn.Module):
         L: Tensor,
         *,
         generator: torch.Generator | list[torch.Generator],
-        hints: tuple[Tensor, Tensor] | None = None,
+        hints: Hints | None = None,
+        maps: Maps | None = None,
         sampler: str = "dpm++",
         steps: int = STEPS,
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> a sample of ab (B, 2, H, W), in the network's range.
 
         hints: ab (B, 2, H, W) and a mask (B, 1, H, W) that is 1 where it is given; ValueError if the model was not
-        trained with hints. generator: one for all, or one a picture.
+        trained with hints. generator: one for all, or one per picture. maps: what `look` has seen, of the photo itself
+        where that is larger than L; None looks at L.
         """
         if hints is not None and not self.config.hints:
             raise ValueError("this model was trained without colour hints (--hints), and cannot take any")
         if self.config.hints:
             hints = self.shrink_hints(*hints) if hints else self.no_hints(L)
+        context = self.context(L, self.look(L) if maps is None else maps, hints)
         scheduler = make_sampler(sampler, self.noise_scheduler, steps=steps)
         shape = (len(L), 2, *(math.ceil(side / self.config.chroma_scale) for side in L.shape[-2:]))
         x_0 = sample(
-            lambda x_t, t: self.denoise(x_t, t.expand(len(L)), L, hints).float(),
+            lambda x_t, t: self.denoise(x_t, t.expand(len(L)), L, hints, context.known).float(),
             scheduler,
             shape,
             generator=generator,
@@ -105,13 +163,19 @@ class DiffusionColorizer(nn.Module):
         )
         return self.expand(x_0, L)
 
-    def denoise(self, x_t: Tensor, t: Tensor, L: Tensor, hints: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """The network: x_t (B, 2, h, w), t (B,), L (B, 1, H, W) -> its prediction (B, 2, h, w)."""
+    def denoise(self, x_t: Tensor, t: Tensor, L: Tensor, hints: Hints | None = None, known: Tensor | None = None):
+        """The network: x_t (B, 2, h, w), t (B,), L (B, 1, H, W), what is known (B, C, h, w) -> its prediction."""
         h, w = x_t.shape[-2:]
-        lightness = F.pixel_unshuffle(self.fit(L), self.config.chroma_scale)  # (B, scale^2, h, w)
-        inputs = torch.cat([x_t, lightness, *(hints or ())], dim=1)
-        multiple = 2 ** (len(self.config.features) - 1)  # the U-Net halves the picture once a level
+        inputs = torch.cat([x_t, self.lightness(L), *(hints or ()), *([] if known is None else [known])], dim=1)
+        multiple = 2 ** (len(self.config.features) - 1)  # the U-Net halves the picture once per level
         return self.unet(pad_to_multiple(inputs, multiple), t).sample[..., :h, :w]
+
+    def lightness(self, L: Tensor) -> Tensor:
+        """L (B, 1, H, W) at the chroma grid: the pixels of a cell as channels (B, C, h, w), at most 4 x 4 of them, so
+        that a network for quarter resolution fits one for an eighth."""
+        scale = self.config.chroma_scale
+        fine = min(scale, _FINEST)
+        return F.pixel_unshuffle(shrink(self.fit(L), scale // fine), fine)
 
     def x_0_hat(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The clean chroma that a prediction implies, kept within what ab can be.
@@ -152,46 +216,66 @@ class DiffusionColorizer(nn.Module):
         """x_0 (B, 2, h, w) -> ab (B, 2, H, W), along the edges of L."""
         return expand(x_0, L, self.config.chroma_scale)
 
-    def draw_hints(self, x_0: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
-        """True colours at random points: for half of the samples none, for the others about 1 to 64 (log-uniform).
+    def to_lab(self, ab: Tensor) -> Tensor:
+        return ab * self.ab_std[:, None, None] + self.ab_mean[:, None, None]
+
+    def from_lab(self, ab: Tensor) -> Tensor:
+        return (ab - self.ab_mean[:, None, None]) / self.ab_std[:, None, None]
+
+    def draw_hints(self, x_0: Tensor, random: BatchRandom) -> Hints:
+        """True colours at random points: for `hint_share` of the samples about 1 to 64 (log-uniform), else none.
 
         After Zhang et al. 2017, Real-Time User-Guided Image Colorization, section 3.2.
         """
         h, w = x_0.shape[-2:]
-        draw = random.uniform("hints")[:, None, None, None]  # (B, 1, 1, 1); its upper half asks for points
-        points = 2 ** ((draw - 0.5) * 12)
-        share = torch.where(draw < 0.5, 0.0, points / (h * w))
+        none = 1 - self.config.hint_share
+        draw = random.uniform("hints")[:, None, None, None]  # (B, 1, 1, 1); its upper part asks for points
+        points = 2 ** ((draw - none) * (6 / self.config.hint_share))
+        share = torch.where(draw < none, 0.0, points / (h * w))
         mask = (random.uniform("hint places", (1, h, w)) < share).to(x_0.dtype)
         return x_0 * mask, mask
 
-    def shrink_hints(self, ab: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def shrink_hints(self, ab: Tensor, mask: Tensor) -> Hints:
         """Hints at full resolution -> at that of x_0: the mean of the hints in a cell."""
         ab, mask = self.shrink(ab * mask), self.shrink(mask)
         return torch.where(mask > 0, ab / mask.clamp(min=1e-6), 0.0), (mask > 0).to(ab.dtype)
 
-    def no_hints(self, L: Tensor) -> tuple[Tensor, Tensor]:
+    def no_hints(self, L: Tensor) -> Hints:
         mask = torch.zeros_like(self.shrink(L))
         return mask.expand(-1, 2, -1, -1), mask
 
 
-def make_unet(config: DiffusionConfig):
-    """diffusers' UNet2DModel: residual blocks on every level, self-attention on the lowest one.
+def detail_channels(config: DiffusionConfig) -> int:
+    """The lightness of a cell's pixels, and hints."""
+    return min(config.chroma_scale, _FINEST) ** 2 + (3 if config.hints else 0)
 
-    Group counts follow the width: the largest that divides every level, at most 32, with two channels a group.
+
+def context_channels(config: DiffusionConfig) -> int:
+    """What the U-Net is told of an encoder: the neck's map, the head's mean, how sure it is."""
+    if not config.encoder:
+        return 0
+    return config.neck_width + (2 if config.head != "none" else 0) + (1 if config.head_entropy else 0)
+
+
+def make_unet(config: DiffusionConfig):
+    """diffusers' UNet2DModel: residual blocks on every level, self-attention on the coarsest ones.
+
+    Group counts follow the width: the largest that divides every level, at most 32, with two channels per group.
     """
     from diffusers import UNet2DModel
 
-    plain = len(config.features) - 1
+    attending = min(config.attention_levels, len(config.features))
+    plain = len(config.features) - attending
     common = math.gcd(*config.features)
     groups = max(g for g in range(1, 33) if common % g == 0 and (g <= common // 2 or g == 1))
-    heads = math.gcd(64, config.features[-1])
+    heads = math.gcd(64, *config.features[plain:])
     return UNet2DModel(
-        in_channels=2 + config.chroma_scale**2 + (3 if config.hints else 0),
+        in_channels=2 + detail_channels(config) + context_channels(config),
         out_channels=2,
         block_out_channels=config.features,
         layers_per_block=config.layers,
-        down_block_types=["DownBlock2D"] * plain + ["AttnDownBlock2D"],
-        up_block_types=["AttnUpBlock2D"] + ["UpBlock2D"] * plain,
+        down_block_types=["DownBlock2D"] * plain + ["AttnDownBlock2D"] * attending,
+        up_block_types=["AttnUpBlock2D"] * attending + ["UpBlock2D"] * plain,
         time_embedding_dim=config.time_dim,
         norm_num_groups=groups,
         attention_head_dim=heads,

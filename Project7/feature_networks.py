@@ -156,13 +156,18 @@ def save_network(path: Path, name: str, network: nn.Module, about: Mapping[str, 
 
     Raises ProjectError for weights that are not finite, or too large for half precision.
     """
-    from safetensors.torch import save
-
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     weights = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    save_weights(path, weights, {**about, "network": name})
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Writes tensors as they are, with their checksum in the header. Raises ProjectError for NaN or infinity."""
+    from safetensors.torch import save
+
     if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-        raise ProjectError(f"{path} was not written: the weights of {name} hold NaN or infinity; train it again.")
-    content = save(weights, {**about, "network": name, "digest": digest(weights)})
+        raise ProjectError(f"{path} was not written: the weights hold NaN or infinity; train the network again.")
+    content = save({key: tensor.contiguous() for key, tensor in weights.items()}, {**about, "digest": digest(weights)})
     with replacing(path) as file:  # safetensors' own writer makes files that only their owner can read
         file.write(content)
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -52,7 +52,14 @@ def add_settings(parser: argparse._ActionsContainer, config: type[BaseModel]) ->
         if field.annotation is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=about)
         else:
-            parser.add_argument(flag, default=argparse.SUPPRESS, metavar=_metavar(field), help=about)
+            action = "append" if repeatable(field) else "store"
+            parser.add_argument(flag, action=action, default=argparse.SUPPRESS, metavar=_metavar(field), help=about)
+
+
+def repeatable(field: FieldInfo) -> bool:
+    """Whether the flag may be given several times: texts, such as paths, cannot be told apart by commas."""
+    items = get_args(field.annotation)
+    return get_origin(field.annotation) is tuple and (get_args(items[0]) or items)[0] is str
 
 
 def given(namespace: argparse.Namespace, config: type[BaseModel]) -> dict[str, Any]:
@@ -77,6 +84,8 @@ def _metavar(field: FieldInfo) -> str:
     choices = getattr(field.annotation, "__args__", ())
     if choices and all(isinstance(c, str | int) for c in choices):
         return "|".join(map(str, choices))
+    if repeatable(field):
+        return "PATH"
     kind = str(field.annotation)
     if "tuple" in kind:
         return "N,N,..."

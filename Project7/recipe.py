@@ -17,13 +17,16 @@ from rich.console import Console
 
 from Project7 import flags, model_folder, prompts
 from Project7.config import (
+    ENCODER,
     DataConfig,
+    DiffusionConfig,
     LossConfig,
     RegressionConfig,
     RunConfig,
     Sections,
     TrainingConfig,
     build,
+    shift_for,
     with_defaults,
 )
 from Project7.errors import StopSignals, UsageError
@@ -115,7 +118,7 @@ def regression(script: str, description: str, *, loss: str, outputs: str) -> Rec
         asked = {"weight_decay": "Weight decay", "lr_schedule": "Course of the learning rate"}
         return {
             "loss": with_defaults(LossConfig, loss=loss),
-            "model": with_defaults(RegressionConfig, outputs=outputs),
+            "model": with_defaults(RegressionConfig, outputs=outputs, encoder=ENCODER, chroma_scale=4),
             "data": with_defaults(DataConfig, ask={"image_size": "Image size"}, image_size=256),
             "training": with_defaults(TrainingConfig, ask=asked, **brought),
         }
@@ -279,7 +282,16 @@ def train_new(recipe: Recipe, request: Request, arguments: argparse.Namespace, c
         name: known if known and name == "model" else build(config, _of(config, request.settings))
         for name, config in kinds.items()
     }
+    if known is None and kinds["model"].model_fields["method"].default == "diffusion":
+        sections["model"] = with_shift(sections["model"], sections["data"].image_size, request.settings)
     return fit(recipe, request.folder, build(RunConfig, sections), None, arguments, console, start)
+
+
+def with_shift(model: DiffusionConfig, image_size: int, given: dict[str, Any]) -> DiffusionConfig:
+    """A new model's noise schedule follows the size of its chroma grid, unless it was given or is the classic one."""
+    if "noise_shift" in given or not model.zero_terminal_snr:
+        return model
+    return model.model_copy(update={"noise_shift": shift_for(image_size, model.chroma_scale)})
 
 
 def _of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +333,8 @@ def fit(
 
     if not checkpoint and not start:
         start = starting_weights(config, images, console)
-    run = train(config, folder, images, accelerator=accelerator, resume=checkpoint, start=start)
+    features = look_at(config, images[0], arguments.cache_dir, console)
+    run = train(config, folder, images, accelerator=accelerator, resume=checkpoint, start=start, features=features)
     console.print(describe(folder, config, images, accelerator))
     report, stop = watch(run, folder, config, accelerator, console)
     if stop.requested:
@@ -356,23 +369,56 @@ def settle_perceptual(config: RunConfig, console: Console, *, asking: bool) -> R
 
 
 def starting_weights(config: RunConfig, images, console: Console) -> dict[str, Any] | None:
-    """What a new classification model begins with: its palette, and the encoder's convolutions if they are wanted."""
-    if config.model.method != "classification":
-        return None
-    from Project7.classification_model import encoder_start, load_resnet34
+    """What a new model begins with: its palette, and the weights of an encoder where they do not come with the
+    toolkit."""
+    start = encoder_start(config.model)
+    if config.model.method == "classification":
+        return start | palette_start("", config, images, console)
+    if config.model.method == "diffusion" and config.model.head == "classes":
+        start |= palette_start("head.", config, images, console)
+    return start or None
+
+
+def encoder_start(model) -> dict[str, Any]:
+    from Project7 import classification_model
+    from Project7.encoder import SHIPPED, encoder_weights
+
+    if model.encoder:
+        found = {} if model.encoder == SHIPPED else encoder_weights(model.encoder, model.encoder_weights)
+        return {f"encoder.{name}": tensor for name, tensor in found.items()}
+    if model.encoder_weights:
+        return classification_model.encoder_start(classification_model.load_resnet34(model.encoder_weights))
+    return {}
+
+
+def palette_start(prefix: str, config: RunConfig, images, console: Console) -> dict[str, Any]:
+    """The palette as weights of a model: that of a file, or fitted to the training images."""
     from Project7.palette import fit_palette, load_palette
     from Project7.report import counting
 
-    start = encoder_start(load_resnet34(config.model.encoder_weights)) if config.model.encoder_weights else {}
-    if config.model.palette:
-        palette = load_palette(Path(config.model.palette).expanduser(), bins=config.model.bins)
+    model = config.model
+    if model.palette:
+        palette = load_palette(Path(model.palette).expanduser(), bins=model.bins)
     else:
         with counting(console) as progress:
-            palette = fit_palette(images[0].images, config.model.bins, seed=config.training.seed, progress=progress)
-        pixels = f"{palette.counts.sum():,.0f}"
-        line = f"palette: {config.model.bins} colours, from {pixels} pixels of the training images"
+            palette = fit_palette(images[0].images, model.bins, seed=config.training.seed, progress=progress)
+        line = f"palette: {model.bins} colours, from {palette.counts.sum():,.0f} pixels of the training images"
         console.print(line, highlight=False)
-    return start | {"centres": palette.centres, "counts": palette.counts.float()}
+    return {f"{prefix}centres": palette.centres, f"{prefix}counts": palette.counts.float()}
+
+
+def look_at(config: RunConfig, images, cache_dir: Path | None, console: Console):
+    """What the encoder sees in the training images, where that is to be computed once and kept; else None."""
+    if not config.training.cache_features:
+        return None
+    from Project7.encoder import Encoder
+    from Project7.feature_cache import open_features
+    from Project7.report import counting
+
+    encoder = Encoder(config.model.encoder, config.model.encoder_size)
+    with counting(console) as progress:
+        mirror = config.training.mirror
+        return open_features(encoder, images, mirror=mirror, cache_dir=cache_dir, progress=progress)
 
 
 def watch(run, folder: ModelFolder, config: RunConfig, accelerator, console: Console, *, seconds: float = math.inf):

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.config import RegressionConfig
+from Project7.encoder import Encoder, Maps
 from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.layers import ResBlock, SelfAttention2d, group_norm
+from Project7.neck import Neck, drop_features
 
 
 class RegressionColorizer(nn.Module):
@@ -19,12 +21,19 @@ class RegressionColorizer(nn.Module):
 
     OPTIONS = ()  # of colorize
     LOSS = "mse"
+    METRICS = ()  # of a step, that validation reports besides
 
     def __init__(self, config: RegressionConfig):
         super().__init__()
         self.config = config
         widths = [multiplier * config.model_channels for multiplier in config.channel_multipliers]
-        self.unet = UNet(config.chroma_scale**2, 3 if self.restores else 2, widths, config.layers)
+        inputs = config.chroma_scale**2
+        self.encoder = self.neck = None
+        if config.encoder:
+            self.encoder = Encoder(config.encoder, config.encoder_size)
+            self.neck = Neck(self.encoder.channels, inputs, config.neck_width)
+            inputs += config.neck_width
+        self.unet = UNet(inputs, 3 if self.restores else 2, widths, config.layers)
         with torch.device("cpu"):  # constants are real even where the weights are not yet: checkpoints.rebuild
             constants = {"ab_mean": torch.tensor(config.ab_mean), "ab_std": torch.tensor(config.ab_std)}
         for name, value in constants.items():
@@ -38,7 +47,10 @@ class RegressionColorizer(nn.Module):
     def forward(self, batch: Batch) -> Step:
         """The mean squared error of ab, and of L where it is restored; the losses of losses.py act on the estimate."""
         L = self.fade(batch.L, batch.random)
-        answer = self.answer(L).float()
+        maps = self.look(L) if batch.maps is None else batch.maps
+        if maps is not None and self.training:
+            maps = drop_features(maps, self.config.feature_dropout, batch.random)
+        answer = self.answer(L, maps).float()
         ab_hat, truth = answer[:, -2:], self.expand(self.shrink(batch.ab), batch.L)
         mse = (ab_hat - truth).square().mean(dim=(1, 2, 3))
         L_hat = None
@@ -58,20 +70,28 @@ class RegressionColorizer(nn.Module):
         *,
         generator: torch.Generator | list[torch.Generator] | None = None,
         hints: tuple[Tensor, Tensor] | None = None,
+        maps: Maps | None = None,
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> ab (B, 2, H, W), in the network's range; the same for every generator.
 
-        With outputs `lab` (B, 3, H, W): first the change of L, for color.join.
+        With outputs `lab` (B, 3, H, W): first the change of L, for color.join. maps: what `look` has seen, of the photo
+        itself where that is larger than L; None looks at L.
         """
         if hints is not None:
             raise ValueError("a regression model cannot take colour hints")
-        return self.answer(L)
+        return self.answer(L, self.look(L) if maps is None else maps)
 
-    def answer(self, L: Tensor) -> Tensor:
+    def look(self, view: Tensor) -> Maps | None:
+        """What the encoder sees in L (B, 1, H, W) of any size; None without an encoder. Once per photo is enough."""
+        return None if self.encoder is None else self.encoder(self.encoder.view(view))
+
+    def answer(self, L: Tensor, maps: Maps | None = None) -> Tensor:
         """L (B, 1, H, W) -> (B, 2 or 3, H, W): ab, after the change of L where it is restored."""
         full = pad_to_multiple(L, self.config.chroma_scale)
-        lightness = F.pixel_unshuffle(full, self.config.chroma_scale)  # (B, scale^2, h, w)
-        return self.expand(self.unet(lightness), L)
+        inputs = F.pixel_unshuffle(full, self.config.chroma_scale)  # (B, scale^2, h, w)
+        if self.neck is not None:
+            inputs = torch.cat([inputs, self.neck(maps, inputs)], dim=1)
+        return self.expand(self.unet(inputs), L)
 
     def fade(self, L: Tensor, random: BatchRandom) -> Tensor:
         """What the network is shown of a training photo: L itself; where it is restored, paler, lighter or darker.

@@ -339,7 +339,8 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
     rows = {
         "model": f"{folder.path}, {architecture_text(config.model)}",
         model.method: method_text(config.model),
-        "images": f"{training:,} + {validation:,} for validation, {config.data.image_size} px, from {config.data.data}",
+        "images": f"{training:,} + {validation:,} for validation, {config.data.image_size} px, from "
+        + ", ".join(config.data.data),
         "objective": objective_text(config),
         "training": f"{settings.epochs} epochs, batch {settings.batch_size}, learning rate {settings.learning_rate:g}",
         "device": f"{device}, {'full precision' if settings.mixed_precision == 'no' else settings.mixed_precision}",

@@ -19,13 +19,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from Project7 import color, health, model_folder
+from Project7 import augment, color, health, model_folder
 from Project7.atomic_file import as_json, replacing
 from Project7.batch import Batch, BatchRandom, Step
 from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint, load_moments, save_checkpoint
 from Project7.config import STEPS, RunConfig, TrainingConfig
-from Project7.dataset import ImageSet, epoch_order, load_batches
+from Project7.dataset import ImageSet, load_batches
 from Project7.errors import ProjectError, UsageError
+from Project7.feature_cache import FeatureCache
 from Project7.methods import build
 from Project7.metrics import colorfulness, psnr
 from Project7.model_folder import ModelFolder
@@ -158,14 +159,16 @@ def train(
     accelerator: Accelerator,
     resume: dict[str, Any] | None = None,
     start: dict[str, Tensor] | None = None,
+    features: FeatureCache | None = None,
 ) -> Iterator[Progress]:
     """Trains until `config.training.epochs` epochs are finished in all, and keeps `folder` resumable at every instant.
 
     images: training and validation. resume: a checkpoint (see checkpoints.py) to continue from. start: weights and
-    buffers that a new model begins with (a palette, a pretrained encoder); the others are random.
+    buffers that a new model begins with (a palette, a pretrained encoder); the others are random. features: what the
+    encoder sees in the training images, where that was computed before.
     Raises TrainingFailed when no step has had a finite gradient for a while.
     """
-    yield from Run(config, folder, images, accelerator, resume, start).progress()
+    yield from Run(config, folder, images, accelerator, resume, start, features).progress()
 
 
 def compile_networks(model: nn.Module) -> None:
@@ -184,7 +187,8 @@ def fixed_pictures(images: ImageSet) -> Tensor:
 class Run:
     """A training run: its weights, its state, its place in the data. Read `progress` first, then `optimizer_step`."""
 
-    def __init__(self, config, folder, images, accelerator, resume=None, start=None):
+    def __init__(self, config, folder, images, accelerator, resume=None, start=None, features=None):
+        self.features: FeatureCache | None = features
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.training, self.validation = images
         self.settings: TrainingConfig = config.training
@@ -251,8 +255,8 @@ class Run:
 
     def one_epoch(self) -> Iterator[Progress]:
         yield from self.begin_epoch()
-        for count, places, rgb in self.batches():
-            self.optimizer_step(count, places, rgb)
+        for count, places, rgb, indices in self.batches():
+            self.optimizer_step(count, places, rgb, indices)
             yield self.report(comparison=self.compare() if self.due(self.settings.image_interval) else None)
             if not self.pending and time.monotonic() - self.saved_at > 60 * self.settings.save_minutes:
                 self.save_last()
@@ -284,15 +288,16 @@ class Run:
             )
         state.scored_under = self.objective.score_name
 
-    def batches(self) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-        """The rest of the epoch: each whole batch's size, this process's places in it, their pictures (b, S, S, 3)."""
-        order = epoch_order(self.settings.seed, self.state.epoch, len(self.training.images))[self.state.position :]
+    def batches(self) -> Iterator[tuple[int, np.ndarray, Tensor, np.ndarray]]:
+        """The rest of the epoch: each whole batch's size, this process's places in it, their pictures (b, S, S, 3) and
+        the numbers of those in the data set (b,)."""
+        order = self.training.order(self.settings.seed, self.state.epoch)[self.state.position :]
         whole = [order[i : i + self.global_batch] for i in range(0, len(order), self.global_batch)]
         places = [self.share(len(indices)) for indices in whole]
         mine = [indices[place] for indices, place in zip(whole, places, strict=True)]
         loaded = load_batches(self.training.images, mine, num_workers=self.settings.num_workers)
         with contextlib.closing(loaded):
-            yield from zip(map(len, whole), places, loaded, strict=True)
+            yield from zip(map(len, whole), places, loaded, mine, strict=True)
 
     def share(self, count: int) -> np.ndarray:
         """This process's places in a batch of `count`.
@@ -302,14 +307,14 @@ class Run:
         mine = np.array_split(np.arange(count), self.accelerator.num_processes)[self.accelerator.process_index]
         return mine if len(mine) else np.arange(1)
 
-    def optimizer_step(self, count: int, places: np.ndarray, rgb: Tensor) -> None:
+    def optimizer_step(self, count: int, places: np.ndarray, rgb: Tensor, indices: np.ndarray | None = None) -> None:
         """One step of AdamW on one batch, then of the EMA. A step whose gradient is not finite changes nothing."""
         rate = learning_rate(self.settings, self.state.step - self.state.schedule_start, self.state.schedule_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * self.state.rate_scale
         while True:
             try:
-                measures = self.backward(count, places, rgb)
+                measures = self.backward(count, places, rgb, indices)
                 break
             except torch.OutOfMemoryError:
                 self.halve_the_micro_batch(len(places))
@@ -342,13 +347,14 @@ class Run:
         torch._foreach_mul_(change, good * (1 - decay))
         torch._foreach_add_(self.ema_parameters, change)
 
-    def backward(self, count: int, places: np.ndarray, rgb: Tensor) -> dict[str, Tensor]:
+    def backward(self, count: int, places: np.ndarray, rgb: Tensor, indices: np.ndarray | None) -> dict[str, Tensor]:
         """The gradient of the mean loss over a whole batch of `count`. Returns this process's part of each mean."""
         share = 1 / count if self.accelerator.process_index < count else 0.0  # a repeated picture counts for nothing
         pieces = np.array_split(np.arange(len(places)), min(self.state.accumulation, len(places)))
         measures: dict[str, Tensor] = {}
         for piece in pieces:
-            batch = self.prepare(rgb[piece], first=int(places[piece[0]]), count=count)
+            numbers = None if indices is None else indices[piece]
+            batch = self.prepare(rgb[piece], numbers, first=int(places[piece[0]]), count=count)
             with contextlib.nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(self.model):
                 step: Step = self.model(batch)
                 found, loss = self.weigh(step, batch)
@@ -373,14 +379,23 @@ class Run:
             measures |= {WEIGHTED + name: value for name, value in weighted.items()}
         return measures, loss
 
-    def prepare(self, rgb: Tensor, *, first: int, count: int) -> Batch:
-        """uint8 pictures (b, S, S, 3) -> what a method trains on, on the device: flipped at random, L and ab."""
+    def prepare(self, rgb: Tensor, indices: np.ndarray | None, *, first: int, count: int) -> Batch:
+        """uint8 pictures (b, S, S, 3) -> what a method trains on, on the device: mirrored at random, L and ab."""
         device = self.accelerator.device
         random = BatchRandom(self.settings.seed, self.state.step, first, len(rgb), count, str(device))
         rgb = rgb.to(device, non_blocking=True).movedim(-1, 1)  # (b, 3, S, S)
-        flip = (random.uniform("flip") < 0.5)[:, None, None, None]
-        rgb = torch.where(flip, rgb.flip(-1), rgb)
-        return Batch(*color.split(rgb, self.ema.ab_mean, self.ema.ab_std), random, self.objective.image_share)
+        flip = (random._replace(device="cpu") if self.features else random).uniform("flip")
+        mirrored = flip < (0.5 if self.settings.mirror else 0.0)
+        maps = None
+        if self.features and indices is not None:
+            rows = self.features.read(indices, mirrored.numpy())
+            maps = self.features.maps(rows.to(device, non_blocking=True))
+        rgb = torch.where(mirrored.to(device)[:, None, None, None], rgb.flip(-1), rgb)
+        if self.settings.zoom < 1:
+            rgb = augment.zoom(rgb, self.settings.zoom, random)
+        L, ab = color.split(rgb, self.ema.ab_mean, self.ema.ab_std)
+        L = augment.age(L, self.settings.old_photos, random)
+        return Batch(L, ab, random, self.objective.image_share, maps)
 
     def halve_the_micro_batch(self, pictures: int) -> None:
         if self.state.accumulation >= pictures or self.accelerator.num_processes > 1:
@@ -428,7 +443,7 @@ class Run:
 
         EMA weights, noise and timesteps that never change, and no discriminator, whose opinion does.
         """
-        names = ["loss", *self.objective.validation_weights(), "count"]
+        names = ["loss", *self.objective.validation_weights(), *self.ema.METRICS, "count"]
         total = torch.zeros(len(names))
         count = len(self.validation.images)
         starts = list(range(0, count, VALIDATION_BATCH))
@@ -449,10 +464,12 @@ class Run:
         constants, weights = (self.ema.ab_mean, self.ema.ab_std), self.objective.validation_weights()
         batch = Batch(*color.split(rgb, *constants), random, self.objective.image_share)
         with self.accelerator.autocast():
-            terms = self.objective.terms(self.ema(batch), batch, *constants, weights)
+            step = self.ema(batch)
+            terms = self.objective.terms(step, batch, *constants, weights)
         sums = torch.stack([terms[name].float().sum() for name in weights])
         loss = sum(weight * value for weight, value in zip(weights.values(), sums, strict=True))
-        return torch.cat([loss[None], sums, torch.full_like(sums[:1], len(rgb))])
+        measured = [step.metrics[name].float().sum()[None] for name in self.ema.METRICS]
+        return torch.cat([loss[None], sums, *measured, torch.full_like(sums[:1], len(rgb))])
 
     def history_entry(self, validation: dict[str, float], comparison: Comparison | None) -> dict[str, Any]:
         """The epoch in numbers. Means are over the steps with a finite gradient."""

@@ -39,7 +39,7 @@ def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
 
 def settings(stored: RunConfig, epochs: int) -> RunConfig:
     """The last stage's, as a continuation can use them: the place of the data is `data/`, the rate is constant."""
-    data = stored.data.model_copy(update={"data": f"data/{Path(stored.data.data).name}"})
+    data = stored.data.model_copy(update={"data": tuple(f"data/{Path(source).name}" for source in stored.data.data)})
     changes = {"epochs": epochs, "lr_schedule": "constant", "learning_rate": RATE, "mixed_precision": "auto"}
     training = stored.training.model_copy(update=changes)
     return stored.model_copy(update={"data": data, "training": training, "shipped": True})

@@ -27,6 +27,7 @@ from Project7.cli import command
 from Project7.colorize import Colorizer, colorize_files, method_options, plan_outputs
 from Project7.config import ClassificationConfig, ColorizeConfig, DataConfig, DiffusionConfig, RunConfig
 from Project7.diffusion_model import DiffusionColorizer
+from Project7.encoder import SHIPPED
 from Project7.errors import ProjectError, UsageError
 from Project7.palette import Palette, annealed_mean, rarity_weights
 
@@ -38,6 +39,7 @@ VARIANTS = {
     "stride 4": {"stem_stride": 4},
     "focal": {"focal_gamma": 2.0},
     "width 6, more blocks": {"width": 6, "blocks": (1, 2, 1, 2)},
+    "encoder of timm": {"encoder": SHIPPED, "encoder_size": 32, "stem_stride": 8},
 }
 every_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 every_stride = pytest.mark.parametrize("stride", [1, 2, 4])

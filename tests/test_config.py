@@ -344,7 +344,7 @@ def test_none_takes_a_limit_away():
 
 @pytest.mark.parametrize("path", ["photos", "summer, winter/photos", "(a)", "[a,b]", "64", "C:\\photos"])
 def test_a_folder_may_be_called_anything(path):
-    assert build(DataConfig, {"data": path}).data == path
+    assert build(DataConfig, {"data": path}).data == (path,)
 
 
 @pytest.mark.parametrize(

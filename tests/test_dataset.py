@@ -16,7 +16,7 @@ from PIL import Image
 
 from Project7 import dataset
 from Project7.config import DataConfig
-from Project7.dataset import epoch_order, load_batches, open_dataset
+from Project7.dataset import epoch_order, load_batches, mixed_order, open_dataset
 from Project7.errors import ProjectError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -342,3 +342,66 @@ def test_the_real_tiny_imagenet(tmp_path):
     assert len(set(training.labels)) > 150
     assert set(validation.labels) <= {name.split("/")[2] for name in training.names} | set(validation.labels) - {""}
     assert 35 < colorfulness(np.array(validation.images)).mean() < 45  # 39.9 over 1,000 of them
+
+
+# -- several sources -------------------------------------------------------------------------------------------------
+
+
+def test_several_sources_are_one_set(tmp_path):
+    few, many = folder_of(tmp_path / "few", 4), folder_of(tmp_path / "many", 12)
+    config = DataConfig(data=(str(few), str(many)), image_size=16, val_fraction=0.25, crops=(3, 1))
+    training, validation = open_dataset(config, seed=0, cache_dir=tmp_path / "cache")
+    assert training.sizes == (9, 9)
+    assert training.images.shape == (18, 16, 16, 3)
+    assert len(validation.images) == 3 + 3
+    alone = [
+        open_dataset(
+            DataConfig(data=str(d), image_size=16, val_fraction=0.25, crops=n), seed=0, cache_dir=tmp_path / "c"
+        )
+        for d, n in ((few, 3), (many, 1))
+    ]
+    whole = np.concatenate([np.array(part[0].images) for part in alone])
+    assert np.array_equal(training.images[np.arange(18)], whole)
+    assert np.array_equal(training.images[np.array([17, 0, 9])], whole[[17, 0, 9]])
+    assert np.array_equal(training.images[::5], whole[::5])
+    assert len({training.fingerprint, *(part[0].fingerprint for part in alone)}) == 3
+    assert [line.rsplit("(", 1)[1] for line in training.summary.lines()] == [f"{few})", f"{many})"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_several_sources_are_loaded_by_workers_too(tmp_path, workers):
+    config = DataConfig(data=tuple(str(folder_of(tmp_path / n, 6)) for n in "ab"), image_size=16)
+    training, _ = open_dataset(config, seed=0, cache_dir=tmp_path / "cache")
+    batches = [np.array([0, 7]), np.array([9, 3, 1])]
+    loaded = list(load_batches(training.images, batches, num_workers=workers))
+    assert all(np.array_equal(a.numpy(), training.images[b]) for a, b in zip(loaded, batches, strict=True))
+
+
+def test_shares_say_how_often_a_source_is_trained_on():
+    epochs = [mixed_order(3, epoch, (10, 90), (0.4, 0.6)) for epoch in range(6)]
+    assert all(len(order) == 100 for order in epochs)
+    assert all((order < 10).sum() == 40 for order in epochs)
+    small = np.bincount(np.concatenate(epochs), minlength=100)[:10]
+    assert small.tolist() == [24] * 10  # each picture of the small set equally often
+    large = np.bincount(np.concatenate(epochs[:3]), minlength=100)[10:]
+    assert large.tolist() == [2] * 90  # 180 draws of 90: the second epoch goes on where the first one ended
+    assert np.array_equal(epochs[2], mixed_order(3, 2, (10, 90), (0.4, 0.6)))
+    assert not np.array_equal(epochs[0], mixed_order(4, 0, (10, 90), (0.4, 0.6)))
+
+
+def test_without_shares_each_picture_comes_once_per_epoch(tmp_path):
+    config = DataConfig(data=tuple(str(folder_of(tmp_path / n, 5)) for n in "ab"), image_size=16, val_fraction=0.2)
+    training, _ = open_dataset(config, seed=0, cache_dir=tmp_path / "cache")
+    assert np.array_equal(np.sort(training.order(0, 3)), np.arange(8))
+    alone, _ = open_dataset(DataConfig(data=config.data[:1], image_size=16), seed=0, cache_dir=tmp_path / "cache")
+    assert np.array_equal(alone.order(2, 3), epoch_order(2, 3, len(alone.images)))
+
+
+def test_other_shares_are_other_data(tmp_path):
+    places = tuple(str(folder_of(tmp_path / n, 4)) for n in "ab")
+    sets = [
+        open_dataset(DataConfig(data=places, shares=shares, image_size=16), seed=0, cache_dir=tmp_path / "cache")[0]
+        for shares in ((1, 1), (2, 1))
+    ]
+    assert sets[0].fingerprint != sets[1].fingerprint
+    assert sets[1].shares == pytest.approx((2 / 3, 1 / 3))

@@ -8,10 +8,13 @@ from torch import Tensor
 from Project7.batch import Batch, BatchRandom
 from Project7.config import DiffusionConfig
 from Project7.diffusion_model import DiffusionColorizer, make_unet, pad_to_multiple
+from Project7.encoder import SHIPPED
 from Project7.errors import UsageError
 
 EPSILON = {"prediction_type": "epsilon"}
 V = {"prediction_type": "v_prediction"}
+ENCODER = {"encoder": SHIPPED, "encoder_size": 32, "neck_width": 8, "attention_levels": 2}
+CLASSES = {"head": "classes", "bins": 9}
 VARIANTS = {
     "v": V,
     "epsilon": EPSILON,
@@ -21,6 +24,10 @@ VARIANTS = {
     "epsilon, min-SNR": {**EPSILON, "min_snr_gamma": 5.0},
     "shifted noise": {"noise_shift": 3.0},
     "three levels, two layers": {"features": (8, 12, 16), "layers": 2},
+    "an eighth": {"chroma_scale": 8, "features": (8,)},
+    "encoder": {**ENCODER, "chroma_scale": 4},
+    "encoder, mean, hints": {**ENCODER, "chroma_scale": 4, "head": "mean", "hints": True, "hint_share": 0.9},
+    "encoder, classes, entropy": {**ENCODER, "chroma_scale": 8, "features": (8,), **CLASSES, "head_entropy": True},
 }
 every_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 every_size = pytest.mark.parametrize("size", [(16, 16), (13, 9)], ids=["16x16", "13x9"])
@@ -28,7 +35,11 @@ every_size = pytest.mark.parametrize("size", [(16, 16), (13, 9)], ids=["16x16", 
 
 def tiny(**changes) -> DiffusionColorizer:
     torch.manual_seed(0)
-    return DiffusionColorizer(DiffusionConfig(**{"features": (8, 16), "time_dim": 16, **changes}))
+    model = DiffusionColorizer(DiffusionConfig(**{"features": (8, 16), "time_dim": 16, **changes}))
+    if model.config.head == "classes":
+        model.head.centres.copy_(torch.cartesian_prod(*[torch.tensor([-20.0, 0.0, 20.0])] * 2))
+        model.head.counts.fill_(1)
+    return model
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -113,7 +124,7 @@ def test_the_estimate_may_be_of_no_sample(changes, size):
 @pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 1.0])
 def test_the_estimate_is_of_the_samples_with_the_least_noise(share, monkeypatch):
     model, seen, counts = tiny(), [], []
-    monkeypatch.setattr(model, "denoise", lambda x_t, t, L, hints=None: seen.append(t) or x_t)
+    monkeypatch.setattr(model, "denoise", lambda x_t, t, L, hints=None, known=None: seen.append(t) or x_t)
     for step in range(20):
         estimate = model(make_batch(16, step=step, image_share=share)).estimate
         assert estimate.places.tolist() == [i for i, t in enumerate(seen[-1].tolist()) if t < 1000 * share]
@@ -158,7 +169,7 @@ def test_image_weights_have_a_mean_of_1_over_the_whole_schedule(changes, share, 
 @pytest.mark.parametrize("changes", [V, EPSILON, {"noise_shift": 3.0}])
 def test_image_weights_of_many_batches_add_up_to_their_samples(changes, monkeypatch):
     model = tiny(**changes, features=(8,))
-    monkeypatch.setattr(model, "denoise", lambda x_t, t, L, hints=None: x_t)
+    monkeypatch.setattr(model, "denoise", lambda x_t, t, L, hints=None, known=None: x_t)
     batches = (make_batch(16, (4, 4), step=step, image_share=0.25) for step in range(1000))
     sums = [model(batch).estimate.weight.sum() for batch in batches]
     assert torch.stack(sums).mean().item() == pytest.approx(16, rel=0.03)
@@ -203,7 +214,7 @@ def test_the_true_answer_has_no_loss_and_gives_the_true_chroma(changes, monkeypa
     model, batch = tiny(**changes), make_batch(16, image_share=1.0)
     noise, seen = batch.random.normal("noise", (2, 16, 16)), []
 
-    def know_it_all(x_t, t, L, hints=None):
+    def know_it_all(x_t, t, L, hints=None, known=None):
         abar = model.noise_scheduler.alphas_cumprod[t][:, None, None, None]
         torch.testing.assert_close(x_t, abar.sqrt() * batch.ab + (1 - abar).sqrt() * noise)
         assert torch.equal(L, batch.L)
@@ -222,7 +233,7 @@ def test_the_true_answer_has_no_loss_and_gives_the_true_chroma(changes, monkeypa
 @pytest.mark.parametrize("timesteps", [2, 16, 1000])
 def test_a_batch_covers_all_timesteps_evenly(timesteps, monkeypatch):
     model, seen = tiny(timesteps=timesteps), []
-    monkeypatch.setattr(model, "denoise", lambda x_t, t, L, hints=None: seen.append(t) or x_t)
+    monkeypatch.setattr(model, "denoise", lambda x_t, t, L, hints=None, known=None: seen.append(t) or x_t)
     for step in range(20):
         model(make_batch(16, step=step))
         t = seen[-1].sort().values

@@ -66,7 +66,7 @@ def test_a_flag_may_be_written_in_several_ways(arguments):
 
 @pytest.mark.parametrize("value", ["my_photos", "a=b_c", "--x_y"])
 def test_the_value_of_a_flag_is_left_as_it_is(value):
-    assert parse(DataConfig, f"--data={value}") == {"data": value}
+    assert parse(DataConfig, f"--data={value}") == {"data": [value]}
 
 
 def test_the_command_line_itself_may_have_underscores(monkeypatch):
@@ -157,7 +157,7 @@ def test_every_flag_of_a_recipe_reaches_its_setting(which):
     flags = [f"--{n.replace('_', '-')}" for n, (_, f) in setting_fields(sections).items() if f.annotation is not bool]
     arguments = recipe.make_parser(RECIPES[which]).parse_args([part for flag in flags for part in (flag, "x")])
     found = {name: value for config in sections.values() for name, value in given(arguments, config).items()}
-    assert found == {flag[2:].replace("-", "_"): "x" for flag in flags}
+    assert found == {flag[2:].replace("-", "_"): "x" for flag in flags} | {"data": ["x"]}
 
 
 def test_no_setting_of_a_recipe_has_the_flag_of_another():

@@ -19,10 +19,10 @@ ORDER = """
 __init__ errors
 atomic_file config color processes
 flags model_folder photo metrics batch guided_filter
-dataset download palette layers discriminator samplers
-feature_networks
-perceptual_loss
-losses
+dataset download palette layers discriminator samplers augment
+feature_networks color_head
+perceptual_loss encoder
+losses neck feature_cache
 diffusion_model classification_model regression_model
 methods
 checkpoints health

@@ -243,7 +243,7 @@ def test_the_size_of_a_term_does_not_depend_on_its_share():
     for share in (0.1, 0.25, 1.0):
         objective, model, total = make(image_share=share), tiny(features=(8,)), 0.0
         objective.perceptual = types.SimpleNamespace(of_chroma=lambda L, *rest: torch.ones(len(L)))
-        model.denoise = lambda x_t, t, L, hints=None: x_t
+        model.denoise = lambda x_t, t, L, hints=None, known=None: x_t
         for step in range(100):
             batch = make_batch(16, image_share=objective.image_share, step=step)
             terms = objective.terms(model(batch), batch, AB_MEAN, AB_STD, {"mse": 1.0, "perceptual": 0.1})

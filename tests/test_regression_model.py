@@ -13,6 +13,7 @@ from Project7.batch import Batch, BatchRandom
 from Project7.checkpoints import load_model, save_checkpoint
 from Project7.colorize import Colorizer
 from Project7.config import DataConfig, LossConfig, RegressionConfig, RunConfig
+from Project7.encoder import SHIPPED
 from Project7.guided_filter import enlarge
 from Project7.objective import Objective
 from Project7.regression_model import RegressionColorizer
@@ -27,6 +28,7 @@ VARIANTS = {
     "lab at a quarter": LAB | {"chroma_scale": 4},
     "one level": {"channel_multipliers": (2,)},
     "odd widths, two layers": {"model_channels": 5, "channel_multipliers": (1, 3, 2), "layers": 2},
+    "encoder": {"encoder": SHIPPED, "encoder_size": 32, "neck_width": 8, "chroma_scale": 2},
 }
 every_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 every_size = pytest.mark.parametrize("size", [(16, 16), (13, 9), (1, 1), (1, 21), (7, 32)], ids=lambda s: f"{s}")

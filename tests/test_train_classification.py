@@ -170,7 +170,7 @@ def test_each_term_is_in_the_history(created):
 
 
 def test_the_checkpoint_carries_the_palette_of_the_training_images(created, photos):
-    images, _ = open_dataset(DATA.model_copy(update={"data": str(photos)}), seed=0)
+    images, _ = open_dataset(DATA.model_copy(update={"data": (str(photos),)}), seed=0)
     palette = fit_palette(images.images, 16, seed=0)
     checkpoint = last(created[0])
     for weights in (checkpoint["model_state_dict"], checkpoint["raw_state_dict"]):
@@ -316,7 +316,7 @@ def test_a_new_model_begins_with_its_palette_and_with_resnet34(tmp_path, photos)
         shapes = {name: tensor.shape for name, tensor in resnet34().state_dict().items()}
     path = tmp_path / "resnet34.pth"
     torch.save({name: torch.tensor(0.5).expand(shape) for name, shape in shapes.items()}, path)
-    images = open_dataset(DATA.model_copy(update={"data": str(photos)}), seed=0)
+    images = open_dataset(DATA.model_copy(update={"data": (str(photos),)}), seed=0)
     settings = RunConfig(model=ClassificationConfig(bins=9, encoder_weights=str(path)))
     start = recipe.starting_weights(settings, images, Console(quiet=True))
     assert start["centres"].shape == (9, 2)
@@ -342,7 +342,7 @@ def test_the_scripts_of_diffusion_send_a_classification_model_to_its_own(model):
 
 
 def test_a_diffusion_model_is_sent_to_its_scripts(tmp_path, photos):
-    small = "--features 8,16 --time-dim 16 --timesteps 50".split()
+    small = "--encoder none --features 8,16 --time-dim 16 --timesteps 50".split()
     assert train(tmp_path, "--name", "d", "--data", photos, *small, *RUN, script=train_diffusion) == 0
     before = files(tmp_path / "d")
     with pytest.raises(UsageError, match=r"This is a diffusion model, .* continue it with train_diffusion\.py"):

@@ -40,7 +40,7 @@ SCRIPT = ROOT / "Project7" / "train_colorization_simple.py"
 RESTORATION_SCRIPT = ROOT / "Project7" / "train_image_restoration.py"
 CTRL_C = "\x03"
 PICTURES = "--image-size 32 --val-fraction 0.5 --device cpu --image-interval 0".split()
-SMALL = "--model-channels 4 --channel-multipliers 1,2 --batch-size 4".split() + PICTURES
+SMALL = "--encoder none --model-channels 4 --channel-multipliers 1,2 --batch-size 4".split() + PICTURES
 RANDOM = ["--perceptual-net", "random"]
 ENHANCED = "--loss enhanced --preset vibrant".split()
 WAYS = ("--perceptual-weights FILE", "--perceptual-net random", "--perceptual-weight 0")
@@ -498,7 +498,7 @@ def test_models_of_other_methods_are_sent_to_their_scripts(tmp_path, photos, min
     pictures = "--image-size 16 --val-fraction 0.5 --device cpu --image-interval 0 --batch-size 4".split()
     small = ["--data", photos, "--epochs", 1, "--yes", *pictures]
     tiny = {
-        train_diffusion: "--features 8,16 --time-dim 16 --timesteps 50",
+        train_diffusion: "--encoder none --features 8,16 --time-dim 16 --timesteps 50",
         train_classification: "--width 8 --blocks 1,1,1,1 --bins 16",
     }
     for script, named in ((train_diffusion, "diffusion"), (train_classification, "classification")):

@@ -19,7 +19,9 @@ from Project7.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "Project7" / "train_diffusion.py"
-SMALL = "--features 8,16 --time-dim 16 --timesteps 50 --batch-size 4 --image-size 16 --device cpu".split()
+SMALL = (
+    "--encoder none --features 8,16 --time-dim 16 --timesteps 50 --batch-size 4 --image-size 16 --device cpu".split()
+)
 SMALL += ["--image-interval", "0"]
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT, MSE_SCRIPT = ROOT / "Project7" / "train_diffusion_v2.py", ROOT / "Project7" / "train_diffusion.py"
 CTRL_C = "\x03"
 PICTURES = "--image-size 16 --val-fraction 0.5 --device cpu --image-interval 0".split()
-SMALL = "--features 8,16 --time-dim 16 --timesteps 50 --batch-size 4".split() + PICTURES
+SMALL = "--encoder none --features 8,16 --time-dim 16 --timesteps 50 --batch-size 4".split() + PICTURES
 RANDOM = ["--perceptual-net", "random"]
 GAN_AT_ONCE = "--gan --gan-start 0 --gan-warmup 0 --gan-width 8".split()
 

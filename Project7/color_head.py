@@ -1,0 +1,84 @@
+"""The head that knows the distribution: how likely each colour of the palette is in each cell of the chroma grid.
+
+From it come the mean (what one pass answers), the entropy (where it is unsure), the colours to suggest at a point, and
+a likelihood by which several answers are ranked. Chroma here is in Lab units.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from Project7.layers import group_norm
+from Project7.palette import Palette, SoftEncoder, annealed_mean, rarity_weights
+
+
+class ColorHead(nn.Module):
+    """(B, C, h, w) -> logits (B, Q, h, w) over a K-means palette, after Zhang et al. 2016.
+
+    The palette is part of the weights: an untrained head has none until it is given one.
+    """
+
+    def __init__(self, channels: int, bins: int, rebalance: float):
+        super().__init__()
+        self.rebalance = rebalance
+        self.norm, self.project = group_norm(channels), nn.Conv2d(channels, bins, 1)
+        self.register_buffer("centres", torch.zeros(bins, 2))  # ab in Lab units
+        self.register_buffer("counts", torch.zeros(bins))
+        self._tables: tuple[SoftEncoder, Tensor] | None = None  # made from the palette, when it is there
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(F.silu(self.norm(x)))
+
+    def loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """(B,) cross-entropy with the soft target, rebalanced (Zhang et al. 2016, eq. 2). truth: (B, 2, h, w)."""
+        encode, rarity = self._encoding(truth)
+        classes, soft = encode(truth)  # (B, 5, h, w) twice, the nearest first
+        return (rarity[classes[:, 0]] * -(soft * self._log(logits, classes)).sum(dim=1)).mean(dim=(1, 2))
+
+    def mean(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
+        """(B, 2, h, w) the mean colour; below temperature 1 the annealed mean (eq. 5)."""
+        return annealed_mean(logits, self.centres, temperature)
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """(B, 1, h, w) in [0, 1]: 0 is certain, 1 knows nothing."""
+        log_p = torch.log_softmax(logits.float(), dim=1)
+        return -(log_p.exp() * log_p).sum(dim=1, keepdim=True) / math.log(logits.shape[1])
+
+    def log_likelihood(self, logits: Tensor, ab: Tensor) -> Tensor:
+        """(B,) the mean over cells of the log-probability of the classes around ab (B, 2, h, w)."""
+        classes, soft = self._encoding(ab)[0](ab)
+        return (soft * self._log(logits, classes)).sum(dim=1).mean(dim=(1, 2))
+
+    def _log(self, logits: Tensor, classes: Tensor) -> Tensor:
+        logits = logits.float()
+        return logits.gather(1, classes) - logits.logsumexp(dim=1, keepdim=True)
+
+    def _encoding(self, like: Tensor) -> tuple[SoftEncoder, Tensor]:
+        if self._tables is None:
+            palette = Palette(self.centres.cpu(), self.counts.cpu())
+            weights = rarity_weights(palette, 1 - self.rebalance)
+            self._tables = (SoftEncoder(self.centres.cpu()).to(like.device), weights.to(like.device))
+        return self._tables
+
+
+class MeanHead(nn.Module):
+    """(B, C, h, w) -> the mean colour alone (B, 2, h, w), under the squared error."""
+
+    def __init__(self, channels: int, ab_mean: tuple[float, float], ab_std: tuple[float, float]):
+        super().__init__()
+        self.norm, self.project = group_norm(channels), nn.Conv2d(channels, 2, 3, padding=1)
+        with torch.device("cpu"):
+            self.register_buffer("ab_mean", torch.tensor(ab_mean)[:, None, None], persistent=False)
+            self.register_buffer("ab_std", torch.tensor(ab_std)[:, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(F.silu(self.norm(x))).float() * self.ab_std + self.ab_mean
+
+    def loss(self, answer: Tensor, truth: Tensor) -> Tensor:
+        """(B,) in units of ab's standard deviation."""
+        return ((answer - truth) / self.ab_std).square().mean(dim=(1, 2, 3))
+
+    def mean(self, answer: Tensor) -> Tensor:
+        return answer

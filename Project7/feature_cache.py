@@ -1,0 +1,122 @@
+"""What a frozen encoder sees in the photos of a data set, computed once and kept on the disk as float16.
+
+On a CPU the encoder is a third to two thirds of a training step (benchmarks/RESULTS.md), and its answer never changes.
+A row holds the maps of one photo, one after the other. Mirrored photos have rows of their own, in a second file: their
+maps are not the mirrored maps, because the kernels of a trained network lean to one side (they agree no better than
+those of two photos at stride 8).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from Project7 import color
+from Project7.dataset import ImageSet, default_cache_dir
+from Project7.encoder import Encoder, Maps
+from Project7.errors import ProjectError, sentence
+
+_VERSION = 1  # raise it when the same photos and encoder give other numbers
+_TOGETHER = 16  # photos at a time: more leave the processor's cache
+_CHUNK = 64  # rows written at a time
+
+Counter = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+
+
+class FeatureCache:
+    """The maps of every photo of a set, and of every mirrored one where those are wanted."""
+
+    def __init__(self, rows: list[np.ndarray], shapes: tuple[tuple[int, ...], ...]):
+        self.rows, self.shapes = rows, shapes  # (N, D) float16, as they are and mirrored; (C, h, w) of each map
+
+    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> Tensor:
+        """The rows of photos, (B, D) float16; mirrored: (B,) bool."""
+        found = np.empty((len(indices), self.rows[0].shape[1]), np.float16)
+        for rows, places in zip(self.rows, (~mirrored, mirrored), strict=False):
+            found[places] = np.asarray(rows)[indices[places]]
+        return torch.from_numpy(found)
+
+    def maps(self, rows: Tensor) -> Maps:
+        """(B, D) -> float32 maps (B, C_k, h_k, w_k), as the encoder gives them."""
+        parts = rows.float().split([int(np.prod(shape)) for shape in self.shapes], dim=1)
+        return tuple(part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True))
+
+
+def open_features(
+    encoder: Encoder,
+    images: ImageSet,
+    *,
+    mirror: bool = True,
+    cache_dir: Path | None = None,
+    progress: Counter | None = None,
+) -> FeatureCache:
+    """The features of a set from the cache, computed first where they are not there; a stopped computation goes on.
+
+    Raises ProjectError where the disk has no room for them.
+    """
+    from filelock import FileLock
+
+    shapes = map_shapes(encoder, images)
+    width, count = sum(int(np.prod(shape)) for shape in shapes), len(images.images)
+    facts = [_VERSION, images.fingerprint, count, encoder.name, encoder.size, encoder.fingerprint()]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+    folder = cache_dir or default_cache_dir()
+    rows = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{key}.lock"):
+            for mirrored in (False, True)[: 1 + mirror]:
+                path = folder / f"{key}{'-mirrored' * mirrored}.features"
+                if not path.exists():
+                    part = path.with_suffix(".features-part")
+                    compute(encoder, images, part, width, mirrored, progress)
+                    os.replace(part, path)
+                rows.append(np.memmap(path, np.float16, "r", shape=(count, width)))
+    except (OSError, ValueError) as error:
+        raise ProjectError(
+            f"The features of the photos could not be kept in {folder} ({sentence(error)}); free some space, choose "
+            "another place with --cache-dir, or leave out --cache-features."
+        ) from error
+    return FeatureCache(rows, shapes)
+
+
+def map_shapes(encoder: Encoder, images: ImageSet) -> tuple[tuple[int, ...], ...]:
+    with torch.no_grad():
+        maps = encoder(encoder.view(torch.zeros(1, 1, *images.images.shape[1:3])))
+    return tuple(tuple(part.shape[1:]) for part in maps)
+
+
+def compute(
+    encoder: Encoder, images: ImageSet, part: Path, width: int, mirrored: bool, progress: Counter | None
+) -> None:
+    """Appends row after row, so that a run that was stopped goes on behind the last whole row."""
+    row_bytes, count = 2 * width, len(images.images)
+    done = part.stat().st_size // row_bytes if part.exists() else 0
+    need, free = (count - done) * row_bytes, shutil.disk_usage(part.parent).free
+    if need > 0.95 * free:
+        raise ProjectError(
+            f"The features of {count:,} photos take {need / 1e9:.1f} GB in {part.parent}, and {free / 1e9:.1f} GB are "
+            "free; free some space, choose another place with --cache-dir, or leave out --cache-features."
+        )
+    with open(part, "ab") as file:
+        file.truncate(done * row_bytes)
+        for start in range(done, count, _CHUNK):
+            rgb = color.channels_first(np.array(images.images[start : start + _CHUNK]))
+            rgb = rgb.flip(-1) if mirrored else rgb
+            file.write(np.concatenate([look(encoder, some) for some in rgb.split(_TOGETHER)]).tobytes())
+            if progress:
+                progress("looking at the photos", min(start + _CHUNK, count), count)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def look(encoder: Encoder, rgb: Tensor) -> np.ndarray:
+    """rgb (B, 3, S, S) uint8 -> rows (B, D) float16."""
+    maps = encoder(encoder.view(color.lightness(rgb)))
+    return torch.cat([part.flatten(1) for part in maps], dim=1).half().numpy()
