@@ -139,6 +139,12 @@ def join(L: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
     return torch.cat([(L + 1) * 50, ab * _channels(ab_std) + _channels(ab_mean)], dim=1)
 
 
+def saturate(ab: Tensor, ab_mean: Tensor, ab_std: Tensor, factor: float) -> Tensor:
+    """ab (B, 2, H, W) in the network's range, with `factor` times its distance from gray."""
+    gray = -_channels(ab_mean) / _channels(ab_std)
+    return gray + factor * (ab - gray)
+
+
 def scaled(lab: Tensor) -> Tensor:
     """Lab (..., 3, H, W) -> L / 100 and ab / 110: channels of one order, as losses want them."""
     return lab.float() / torch.tensor([100.0, 110.0, 110.0], device=lab.device)[:, None, None]

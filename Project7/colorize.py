@@ -76,20 +76,27 @@ class Colorizer:
         variants: int | None = None,
         working_size: int | None = None,
         hints: Sequence[Hint] = (),
+        saturation: float = 1.0,
         **options: Any,
     ) -> "PIL.Image.Image | list[PIL.Image.Image]":
         """The photo in colour, at its own size; a list of `variants` different answers where that is given.
 
         Its noise is a function of `seed` and of the photo; variant k is what `seed` + k gives alone, with the same
-        options. `options` are the method's own: `sampler` and `steps` for diffusion, `temperature` and `variety` for
-        classification, where several variants bring some variety with them. hints: spots whose colour is known, for a
-        model trained with --hints.
+        options. `options` are the method's own: `sampler`, `steps`, `candidates`, `calm` for diffusion, `temperature`
+        and `variety` for classification, where several variants bring some variety with them. hints: spots whose colour
+        is known, for a model trained with --hints. saturation: strength of the colours, 0 to 2; what no screen can show
+        is brought back at its lightness.
         """
         photo = as_photo(image)
         if "variety" in self.model.OPTIONS and (variants or 1) > 1:
             options.setdefault("variety", 1.0)
         answers = self.colorize_photos(
-            [photo], seeds=range(seed, seed + (variants or 1)), working_size=working_size, hints=hints, **options
+            [photo],
+            seeds=range(seed, seed + (variants or 1)),
+            working_size=working_size,
+            hints=hints,
+            saturation=saturation,
+            **options,
         )
         images = [to_image(rgb, alpha=photo.alpha) for rgb in answers[0]]
         return images[0] if variants is None else images
@@ -101,21 +108,17 @@ class Colorizer:
         seeds: Sequence[int],
         working_size: int | None = None,
         hints: Sequence[Hint] = (),
+        saturation: float = 1.0,
         **options: Any,
     ) -> list[list[np.ndarray]]:
         """Photos whose working pictures have one shape, in one batch: for each photo, a (H, W, 3) uint8 for each
         seed."""
         lightness = [full_lightness(photo.rgb) for photo in photos]
-        size = self.working_shape(photos[0].rgb.shape[:2], working_size)
-        small = torch.cat([shrink(L, size) for L in lightness]).repeat_interleave(len(seeds), dim=0)
         generators = [noise for photo in photos for noise in photo_noise(photo, seeds)]
-        maps = self.look(lightness)
-        if maps is not None:
-            options["maps"] = tuple(part.repeat_interleave(len(seeds), dim=0) for part in maps)
         if hints:
-            options["hints"] = self.hint_maps(hints, photos[0].rgb.shape[:2], size, len(small))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            ab = self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
+            shape, size = photos[0].rgb.shape[:2], self.working_shape(photos[0].rgb.shape[:2], working_size)
+            options["hints"] = self.hint_maps(hints, shape, size, len(generators))
+        small, ab = self.chroma(lightness, generators, working_size=working_size, saturation=saturation, **options)
         mean, std = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
         return [
             [
@@ -124,6 +127,32 @@ class Colorizer:
             ]
             for number, L in enumerate(lightness)
         ]
+
+    def chroma(
+        self,
+        lightness: Sequence[Tensor],
+        generators: list[torch.Generator],
+        *,
+        working_size: int | None = None,
+        saturation: float = 1.0,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """The network's part: working pictures L (B, 1, h, w) and their ab (B, 2, h, w), in the network's range.
+
+        lightness: L (1, 1, H, W) of photos whose `shapes` are alike; each is answered once for each of its generators,
+        which are as many for every photo. options: hint maps at the working size, and the method's own.
+        """
+        each = len(generators) // len(lightness)
+        size = self.working_shape(lightness[0].shape[-2:], working_size)
+        small = torch.cat([shrink(L, size) for L in lightness]).repeat_interleave(each, dim=0)
+        maps = self.look(lightness)
+        if maps is not None:
+            options["maps"] = tuple(part.repeat_interleave(each, dim=0) for part in maps)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            ab = self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
+        if saturation != 1:
+            ab[:, -2:] = color.saturate(ab[:, -2:], self.model.ab_mean.cpu(), self.model.ab_std.cpu(), saturation)
+        return small, ab
 
     def confidence(
         self, image: "str | Path | bytes | PIL.Image.Image | np.ndarray | Photo", *, working_size: int | None = None
@@ -201,11 +230,13 @@ def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collec
             raise UsageError(
                 f"--{name} is for {owners[0]} models; this one is a {colorizer.config.model.method} model."
             )
-    if settings.fast and "steps" in given:
-        raise UsageError(f"--fast means --steps {FAST_STEPS}, and --steps {settings.steps} was given; leave one out.")
+    for name, value in {"steps": FAST_STEPS, "candidates": 1}.items():
+        if settings.fast and name in given:
+            mine = getattr(settings, name)
+            raise UsageError(f"--fast means --{name} {value}, and --{name} {mine} was given; leave one out.")
     found = {name: value for name in options if (value := getattr(settings, name)) is not None}
     if settings.fast and "steps" in options:
-        found["steps"] = FAST_STEPS
+        found |= {"steps": FAST_STEPS, "candidates": 1}
     if "variety" in options:
         found.setdefault("variety", 1.0 if settings.variants > 1 else 0.0)
     return found
@@ -244,7 +275,7 @@ def full_lightness(rgb: np.ndarray) -> Tensor:
 
 
 def shrink(L: Tensor, size: tuple[int, int]) -> Tensor:
-    """L (1, 1, H, W) at the working size; a picture of that size already is left alone."""
+    """L or ab (B, C, H, W) at the working size; a picture of that size already is left alone."""
     if tuple(L.shape[-2:]) == size:
         return L
     return F.interpolate(L, size, mode="bilinear", antialias=True)

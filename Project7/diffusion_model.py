@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from Project7.batch import Batch, BatchRandom, Estimate, Step
+from Project7.candidates import calmed, choose
 from Project7.color_head import ColorHead, MeanHead
 from Project7.config import STEPS, DiffusionConfig
 from Project7.encoder import Encoder, Maps
 from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.neck import Neck, drop_features
-from Project7.samplers import make_noise_scheduler, make_sampler, sample
+from Project7.samplers import make_noise_scheduler, make_sampler, sample, scalable_noise
 
 _WEIGHT_FLOOR = 0.05  # of the min-SNR weight: at zero SNR it would be 0 and the last steps go untrained
-_FINEST = 4  # pixels of L on a side that the network is shown of a cell; of larger cells, their means
+FINEST = 4  # pixels of L on a side that the network is shown of a cell; of larger cells, their means
 Hints = tuple[Tensor, Tensor]  # ab and a mask
 
 
@@ -37,7 +38,7 @@ class Context(NamedTuple):
 class DiffusionColorizer(nn.Module):
     """`forward` is a training step, `colorize` colours. Any picture size: padding and cropping happen inside."""
 
-    OPTIONS = ("sampler", "steps")  # of colorize
+    OPTIONS = ("sampler", "steps", "candidates", "calm")  # of colorize
 
     def __init__(self, config: DiffusionConfig):
         super().__init__()
@@ -107,13 +108,17 @@ class DiffusionColorizer(nn.Module):
         if self.neck is None:
             return Context(None, None)
         known = self.neck(maps, torch.cat([self.lightness(L), *(hints or ())], dim=1))
-        if self.head is None:
-            return Context(known, None)
-        answer = self.head(known)
-        told = [self.from_lab(self.head.mean(answer.detach()))]
-        if self.config.head_entropy:
-            told.append(self.head.entropy(answer.detach()))
-        return Context(torch.cat([known, *told], dim=1), answer)
+        answer = None if self.head is None else self.head(known)
+        return Context(self.told(known, answer), answer)
+
+    def told(self, known: Tensor, answer: Tensor | None) -> Tensor:
+        """(B, C, h, w): what the U-Net hears of the neck's map and of the head's answer."""
+        parts = [known]
+        if answer is not None:
+            parts.append(self.from_lab(self.head.mean(answer.detach())))
+            if self.config.head_entropy:
+                parts.append(self.head.entropy(answer.detach()))
+        return torch.cat(parts, dim=1)
 
     def image_timesteps(self, share: float) -> int:
         """Image-space terms act below this timestep: the `share` of the schedule with the least noise."""
@@ -140,28 +145,69 @@ class DiffusionColorizer(nn.Module):
         maps: Maps | None = None,
         sampler: str = "dpm++",
         steps: int = STEPS,
+        candidates: int = 1,
+        calm: float = 0.0,
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> a sample of ab (B, 2, H, W), in the network's range.
 
         hints: ab (B, 2, H, W) and a mask (B, 1, H, W) that is 1 where it is given; ValueError if the model was not
         trained with hints. generator: one for all, or one per picture. maps: what `look` has seen, of the photo itself
-        where that is larger than L; None looks at L.
+        where that is larger than L; None looks at L. candidates: answers drawn, of which one is chosen; calm: how far
+        that is drawn towards their mean (candidates.py).
         """
+        maps = self.look(L) if maps is None else maps
+        samples, context = self.draw(L, generator, hints, maps, sampler=sampler, steps=steps, candidates=candidates)
+        return self.expand(self.settle(samples, context, calm), L)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        L: Tensor,
+        generator: torch.Generator | list[torch.Generator],
+        hints: Hints | None,
+        maps: Maps | None,
+        *,
+        sampler: str = "dpm++",
+        steps: int = STEPS,
+        candidates: int = 1,
+    ) -> tuple[Tensor, Context]:
+        """Samples (B, K, 2, h, w) on the chroma grid, and what was known before: arguments as those of `colorize`."""
         if hints is not None and not self.config.hints:
             raise ValueError("this model was trained without colour hints (--hints), and cannot take any")
         if self.config.hints:
             hints = self.shrink_hints(*hints) if hints else self.no_hints(L)
-        context = self.context(L, self.look(L) if maps is None else maps, hints)
-        scheduler = make_sampler(sampler, self.noise_scheduler, steps=steps)
+        context = self.context(L, maps, hints)
+        if candidates > 1:
+            L, hints, known = repeated(candidates, L, hints, context.known)
+            generator = [g for g in generator for _ in range(candidates)] if isinstance(generator, list) else generator
+        else:
+            known = context.known
         shape = (len(L), 2, *(math.ceil(side / self.config.chroma_scale) for side in L.shape[-2:]))
+        noise = None
+        if self.config.encoder:  # models from before keep their own
+            generators = generator if isinstance(generator, list) else [generator] * len(L)
+            noise = scalable_noise(shape, generators)
         x_0 = sample(
-            lambda x_t, t: self.denoise(x_t, t.expand(len(L)), L, hints, context.known).float(),
-            scheduler,
+            lambda x_t, t: self.denoise(x_t, t.expand(len(L)), L, hints, known).float(),
+            make_sampler(sampler, self.noise_scheduler, steps=steps),
             shape,
             generator=generator,
             device=L.device,
+            noise=noise,
         )
-        return self.expand(x_0, L)
+        return x_0.unflatten(0, (-1, candidates)), context
+
+    def settle(self, samples: Tensor, context: Context, calm: float = 0.0) -> Tensor:
+        """samples (B, K, 2, h, w) -> the answer (B, 2, h, w) that is shown."""
+        count = samples.shape[1]
+        if count == 1:
+            return samples[:, 0]
+        lab = self.to_lab(samples)
+        likelihood = None
+        if isinstance(self.head, ColorHead):
+            likelihood = torch.stack([self.head.log_likelihood(context.answer, lab[:, k]) for k in range(count)], dim=1)
+        chosen = lab[torch.arange(len(lab), device=lab.device), choose(lab, likelihood)]
+        return self.from_lab(calmed(chosen, lab.mean(dim=1), lab, calm))
 
     def denoise(self, x_t: Tensor, t: Tensor, L: Tensor, hints: Hints | None = None, known: Tensor | None = None):
         """The network: x_t (B, 2, h, w), t (B,), L (B, 1, H, W), what is known (B, C, h, w) -> its prediction."""
@@ -174,7 +220,7 @@ class DiffusionColorizer(nn.Module):
         """L (B, 1, H, W) at the chroma grid: the pixels of a cell as channels (B, C, h, w), at most 4 x 4 of them, so
         that a network for quarter resolution fits one for an eighth."""
         scale = self.config.chroma_scale
-        fine = min(scale, _FINEST)
+        fine = min(scale, FINEST)
         return F.pixel_unshuffle(shrink(self.fit(L), scale // fine), fine)
 
     def x_0_hat(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -245,9 +291,21 @@ class DiffusionColorizer(nn.Module):
         return mask.expand(-1, 2, -1, -1), mask
 
 
+def repeated(count: int, *values):
+    """Each sample of each value `count` times in a row; pairs of hints alike, and None stays."""
+    return [
+        value
+        if value is None
+        else tuple(repeated(count, *value))
+        if isinstance(value, tuple)
+        else value.repeat_interleave(count, dim=0)
+        for value in values
+    ]
+
+
 def detail_channels(config: DiffusionConfig) -> int:
     """The lightness of a cell's pixels, and hints."""
-    return min(config.chroma_scale, _FINEST) ** 2 + (3 if config.hints else 0)
+    return min(config.chroma_scale, FINEST) ** 2 + (3 if config.hints else 0)
 
 
 def context_channels(config: DiffusionConfig) -> int:

@@ -107,9 +107,10 @@ def make_network(name: str) -> Any:
             f"{f', such as {close}' if close else ''}."
         )
     try:
-        levels = timm.create_model(name, pretrained=False, features_only=True).feature_info.reduction()
-        places = tuple(levels.index(stride) for stride in STRIDES)
-        network = timm.create_model(name, pretrained=False, features_only=True, out_indices=places)
+        with torch.random.fork_rng(devices=[]):  # its first weights must not move those of the model around it
+            levels = timm.create_model(name, pretrained=False, features_only=True).feature_info.reduction()
+            places = tuple(levels.index(stride) for stride in STRIDES)
+            network = timm.create_model(name, pretrained=False, features_only=True, out_indices=places)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(
             f"--encoder {name} does not give maps at strides 8, 16 and 32 ({sentence(error)[:100]}); use a "

@@ -2,6 +2,7 @@
 
 DIR/unet/, DIR/scheduler/   a diffusion model, as diffusers' own `from_pretrained` reads it
 DIR/model.onnx              the network for onnxruntime and others: any batch, height and width
+DIR/context.onnx            of a diffusion model with an encoder: what is known of a photo before the first step
 DIR/project7.json           ranges, order of channels, noise schedule: what the files do not say themselves
 DIR/README.md               how to colour a photo with them
 """
@@ -29,6 +30,8 @@ from torch import Tensor, nn
 from Project7 import __version__
 from Project7.checkpoints import load_model
 from Project7.config import ColorizeConfig, RunConfig
+from Project7.diffusion_model import FINEST
+from Project7.encoder import view_shape
 from Project7.errors import ProjectError, UsageError
 from Project7.guided_filter import pad_to_multiple
 from Project7.palette import annealed_mean
@@ -40,7 +43,8 @@ _TRIALS = ((1, 24, 56), (3, 50, 23))  # batch, height, width at which onnxruntim
 _TOLERANCE = 1e-4
 _NEEDED = ("onnx", "onnxruntime")
 _LICENCE = re.compile(r"(licen[cs]e|notice|copying)\b.*", re.IGNORECASE)
-_WRITTEN = {"unet", "scheduler", "model.onnx", "project7.json", "README.md", "MODEL_CARD.md"}
+_WRITTEN = {"unet", "scheduler", "model.onnx", "context.onnx", "project7.json", "README.md", "MODEL_CARD.md"}
+_VIEW = "view"  # the name of the input that an encoder looks at
 _FLAT_LIST = re.compile(r"\[([^\[\]{}]*)\]")  # goes on one line of project7.json
 
 Channels = dict[str, tuple[str, ...]]  # of each input or output, by its name; () for timesteps
@@ -56,6 +60,10 @@ def export_model(weights: Path, to: Path, *, with_onnx: bool = True, force: bool
         model, config = load_model(weights)
         missing = [name for name in _NEEDED if with_onnx and importlib.util.find_spec(name) is None]
         note = missing_note(missing)
+        sees = bool(config.model.encoder)
+        if sees and (missing or not with_onnx):
+            need = note or "--no-onnx was given."
+            raise ProjectError(f"The encoder of a model is exported as ONNX only, and {need}")
         if config.model.method == "diffusion":
             write_diffusers(folder, model)
         elif missing:
@@ -66,7 +74,11 @@ def export_model(weights: Path, to: Path, *, with_onnx: bool = True, force: bool
         if with_onnx and not missing:
             graph, names = make_graph(model)
             facts["onnx"] = {"file": "model.onnx", "opset": _OPSET, **names}
-            write_onnx(folder / "model.onnx", graph, facts)
+            if sees and config.model.method == "diffusion":
+                context, context_names = make_context_graph(model)
+                facts["context"] = {"file": "context.onnx", "opset": _OPSET, **context_names}
+                write_onnx(folder / "context.onnx", context, facts, context_names)
+            write_onnx(folder / "model.onnx", graph, facts, names)
         (folder / "project7.json").write_text(to_json(facts), encoding="utf-8")
         (folder / "README.md").write_text(make_readme(facts), encoding="utf-8")
     return note
@@ -139,28 +151,59 @@ def make_graph(model: nn.Module) -> tuple[Graph, dict[str, Channels]]:
         inputs = {"sample": sample_channels(config), "timestep": ()}
         outputs = {"prediction": (f"{predicted} of a", f"{predicted} of b")}
         return Graph(model, predict), {"inputs": inputs, "outputs": outputs}
+    inputs = {"L": ("L",)} | ({_VIEW: ("L",)} if config.encoder else {})
     if method == "regression":
-        outputs = {"dL_ab": ("change of L", "a", "b")} if model.restores else {"ab": ("a", "b")}
-        return Graph(model, model.answer), {"inputs": {"L": ("L",)}, "outputs": outputs}
 
-    def classify(L: Tensor) -> tuple[Tensor, Tensor]:
-        logits, residual, confidence, _ = model.network(L)
+        def answer(L: Tensor, view: Tensor | None = None) -> Tensor:
+            return model.answer(L, None if view is None else model.encoder(view))
+
+        outputs = {"dL_ab": ("change of L", "a", "b")} if model.restores else {"ab": ("a", "b")}
+        return Graph(model, answer), {"inputs": inputs, "outputs": outputs}
+
+    def classify(L: Tensor, view: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        logits, residual, confidence, _ = model.network(L, None if view is None else model.encoder(view))
         ab = model.from_lab(annealed_mean(logits, model.centres, config.temperature) + residual)
         return model.expand(ab, L), F.interpolate(torch.sigmoid(confidence), L.shape[-2:], mode="bilinear")
 
     outputs = {"ab": ("a", "b"), "confidence": ("probability",)}
-    return Graph(model, classify), {"inputs": {"L": ("L",)}, "outputs": outputs}
+    return Graph(model, classify), {"inputs": inputs, "outputs": outputs}
+
+
+def make_context_graph(model: nn.Module) -> tuple[Graph, dict[str, Channels]]:
+    """What context.onnx computes, once per photo: the encoder, the neck and the head of a diffusion model."""
+    hints = 3 if model.config.hints else 0
+
+    def look(view: Tensor, details: Tensor) -> Tensor:
+        known = model.neck(model.encoder(view), details)
+        return model.told(known, None if model.head is None else model.head(known))
+
+    details = sample_channels(model.config)[2 : 2 + cell_side(model.config) ** 2 + hints]
+    inputs = {_VIEW: ("L",), "details": details}
+    return Graph(model, look), {"inputs": inputs, "outputs": {"known": known_channels(model.config)}}
+
+
+def cell_side(config) -> int:
+    """The pixels of L on a side that the network is shown of a cell."""
+    return min(config.chroma_scale, FINEST)
+
+
+def known_channels(config) -> tuple[str, ...]:
+    if not config.encoder:
+        return ()
+    told = ["mean a", "mean b"] if config.head != "none" else []
+    return (*(f"known {n}" for n in range(config.neck_width)), *told, *["entropy"] * config.head_entropy)
 
 
 def sample_channels(config) -> tuple[str, ...]:
-    """The U-Net's input channels in their order: noisy ab, the L of a cell's pixels row by row, hints."""
-    cells = range(config.chroma_scale)
+    """The U-Net's input channels in their order: noisy ab, the L of a cell's pixels row by row, hints, what
+    context.onnx gives."""
+    cells = range(cell_side(config))
     lightness = [f"L of row {row}, column {column} of a cell" for row in cells for column in cells]
     hints = ["hinted a", "hinted b", "1 where a hint is"] if config.hints else []
-    return ("noisy a", "noisy b", *(lightness if len(cells) > 1 else ["L"]), *hints)
+    return ("noisy a", "noisy b", *(lightness if len(cells) > 1 else ["L"]), *hints, *known_channels(config))
 
 
-def write_onnx(path: Path, graph: Graph, facts: dict[str, Any]) -> None:
+def write_onnx(path: Path, graph: Graph, facts: dict[str, Any], names: dict[str, Channels]) -> None:
     """Traces a graph, writes it with the facts as its metadata, and sees to it that onnxruntime gives its numbers.
 
     The exporter is the one by tracing (dynamo=False). torch 2.11 to 2.15, all that requirements.txt allows, have it
@@ -171,9 +214,8 @@ def write_onnx(path: Path, graph: Graph, facts: dict[str, Any]) -> None:
     """
     import onnx
 
-    inputs, outputs = facts["onnx"]["inputs"], facts["onnx"]["outputs"]
-    axes = {0: "batch", 2: "height", 3: "width"}
-    free = {name: axes if channels else {0: "batch"} for name, channels in (inputs | outputs).items()}
+    inputs, outputs = names["inputs"], names["outputs"]
+    free = {name: free_axes(name) if channels else {0: "batch"} for name, channels in (inputs | outputs).items()}
     traced = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # of the exporter's age, and of each size that it sees compared
         torch.onnx.export(
@@ -195,13 +237,20 @@ def write_onnx(path: Path, graph: Graph, facts: dict[str, Any]) -> None:
     check_onnx(path, graph, inputs)
 
 
+def free_axes(name: str) -> dict[int, str]:
+    before = "view_" if name == _VIEW else ""  # its sides are its own
+    return {0: "batch", 2: f"{before}height", 3: f"{before}width"}
+
+
 def random_inputs(inputs: Channels, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
     """Pictures (B, C, H, W) in [-1, 1], and timesteps (B,) for what has no channels."""
     generator = torch.Generator().manual_seed(0)
-    size = (height, width)
+    sizes = {_VIEW: view_shape((height, width), 48)}
     return tuple(
-        torch.rand(batch, len(channels), *size, generator=generator) * 2 - 1 if channels else torch.arange(batch)
-        for channels in inputs.values()
+        torch.rand(batch, len(channels), *sizes.get(name, (height, width)), generator=generator) * 2 - 1
+        if channels
+        else torch.arange(batch)
+        for name, channels in inputs.items()
     )
 
 
@@ -248,6 +297,8 @@ def make_facts(weights: Path, model: nn.Module, config: RunConfig) -> dict[str, 
         "working_size": config.data.image_size,
         "sides_multiple_of": 1,
         "onnx": None,
+        "context": None,
+        "view_size": config.model.encoder_size if config.model.encoder else None,
     }
     return facts | (diffusion_facts(model) if config.model.method == "diffusion" else {})
 
@@ -256,6 +307,7 @@ def diffusion_facts(model: nn.Module) -> dict[str, Any]:
     config, scheduler = model.config, ready_scheduler(model)
     return {
         "chroma_scale": config.chroma_scale,
+        "cell_side": cell_side(config),
         "sides_multiple_of": config.chroma_scale * 2 ** (len(config.features) - 1),
         "sample_channels": sample_channels(config),
         "hint_channels": 3 if config.hints else 0,
@@ -285,13 +337,15 @@ def copy_licence(weights: Path, folder: Path) -> list[str]:
 def make_readme(facts: dict[str, Any]) -> str:
     licence = f"\nLicence and data: see {', '.join(facts['licence'])}.\n" if facts["licence"] else ""
     start = _START.format(model=facts["model"], method=facts["method"], version=__version__, licence=licence)
+    view = _LOOK if facts["view_size"] else ""
     if facts["method"] != "diffusion":
         answer = "answer" if "dL_ab" in facts["onnx"]["outputs"] else "ab"
         lightness = _LIGHTNESS if answer == "answer" else ""
-        return start + _PHOTO + _ONE_PASS.format(answer=answer, lightness=lightness) + _PICTURE
+        inputs = '{"L": small, "view": view}' if view else '{"L": small}'
+        return start + _PHOTO + view + _ONE_PASS.format(answer=answer, lightness=lightness, inputs=inputs) + _PICTURE
     implied = _V if facts["prediction_type"] == "v_prediction" else _NOISE
     onnx = _DDIM.format(implied=implied) if facts["onnx"] else ""
-    return start + _PHOTO + _CELLS + _DIFFUSERS + onnx + _PICTURE
+    return start + _PHOTO + view + _CELLS + (_CONTEXT if view else "") + _DIFFUSERS + onnx + _PICTURE
 
 
 _START = """\
@@ -321,12 +375,36 @@ small = (resize(L, (h, w)) / 50 - 1).astype(np.float32)[None, None]  # (1, 1, h,
 ```
 """
 
-_CELLS = """
-The U-Net works on cells of `chroma_scale` x `chroma_scale` pixels: their L are channels (space to depth).
+_LOOK = """
+The encoder looks at the photo itself, at sides of 32 n + 1 pixels:
 
 ```python
-c = facts["chroma_scale"]
-cells = small.reshape(1, h // c, c, w // c, c).transpose(0, 2, 4, 1, 3).reshape(1, c * c, h // c, w // c)
+scale = min(facts["view_size"] / min(L.shape), 4 * facts["view_size"] / max(L.shape))
+sides = [32 * max(1, round(side * scale / 32)) + 1 for side in L.shape]
+view = (resize(L, sides) / 50 - 1).astype(np.float32)[None, None]
+```
+"""
+
+_CONTEXT = """
+What is known of the photo, once for all steps:
+
+```python
+import onnxruntime
+
+context = onnxruntime.InferenceSession("context.onnx")
+known = context.run(["known"], {"view": view, "details": given})[0]
+given = np.concatenate([given, known], axis=1)
+```
+"""
+
+_CELLS = """
+The U-Net works on cells of `chroma_scale` x `chroma_scale` pixels: the L of their pixels, or of parts of them where
+`cell_side` is smaller, are channels (space to depth).
+
+```python
+c, s = facts["chroma_scale"], facts["cell_side"]
+parts = small.reshape(1, 1, h // c * s, c // s, w // c * s, c // s).mean(axis=(3, 5))
+cells = parts.reshape(1, h // c, s, w // c, s).transpose(0, 2, 4, 1, 3).reshape(1, s * s, h // c, w // c)
 no_hints = np.zeros((1, facts["hint_channels"], h // c, w // c), np.float32)  # or known colours, and 1 where they are
 given = np.concatenate([cells, no_hints], axis=1)
 ```
@@ -378,7 +456,7 @@ _ONE_PASS = """
 import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-{answer} = session.run(None, {{"L": small}})[0]
+{answer} = session.run(None, {inputs})[0]
 {lightness}```
 """
 

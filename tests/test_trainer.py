@@ -20,11 +20,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from Project7 import model_folder, trainer
+from Project7 import color, model_folder, trainer
 from Project7.batch import Step
 from Project7.checkpoints import load_checkpoint, load_model
 from Project7.config import DiffusionConfig, ObjectiveConfig, RegressionConfig, RunConfig, TrainingConfig
 from Project7.dataset import ImageSet
+from Project7.encoder import SHIPPED, Encoder
+from Project7.feature_cache import open_features
 from Project7.health import Finding
 from Project7.model_folder import ModelFolder
 from Project7.objective import Objective
@@ -163,10 +165,10 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_step(tmp_pat
     run(tmp_path / "calm", config(epochs=1))
     original = trainer.Run.backward
 
-    def tight(self, count, places, rgb):
+    def tight(self, count, places, rgb, indices=None):
         if self.state.accumulation < 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(self, count, places, rgb)
+        return original(self, count, places, rgb, indices)
 
     monkeypatch.setattr(trainer.Run, "backward", tight)
     seen = run(tmp_path / "tight", config(epochs=1))
@@ -177,7 +179,7 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_step(tmp_pat
 
 
 def test_running_out_of_memory_with_one_picture_stops(tmp_path, monkeypatch):
-    def never(self, count, places, rgb):
+    def never(self, count, places, rgb, indices=None):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(trainer.Run, "backward", never)
@@ -189,8 +191,8 @@ def poison(monkeypatch, bad_steps: range, *, loss_too: bool) -> None:
     """Makes the gradient (and the loss) of some steps NaN."""
     original = trainer.Run.backward
 
-    def poisoned(self, count, places, rgb):
-        measures = original(self, count, places, rgb)
+    def poisoned(self, count, places, rgb, indices=None):
+        measures = original(self, count, places, rgb, indices)
         if self.state.step in bad_steps:
             next(iter(self.parameters)).grad.fill_(math.nan)
             if loss_too:
@@ -1077,7 +1079,7 @@ def test_stop_ends_the_run_with_one_sentence_and_a_folder_to_go_on_from(tmp_path
 def test_running_out_of_memory_is_no_collapse(tmp_path, monkeypatch, on_collapse):
     """A lower learning rate would not help."""
 
-    def never(self, count, places, rgb):
+    def never(self, count, places, rgb, indices=None):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(trainer.Run, "backward", never)
@@ -1200,3 +1202,83 @@ def test_a_run_that_collapses_before_its_first_epoch_ends_goes_back_to_its_begin
     assert [healthy["step"] for healthy, _ in rollbacks] == [0]
     assert seen[-1].entry["epoch"] == 2
     assert seen[-1].entry["skipped_steps"] == 0
+
+
+# -- with an encoder -------------------------------------------------------------------------------------------------
+
+SEEING = {"encoder": SHIPPED, "encoder_size": 32, "neck_width": 8, "chroma_scale": 4, "hints": True, "head": "mean"}
+
+
+def seeing(**settings) -> RunConfig:
+    return config(model=SEEING, **settings)
+
+
+def cached(folder, settings: RunConfig, cache: Path, **more) -> None:
+    """A run that reads what its encoder sees from the disk."""
+    features = open_features(Encoder(SHIPPED, 32), IMAGES[0], cache_dir=cache)
+    resume = copy.deepcopy(more.pop("resume", None))
+    accelerator = make_accelerator(settings.training)
+    steps = train(settings, ModelFolder(folder), IMAGES, accelerator=accelerator, resume=resume, features=features)
+    with contextlib.closing(steps):
+        for progress in steps:
+            if more and progress.step == more["leave"]:
+                break
+
+
+def test_a_run_with_an_encoder_goes_on_bit_for_bit(tmp_path):
+    """With everything that is drawn: dropped features, hints, zoomed and aged photos."""
+    settings = seeing(zoom=0.6, old_photos=0.5)
+    run(tmp_path / "whole", settings)
+    run(tmp_path / "left", settings, leave=lambda p: p.step == 5)
+    run(tmp_path / "left", settings, resume=load_checkpoint(tmp_path / "left" / "last_model.pth"))
+    whole, left = (load_checkpoint(tmp_path / n / "last_model.pth") for n in ("whole", "left"))
+    assert_same_run(whole, left)
+    assert not any(name.startswith("encoder") for name in whole["model_state_dict"])
+    entry = whole["history"][-1]
+    assert set(entry["val_terms"]) == {"mse_and_head", "mse", "head", "unexplained"}
+    assert entry["val_terms"]["mse_and_head"] == pytest.approx(
+        entry["val_terms"]["mse"] + 0.25 * entry["val_terms"]["head"], rel=1e-4
+    )
+
+
+def test_features_from_the_disk_train_the_same_model(tmp_path):
+    settings = seeing(cache_features=True)
+    cached(tmp_path / "whole", settings, tmp_path / "cache")
+    cached(tmp_path / "left", settings, tmp_path / "cache", leave=5)
+    left = load_checkpoint(tmp_path / "left" / "last_model.pth")
+    cached(tmp_path / "left", settings, tmp_path / "cache", resume=left)
+    whole, left = (load_checkpoint(tmp_path / n / "last_model.pth") for n in ("whole", "left"))
+    assert_same_run(whole, left)
+    run(tmp_path / "computed", settings)  # the encoder at every step: the same but for 16 bits
+    computed = load_checkpoint(tmp_path / "computed" / "last_model.pth")
+    for a, b in zip(whole["history"], computed["history"], strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
+        assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-3)
+
+
+def test_without_mirroring_no_photo_is_mirrored(tmp_path):
+    run_ = trainer.Run(config(mirror=False), ModelFolder(tmp_path), IMAGES, make_accelerator(config().training))
+    rgb = torch.from_numpy(np.array(IMAGES[0].images[:8]))
+    L, ab = run_.prepare(rgb, first=0, count=8)[:2]
+    wanted = color.split(color.channels_first(IMAGES[0].images[:8]), run_.ema.ab_mean, run_.ema.ab_std)
+    assert torch.equal(L, wanted[0])
+    assert torch.equal(ab, wanted[1])
+
+
+def test_old_photos_have_the_colours_of_the_good_ones(tmp_path):
+    """Only the lightness ages: what is to be learnt stays."""
+    pair = [
+        trainer.Run(config(old_photos=share), ModelFolder(tmp_path), IMAGES, make_accelerator(config().training))
+        for share in (0.0, 1.0)
+    ]
+    rgb = torch.from_numpy(np.array(IMAGES[0].images[:8]))
+    good, old = (run_.prepare(rgb, first=0, count=8) for run_ in pair)
+    assert torch.equal(good.ab, old.ab)
+    assert (good.L != old.L).flatten(1).any(dim=1).float().mean() > 0.5
+
+
+def test_an_encoder_with_every_term_of_the_second_recipe(tmp_path):
+    run(tmp_path, config(model=SEEING, objective=terms(gan=True)))
+    entry = load_checkpoint(tmp_path / "last_model.pth")["history"][-1]
+    assert {"mse_and_head", "perceptual", "adversarial"} <= set(entry["terms"])
+    assert all(math.isfinite(value) for value in entry["terms"].values())

@@ -1,0 +1,132 @@
+"""candidates.py and what leads to it: several answers, noise that is the same at every size, strength of colours."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from Project7 import color
+from Project7.candidates import calmed, choose, chroma
+from Project7.config import DiffusionConfig
+from Project7.diffusion_model import DiffusionColorizer
+from Project7.encoder import SHIPPED
+from Project7.samplers import scalable_noise
+
+
+def flat(*colours: tuple[float, float], size: int = 4) -> torch.Tensor:
+    """(1, K, 2, h, w): answers of one colour each."""
+    return torch.tensor(colours, dtype=torch.float32)[None, :, :, None, None].expand(1, -1, 2, size, size).clone()
+
+
+def generators(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
+def seeing(**changes) -> DiffusionColorizer:
+    torch.manual_seed(0)
+    small = {"features": (8, 16), "time_dim": 16, "encoder": SHIPPED, "encoder_size": 32, "neck_width": 8}
+    model = DiffusionColorizer(DiffusionConfig(**small | {"chroma_scale": 4, "head": "classes", "bins": 9} | changes))
+    model.head.centres.copy_(torch.cartesian_prod(*[torch.tensor([-30.0, 0.0, 30.0])] * 2))
+    model.head.counts.fill_(1)
+    return model.eval()
+
+
+# -- choosing --------------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_that_most_agree_on_is_shown():
+    samples = torch.cat([flat((30, 0), (0, 30), (2, 28), (-3, 31)), flat((5, 5), (40, 40), (4, 6), (6, 4))])
+    assert choose(samples).tolist() == [1, 0]
+
+
+def test_a_likely_answer_wins_over_a_little_more_agreement():
+    samples, likelihood = flat((10, 0), (0, 10), (1, 9)), torch.tensor([[-1.0, -9.0, -3.0]])
+    assert choose(samples).item() in (1, 2)
+    assert choose(samples, likelihood, trust=5.0).item() == 0
+    assert choose(samples, likelihood, trust=0.01).item() != 0
+
+
+def test_calm_leads_from_the_chosen_answer_to_the_mean_and_keeps_its_strength():
+    samples = flat((30, 0), (0, 30))
+    chosen, mean = samples[:, 0], samples.mean(dim=1)
+    assert calmed(chosen, mean, samples, 0.0) is chosen
+    found = calmed(chosen, mean, samples, 1.0)
+    assert torch.allclose(found[0, 0], found[0, 1])  # the direction of the mean
+    assert chroma(found).item() == pytest.approx(30, rel=1e-4)  # and the strength of the answers
+    half = calmed(chosen, mean, samples, 0.5)
+    assert half[0, 0, 0, 0] > half[0, 1, 0, 0] > 0
+
+
+def test_answers_that_cancel_are_not_blown_up():
+    samples = flat((30, 0), (-30, 0))
+    mean = torch.full_like(samples[:, 0], 0.1)
+    assert chroma(calmed(samples[:, 0], mean, samples, 1.0)) < 0.3
+    gray = torch.zeros(1, 3, 2, 4, 4)
+    assert torch.equal(calmed(gray[:, 0], gray[:, 0], gray, 1.0), gray[:, 0])
+
+
+# -- noise -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 32), (12, 43), (1, 5), (300, 20)])
+def test_noise_is_white_at_every_size(size):
+    count = 4000 // (size[0] * size[1]) + 8
+    noise = scalable_noise((count, 2, *size), generators(count))
+    assert noise.shape == (count, 2, *size)
+    assert noise.mean().abs() < 0.06
+    assert noise.std() == pytest.approx(1, abs=0.05)
+    if min(size) > 1:
+        for shifted in (noise[..., 1:, :] * noise[..., :-1, :], noise[..., 1:] * noise[..., :-1]):
+            assert shifted.mean().abs() < 0.06  # neighbours are independent
+
+
+def test_the_coarse_part_of_the_noise_is_the_same_at_every_size():
+    fine, coarse, other = (scalable_noise((8, 2, n, n), generators(8)) for n in (32, 16, 24))
+    torch.testing.assert_close(F.avg_pool2d(fine, 2) * 2, coarse)
+    quarter = F.avg_pool2d(coarse, 2) * 2
+    torch.testing.assert_close(F.avg_pool2d(other, 3) * 3, quarter, rtol=0, atol=0.35)  # parts of 10 and 11 of 256
+    apart = scalable_noise((8, 2, 16, 16), generators(16)[8:])
+    assert ((apart - coarse).square().mean()) > 1.5
+
+
+# -- a model with candidates -----------------------------------------------------------------------------------------
+
+
+def test_one_candidate_is_the_first_of_several():
+    model, L = seeing(), torch.rand(2, 1, 16, 16) * 2 - 1
+    one, _ = model.draw(L, generators(2), None, model.look(L), steps=2)
+    four, _ = model.draw(L, generators(2), None, model.look(L), steps=2, candidates=4)
+    assert four.shape == (2, 4, 2, 4, 4)
+    torch.testing.assert_close(four[:, :1], one, rtol=1e-4, atol=1e-4)
+    assert (four[:, 1] - four[:, 0]).abs().mean() > 0.02
+
+
+def test_a_chosen_answer_is_one_of_the_candidates():
+    model, L = seeing(), torch.rand(1, 1, 16, 16) * 2 - 1
+    samples, context = model.draw(L, generators(1), None, model.look(L), steps=2, candidates=5)
+    answer = model.settle(samples, context)
+    assert (answer[:, None] - samples).abs().amax(dim=(0, 2, 3, 4)).min() < 1e-5
+    calm = model.settle(samples, context, 1.0)
+    assert not torch.allclose(calm, answer)
+    found = model.colorize(L, generator=generators(1), steps=2, candidates=5, calm=1.0)
+    torch.testing.assert_close(found, model.expand(calm, L), rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_encoder_has_seen_before_need_not_be_seen_again(monkeypatch):
+    model, L = seeing(hints=True), torch.rand(1, 1, 16, 16) * 2 - 1
+    maps = model.look(L)
+    wanted = model.colorize(L, generator=generators(1), steps=2)
+    monkeypatch.setattr(model, "look", lambda _: pytest.fail("looked again"))
+    assert torch.equal(model.colorize(L, generator=generators(1), steps=2, maps=maps), wanted)
+
+
+# -- strength --------------------------------------------------------------------------------------------------------
+
+
+def test_saturation_is_the_distance_from_gray():
+    mean, std = torch.tensor([2.1, 8.9]), torch.tensor([12.6, 17.7])
+    ab = torch.randn(2, 2, 3, 3)
+    units = {
+        s: color.join(torch.zeros(2, 1, 3, 3), color.saturate(ab, mean, std, s), mean, std)[:, 1:] for s in (0, 1, 2)
+    }
+    assert units[0].abs().max() < 1e-5
+    torch.testing.assert_close(units[2], 2 * units[1], rtol=1e-4, atol=1e-4)
