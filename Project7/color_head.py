@@ -46,6 +46,22 @@ class ColorHead(nn.Module):
         log_p = torch.log_softmax(logits.float(), dim=1)
         return -(log_p.exp() * log_p).sum(dim=1, keepdim=True) / math.log(logits.shape[1])
 
+    def suggest(
+        self, logits: Tensor, count: int = 6, *, apart: float = 15.0
+    ) -> list[tuple[tuple[float, float], float]]:
+        """Unlike colours that are likely at one place, the likeliest first: ab in Lab units, and the share of the
+        probability around it. logits: (Q,). Classes within `apart` Lab units of a chosen one count as that one."""
+        left = torch.softmax(logits.float(), dim=0)
+        found = []
+        for _ in range(count):
+            best = int(left.argmax())
+            near = (self.centres - self.centres[best]).norm(dim=1) < apart
+            found.append((tuple(self.centres[best].tolist()), float(left[near].sum())))
+            left = left.masked_fill(near, 0.0)
+            if not left.any():
+                break
+        return sorted(found, key=lambda one: -one[1])
+
     def log_likelihood(self, logits: Tensor, ab: Tensor) -> Tensor:
         """(B,) the mean over cells of the log-probability of the classes around ab (B, 2, h, w)."""
         classes, soft = self._encoding(ab)[0](ab)

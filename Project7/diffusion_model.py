@@ -159,6 +159,40 @@ class DiffusionColorizer(nn.Module):
         samples, context = self.draw(L, generator, hints, maps, sampler=sampler, steps=steps, candidates=candidates)
         return self.expand(self.settle(samples, context, calm), L)
 
+    # -- what the head knows without any sampling --------------------------------------------------------------------
+
+    @torch.no_grad()
+    def knowledge(self, L: Tensor, maps: Maps | None = None, hints: Hints | None = None) -> Tensor:
+        """The head's answer to L (B, 1, H, W), for the methods below: computed once for all of them.
+
+        Raises ValueError for a model without a head.
+        """
+        if self.head is None:
+            raise ValueError("this model was trained without a head (--head), and knows no distribution of colours")
+        if self.config.hints:
+            hints = self.shrink_hints(*hints) if hints else self.no_hints(L)
+        return self.context(L, self.look(L) if maps is None else maps, hints).answer
+
+    def mean(self, L: Tensor, answer: Tensor) -> Tensor:
+        """The mean colour, in one pass: ab (B, 2, H, W) in the network's range."""
+        return self.expand(self.from_lab(self.head.mean(answer)), L)
+
+    def entropy(self, L: Tensor, answer: Tensor) -> Tensor:
+        """Where it is unsure: (B, 1, H, W) in [0, 1]; 0 is certain, 1 knows nothing. Of a head of palette colours."""
+        return F.interpolate(self.head.entropy(answer), L.shape[-2:], mode="bilinear", align_corners=False)
+
+    def suggest(self, answer: Tensor, x: float, y: float, count: int = 6):
+        """Likely colours at a point of the first photo, x and y in [0, 1) from its left upper corner: ab in Lab units,
+        and its probability. Of a head of palette colours."""
+        h, w = answer.shape[-2:]
+        return self.head.suggest(answer[0, :, min(h - 1, int(y * h)), min(w - 1, int(x * w))], count)
+
+    def log_likelihood(self, answer: Tensor, ab: Tensor) -> Tensor:
+        """(B,) in nats per cell: how likely colours ab (B, 2, H, W), in the network's range, are here."""
+        return self.head.log_likelihood(answer, self.to_lab(self.shrink(ab)))
+
+    # -- sampling ----------------------------------------------------------------------------------------------------
+
     @torch.no_grad()
     def draw(
         self,

@@ -25,8 +25,9 @@ def seeing(**changes) -> DiffusionColorizer:
     torch.manual_seed(0)
     small = {"features": (8, 16), "time_dim": 16, "encoder": SHIPPED, "encoder_size": 32, "neck_width": 8}
     model = DiffusionColorizer(DiffusionConfig(**small | {"chroma_scale": 4, "head": "classes", "bins": 9} | changes))
-    model.head.centres.copy_(torch.cartesian_prod(*[torch.tensor([-30.0, 0.0, 30.0])] * 2))
-    model.head.counts.fill_(1)
+    if model.head:
+        model.head.centres.copy_(torch.cartesian_prod(*[torch.tensor([-30.0, 0.0, 30.0])] * 2))
+        model.head.counts.fill_(1)
     return model.eval()
 
 
@@ -34,7 +35,7 @@ def seeing(**changes) -> DiffusionColorizer:
 
 
 def test_the_answer_that_most_agree_on_is_shown():
-    samples = torch.cat([flat((30, 0), (0, 30), (2, 28), (-3, 31)), flat((5, 5), (40, 40), (4, 6), (6, 4))])
+    samples = torch.cat([flat((30, 0), (0, 30), (3, 30), (-3, 30)), flat((5, 5), (40, 40), (4, 6), (6, 4))])
     assert choose(samples).tolist() == [1, 0]
 
 
@@ -130,3 +131,35 @@ def test_saturation_is_the_distance_from_gray():
     }
     assert units[0].abs().max() < 1e-5
     torch.testing.assert_close(units[2], 2 * units[1], rtol=1e-4, atol=1e-4)
+
+
+# -- what the head knows ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_says_what_it_knows_without_sampling():
+    model, L = seeing(hints=True), torch.rand(2, 1, 17, 22) * 2 - 1
+    answer = model.knowledge(L)
+    assert model.mean(L, answer).shape == (2, 2, 17, 22)
+    entropy = model.entropy(L, answer)
+    assert entropy.shape == (2, 1, 17, 22)
+    assert ((entropy > 0) & (entropy <= 1)).all()
+    scores = model.log_likelihood(answer, model.mean(L, answer))
+    assert scores.shape == (2,)
+    assert (scores < 0).all()
+    with pytest.raises(ValueError, match="without a head"):
+        seeing(head="none").knowledge(L)
+
+
+def test_suggestions_are_unlike_and_the_likeliest_comes_first():
+    model = seeing()
+    logits = torch.full((9,), -5.0)
+    logits[0], logits[4] = 2.0, 1.0  # (-30, -30) and gray
+    answer = logits[None, :, None, None].repeat(1, 1, 4, 4)
+    answer[:, :, 3, 0] = answer[:, :, 3, 0].flip(1)
+    first, second, *rest = model.suggest(answer, 0.99, 0.0)
+    assert first[0] == (-30.0, -30.0)
+    assert second[0] == (0.0, 0.0)
+    assert first[1] > second[1] > sum(p for _, p in rest)
+    assert sum(p for _, p in (first, second, *rest)) == pytest.approx(1, abs=0.01)
+    assert model.suggest(answer, 0.1, 0.99)[0][0] == (30.0, 30.0)
+    assert len(model.suggest(answer, 0.5, 0.5, 3)) == 3

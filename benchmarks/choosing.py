@@ -1,0 +1,129 @@
+#!/usr/bin/env python
+"""Which of several answers to show, and how calm: read-outs of one model's samples, side by side.
+
+    python benchmarks/choosing.py MODEL --data PATH [--photos 400] [--size 64] [--candidates 8] [--sheet FILE.png]
+
+The samples are drawn once; each row settles them in another way. `class` is the share of photos in which JudgeResNet
+sees the same class as in the true photo.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from Project7 import color, errors, metrics
+from Project7.candidates import calmed, choose
+from Project7.colorize import Colorizer, paint, shrink
+from Project7.dataset import open_photos
+from Project7.evaluate import generator
+from Project7.feature_networks import load_network
+from Project7.frechet import feed, find_judge, frechet
+
+CALM = (0.25, 0.5, 0.75, 1.0)
+SHEET = 24
+
+
+@torch.no_grad()
+def draw(colorizer: Colorizer, photos, count: int, batch: int = 16):
+    """Small L (N, 1, h, w), the samples (N, K, 2, h', w') and the head's mean in Lab units, its likelihoods (N, K)."""
+    model, found = colorizer.model, []
+    for start in range(0, len(photos.images), batch):
+        L = color.lightness(color.channels_first(np.array(photos.images[start : start + batch])))
+        small = shrink(L, colorizer.working_shape(L.shape[-2:], None))
+        maps = colorizer.look(list(L.split(1)))
+        noise = [generator(0, 0, name) for name in photos.names[start : start + batch]]
+        samples, context = model.draw(small, noise, None, maps, candidates=count)
+        lab = model.to_lab(samples)
+        likelihood = [model.head.log_likelihood(context.answer, lab[:, k]) for k in range(count)]
+        found.append((small, lab, model.head.mean(context.answer), torch.stack(likelihood, dim=1)))
+        print(f"\r{start + len(L)}/{len(photos.images)}", end="", file=sys.stderr)
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def readouts(lab, head, likelihood):
+    """name -> ab (N, 2, h', w') in Lab units."""
+    rows = torch.arange(len(lab))
+    mean = lab.mean(dim=1)
+    found = {"one sample": lab[:, 0], "agreement": lab[rows, choose(lab)]}
+    found["likelihood"] = lab[rows, likelihood.argmax(dim=1)]
+    for trust in (1.0, 3.0):
+        found[f"agreement + {trust:g} likelihood"] = lab[rows, choose(lab, likelihood, trust=trust)]
+    chosen = found["agreement + 1 likelihood"]
+    found |= {f"calm {calm:g}": calmed(chosen, mean, lab, calm) for calm in CALM}
+    middle = (mean + head) / 2
+    found |= {f"calm {calm:g}, with the head": calmed(chosen, middle, lab, calm) for calm in CALM[1:]}
+    found |= {f"one sample, calm {calm:g} to the head": calmed(lab[:, 0], head, lab[:, :1], calm) for calm in CALM[1:]}
+    found |= {"mean of the samples": mean, "mean of the head": head}
+    found |= {f"mean of the head x {s:g}": head * s for s in (1.3, 1.6)}
+    return found
+
+
+def pictures(colorizer: Colorizer, photos, small, ab) -> np.ndarray:
+    model = colorizer.model
+    rows = []
+    for n in range(len(ab)):
+        L = color.lightness(color.channels_first(np.array(photos.images[n : n + 1])))
+        fine = model.expand(model.from_lab(ab[n : n + 1]), small[n : n + 1])
+        rows.append(paint(L, small[n : n + 1], fine, model.ab_mean, model.ab_std))
+    return np.stack(rows)
+
+
+@torch.no_grad()
+def classes(judge, rgb: np.ndarray) -> torch.Tensor:
+    parts = color.channels_first(rgb).split(64)
+    resized = [p if p.shape[-1] == 64 else resize64(p) for p in parts]
+    return torch.cat([judge(p).argmax(dim=1) for p in resized])
+
+
+def resize64(rgb: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.interpolate(rgb.float() / 255, (64, 64), mode="bilinear", antialias=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="a model folder, or a .pth file")
+    parser.add_argument("--data", required=True, help="photos with their colours")
+    parser.add_argument("--photos", type=int, default=400)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--candidates", type=int, default=8)
+    parser.add_argument("--cache-dir", type=Path)
+    parser.add_argument("--sheet", type=Path, help="write gray | read-outs | truth of the first photos")
+    arguments = parser.parse_args()
+    colorizer = Colorizer.load(arguments.model, device="cpu")
+    where = {"limit": arguments.photos, "cache_dir": arguments.cache_dir}
+    photos = open_photos(arguments.data, size=arguments.size, **where)
+    truth = np.array(photos.images)
+    small, lab, head, likelihood = draw(colorizer, photos, arguments.candidates)
+    judge, network = load_network("judge"), find_judge()
+    feed(network.metric, truth, real=True)
+    seen, ab_truth = classes(judge, truth), color.rgb_to_lab(color.channels_first(truth))[:, 1:]
+    print(f"\n{'':36} PSNR  ab RMSE  colorfulness ({metrics.colorfulness(truth).mean():.1f})  Frechet  class  tint")
+    shown = [color.channels_last(color.gray(color.channels_first(truth)))]
+    for name, ab in readouts(lab, head, likelihood).items():
+        rgb = pictures(colorizer, photos, small, ab)
+        found = color.rgb_to_lab(color.channels_first(rgb))[:, 1:]
+        tint = (found - ab_truth).mean(dim=(0, 2, 3)).tolist()
+        print(
+            f"{name:36} {metrics.psnr(rgb, truth).mean():5.2f}  {metrics.ab_rmse(found.numpy(), ab_truth.numpy()):7.2f}"
+            f"  {metrics.colorfulness(rgb).mean():12.1f}  {frechet(network, rgb):13.2f}"
+            f"  {(classes(judge, rgb) == seen).float().mean():.3f}  {tint[0]:+.1f} {tint[1]:+.1f}",
+            flush=True,
+        )
+        if name in ("one sample", "agreement + 1 likelihood", "calm 0.5", "calm 1", "mean of the head x 1.3"):
+            shown.append(rgb)
+    if arguments.sheet:
+        from PIL import Image
+
+        rows = [np.concatenate([part[n] for part in (*shown, truth)], axis=1) for n in range(min(SHEET, len(truth)))]
+        half = len(rows) // 2
+        left, right = np.concatenate(rows[:half]), np.concatenate(rows[half : 2 * half])
+        Image.fromarray(np.concatenate([left, right], axis=1)).save(arguments.sheet)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))
