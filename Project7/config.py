@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -64,6 +64,9 @@ class DiffusionConfig(BaseModel):
     """The U-Net, the noise schedule and the scale of ab: all that `best_model.pth` needs to rebuild the model."""
 
     model_config = SETTINGS
+
+    SCRIPTS: ClassVar = ("train_diffusion.py", "train_diffusion_v2.py")
+    UNIT_TARGETS: ClassVar = True  # a network that always answers 0 has a squared error of 1
 
     method: Literal["diffusion"] = "diffusion"
     features: tuple[Width, ...] = setting(
@@ -163,11 +166,43 @@ class DiffusionConfig(BaseModel):
             raise ValueError(f"head_entropy needs the probabilities of --head classes, and head is {self.head}")
         return self
 
+    @property
+    def own_loss(self) -> str:
+        """What it minimises by itself, by the name of the term."""
+        return "mse" if self.head == "none" else "mse_and_head"
+
+    def loss_in_words(self) -> str:
+        head = {"mean": "mean colour", "classes": "palette colours"}.get(self.head)
+        return "mean squared error" + (f" + {self.head_weight:g} head of {head}" if head else "")
+
+    def network_in_words(self) -> str:
+        return f"features {','.join(map(str, self.features))}"
+
+    def method_in_words(self) -> str:
+        sees = f", {encoder_in_words(self)}" if self.encoder else ""
+        return f"{self.timesteps} timesteps, {self.prediction_type}, {self.beta_schedule} betas{sees}"
+
+    def colour_cure(self, run: "RunConfig", name: str, slower: str) -> str:
+        """What brings colours back, as flags. slower: those of the same run at a lower learning rate."""
+        plain = self.prediction_type == "epsilon" or not self.zero_terminal_snr
+        return ("a new model with --prediction-type v_prediction" if plain else slower) + larger_batch(run)
+
+    def calmer_cure(self) -> str:
+        """What takes exaggerated colours back, as flags."""
+        return "--prediction-type v_prediction with --zero-terminal-snr, or longer training"
+
+    def wider_cure(self) -> str:
+        """A larger network, as flags."""
+        return "a wider model"
+
 
 class ClassificationConfig(BaseModel):
     """The generator with the triple head, and its objective. The palette itself is kept with the weights."""
 
     model_config = SETTINGS
+
+    SCRIPTS: ClassVar = ("train_classification.py",)
+    UNIT_TARGETS: ClassVar = False
 
     method: Literal["classification"] = "classification"
     width: int = setting(
@@ -219,11 +254,38 @@ class ClassificationConfig(BaseModel):
             raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
         return self
 
+    @property
+    def own_loss(self) -> str:
+        return "classification"
+
+    def loss_in_words(self) -> str:
+        return "classification"
+
+    def network_in_words(self) -> str:
+        return f"width {self.width}, blocks {','.join(map(str, self.blocks))}"
+
+    def method_in_words(self) -> str:
+        start = f"encoder from {self.encoder_weights}" if self.encoder_weights else "trained from scratch"
+        start = encoder_in_words(self) if self.encoder else start
+        return f"{self.bins} colours, rebalanced by {self.rebalance:g}, {start}"
+
+    def colour_cure(self, run: "RunConfig", name: str, slower: str) -> str:
+        return f"a new model with --rebalance 0.5 (it is {self.rebalance:g}), or colour with --temperature 0.2"
+
+    def calmer_cure(self) -> str:
+        return "a higher --temperature, a lower --rebalance"
+
+    def wider_cure(self) -> str:
+        return "a wider model"
+
 
 class RegressionConfig(BaseModel):
     """The U-Net that goes straight from L to ab, or to all of Lab."""
 
     model_config = SETTINGS
+
+    SCRIPTS: ClassVar = ("train_colorization_simple.py", "train_image_restoration.py")
+    UNIT_TARGETS: ClassVar = False
 
     method: Literal["regression"] = "regression"
     model_channels: int = setting(96, "channels of the U-Net's finest level", ask="Model channels", ge=4, le=1024)
@@ -261,6 +323,48 @@ class RegressionConfig(BaseModel):
         if min(self.ab_std) <= 0:
             raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
         return self
+
+    @property
+    def own_loss(self) -> str:
+        return "mse"
+
+    def loss_in_words(self) -> str:
+        return "mean squared error"
+
+    def network_in_words(self) -> str:
+        return f"{self.model_channels} channels times {','.join(map(str, self.channel_multipliers))}"
+
+    def method_in_words(self) -> str:
+        task = "from L to ab" if self.outputs == "ab" else f"from L, up to {self.fade:.0%} faded, to Lab"
+        return f"{task}, {encoder_in_words(self)}" if self.encoder else task
+
+    def colour_cure(self, run: "RunConfig", name: str, slower: str) -> str:
+        """The emergency measures that each loss is documented with."""
+        resumed, larger = f"--resume {name}", larger_batch(run)
+        if run.loss is None or run.loss.loss == "weighted":
+            return f"{resumed} --perceptual-weight 0.01, or a new model with {self.wider_cure()}{larger}"
+        if run.loss.loss == "simple":
+            schedule = run.training.lr_schedule
+            return f"{resumed} --perceptual-weight 2 --learning-rate 2e-04 --lr-schedule {schedule}{larger}"
+        ab = max(LOSS_WEIGHTS["enhanced"]["ab_weight"], run.loss.ab_weight) + 1
+        stronger = f"--ab-weight {ab:g} --saturation-weight {max(1.0, 2 * (run.loss.saturation_weight or 0)):g}"
+        return f"{resumed} {stronger} --perceptual-weight {min(0.3, run.loss.perceptual_weight):g}{larger}"
+
+    def calmer_cure(self) -> str:
+        return "a lower --saturation-weight and a higher --perceptual-weight (--preset conservative)"
+
+    def wider_cure(self) -> str:
+        return f"--model-channels {max(128, self.model_channels * 4 // 3)}"
+
+
+def encoder_in_words(model: BaseModel) -> str:
+    return f"{model.encoder} looking at {model.encoder_size} px"
+
+
+def larger_batch(run: "RunConfig") -> str:
+    """A further cure, where batches are small; else nothing."""
+    count = run.training.batch_size
+    return "" if count >= 8 else f", or a new model with --batch-size 8 (it is {count})"
 
 
 METHOD_CONFIGS = {"diffusion": DiffusionConfig, "classification": ClassificationConfig, "regression": RegressionConfig}

@@ -44,7 +44,7 @@ class DiffusionColorizer(nn.Module):
         super().__init__()
         self.config = config
         self.unet = make_unet(config)
-        self.LOSS = "mse" if config.head == "none" else "mse_and_head"
+        self.LOSS = config.own_loss
         self.METRICS = () if config.head == "none" else ("mse", "head", "unexplained")
         self.encoder = self.neck = self.head = None
         if config.encoder:

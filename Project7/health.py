@@ -281,8 +281,7 @@ def plateau(record: Record) -> Finding | None:
     error = math.hypot(*(math.sqrt(sum(w.error**2 for w in part)) / len(part) for part in (third, fourth)))
     if not (now > 0.95 * level and before - now < 2 * error and 2 * error < 0.01 * now):
         return None
-    channels = record.config.model.model_channels if record.config and record.config.model.method == "regression" else 0
-    wider = f"--model-channels {max(128, channels * 4 // 3)}" if channels else "a wider model"
+    wider = record.config.model.wider_cure() if record.config else "a wider model"
     faster = f"--learning-rate {record.config.training.learning_rate * 3:.1g}" if record.config else "--learning-rate"
     return Finding(
         "plateau",
@@ -297,8 +296,8 @@ def plateau(record: Record) -> Finding | None:
 def ignorance(record: Record) -> Finding | None:
     """A diffusion model whose error is nearly that of answering 0: its targets have unit variance."""
     mse = number(_dict(record.latest, "terms").get("mse"))
-    diffusion = record.config and record.config.model.method == "diffusion"
-    if not diffusion or mse is None or mse < _IGNORANT or record.step < MATURE:
+    unit = record.config and record.config.model.UNIT_TARGETS
+    if not unit or mse is None or mse < _IGNORANT or record.step < MATURE:
         return None
     if record.config.model.noise_shift > 4:  # most timesteps are then pure noise, and tell nothing
         return None
@@ -590,17 +589,12 @@ def over_saturated(record: Record) -> Finding | None:
     if not found or found.colorfulness < max(1.5 * found.colorfulness_truth, found.colorfulness_truth + 15):
         return None
     config = record.config
-    cures = {
-        "regression": "a lower --saturation-weight and a higher --perceptual-weight (--preset conservative)",
-        "classification": "a higher --temperature, a lower --rebalance",
-        "diffusion": "--prediction-type v_prediction with --zero-terminal-snr, or longer training",
-    }
     critic = bool(config) and config.objective is not None and config.objective.gan
     return Finding(
         "over-saturation",
         f"colorfulness {found.colorfulness:.0f} where the truth has {found.colorfulness_truth:.0f}",
         "colours are bolder than life",
-        "a lower --adversarial-weight" if critic else cures[config.model.method if config else "diffusion"],
+        "a lower --adversarial-weight" if critic else config.model.calmer_cure() if config else "longer training",
         "likely",
     )
 
@@ -662,27 +656,14 @@ def slower(record: Record, times: float, *, schedule: str | None = None) -> str:
 
 
 def colour_cure(record: Record) -> str:
-    """What brings colours back, by method; for regression the emergency measures of each loss."""
+    """What brings colours back: the learning rate where it is bold, else what the method knows."""
     config = record.config
     if config is None:
         return "train longer, or at a lower --learning-rate"
-    resumed, training = f"--resume {record.name}", config.training
+    training = config.training
     if training.learning_rate > _BOLD_RATE:
         return f"a new model with --learning-rate 1e-4 (it is {training.learning_rate:g})"
-    larger = "" if training.batch_size >= 8 else f", or a new model with --batch-size 8 (it is {training.batch_size})"
-    if config.model.method == "diffusion":
-        plain = config.model.prediction_type == "epsilon" or not config.model.zero_terminal_snr
-        return ("a new model with --prediction-type v_prediction" if plain else slower(record, 3)) + larger
-    if config.model.method == "classification":
-        return f"a new model with --rebalance 0.5 (it is {config.model.rebalance:g}), or colour with --temperature 0.2"
-    if config.loss is None or config.loss.loss == "weighted":
-        wider = max(128, config.model.model_channels * 4 // 3)
-        return f"{resumed} --perceptual-weight 0.01, or a new model with --model-channels {wider}{larger}"
-    if config.loss.loss == "simple":
-        return f"{resumed} --perceptual-weight 2 --learning-rate 2e-04 --lr-schedule {training.lr_schedule}{larger}"
-    ab = max(LOSS_WEIGHTS["enhanced"]["ab_weight"], config.loss.ab_weight) + 1
-    stronger = f"--ab-weight {ab:g} --saturation-weight {max(1.0, 2 * (config.loss.saturation_weight or 0)):g}"
-    return f"{resumed} {stronger} --perceptual-weight {min(0.3, config.loss.perceptual_weight):g}{larger}"
+    return config.model.colour_cure(config, record.name, slower(record, 3))
 
 
 def hue(a: float, b: float) -> str:

@@ -337,8 +337,8 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     model, settings = config.model, config.training
     rows = {
-        "model": f"{folder.path}, {architecture_text(config.model)}",
-        model.method: method_text(config.model),
+        "model": f"{folder.path}, {config.model.network_in_words()}",
+        model.method: config.model.method_in_words(),
         "images": f"{training:,} + {validation:,} for validation, {config.data.image_size} px, from "
         + ", ".join(config.data.data),
         "objective": objective_text(config),
@@ -350,32 +350,14 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
     return table
 
 
-def architecture_text(model) -> str:
-    if model.method == "diffusion":
-        return f"features {','.join(map(str, model.features))}"
-    if model.method == "regression":
-        return f"{model.model_channels} channels times {','.join(map(str, model.channel_multipliers))}"
-    return f"width {model.width}, blocks {','.join(map(str, model.blocks))}"
-
-
-def method_text(model) -> str:
-    if model.method == "diffusion":
-        return f"{model.timesteps} timesteps, {model.prediction_type}, {model.beta_schedule} betas"
-    if model.method == "regression":
-        return "from L to ab" if model.outputs == "ab" else f"from L, up to {model.fade:.0%} faded, to Lab"
-    start = f"encoder from {model.encoder_weights}" if model.encoder_weights else "trained from scratch"
-    return f"{model.bins} colours, rebalanced by {model.rebalance:g}, {start}"
-
-
 def objective_text(config: RunConfig) -> str:
     """The weights of the terms, before any network is loaded."""
     objective = config.objective
     if config.loss:
         return loss_text(config.loss)
     if objective is None:
-        return config.model.method if config.model.method == "classification" else "mean squared error"
-    own = "mse" if config.model.method == "diffusion" else config.model.method
-    parts = [f"{objective.mse_weight:g} {own}"]
+        return config.model.loss_in_words()
+    parts = [f"{objective.mse_weight:g} {config.model.own_loss}"]
     if objective.perceptual_weight:
         net = _net(objective)
         parts.append(f"{objective.perceptual_weight:g} perceptual ({net})")

@@ -10,11 +10,6 @@ from Project7.errors import UsageError
 from Project7.model_folder import ModelFolder, read_history, set_aside
 from Project7.processes import is_main_process
 
-_SCRIPTS = {
-    "diffusion": "train_diffusion.py or train_diffusion_v2.py",
-    "classification": "train_classification.py",
-    "regression": "train_colorization_simple.py or train_image_restoration.py",
-}
 _SCHEDULE = ("learning_rate", "warmup_steps")  # may be new together with an explicit --lr-schedule
 
 
@@ -92,7 +87,7 @@ def starting_point(weights: Path, kind: type, given: dict[str, Any]) -> tuple[An
     method = kind.model_fields["method"].default
     if config.method != method:
         raise UsageError(
-            f"--start-from {weights} is a {config.method} model, not a {method} one; use {_SCRIPTS[config.method]}."
+            f"--start-from {weights} is a {config.method} model, not a {method} one; use {' or '.join(config.SCRIPTS)}."
         )
     brought = sorted({"palette", "encoder_weights", "bins"} & set(given))
     if brought:
@@ -117,7 +112,7 @@ def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:
     if stored.model.method != method:
         raise UsageError(
             f"This is a {stored.model.method} model, not a {method} one; continue it with "
-            f"{_SCRIPTS[stored.model.method]}."
+            f"{' or '.join(stored.model.SCRIPTS)}."
         )
     for part in ("objective", "loss"):
         if part in sections and getattr(stored, part) is None:
