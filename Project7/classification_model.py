@@ -7,20 +7,24 @@ After Zhang et al. 2016 (Colorful Image Colorization), on a U-Net whose encoder 
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from Project7.batch import Batch, Estimate, Step
+from Project7 import encoder
+from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.config import ClassificationConfig
 from Project7.encoder import Encoder, Maps
 from Project7.errors import ProjectError, sentence
+from Project7.export_parts import ExportParts, one_pass
 from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.layers import AttentionGate, FiLM, ResBlock, SelfAttention2d, group_norm
-from Project7.palette import Palette, SoftEncoder, annealed_mean, rarity_weights
+from Project7.palette import Palette, SoftEncoder, annealed_mean, palette_weights, rarity_weights
 
 HISTOGRAM_BINS = 64  # a channel
 _REACH = 110.0  # Lab units: the histograms cover [-110, 110]
@@ -94,6 +98,33 @@ class ClassificationColorizer(nn.Module):
             constants = {"ab_mean": torch.tensor(config.ab_mean), "ab_std": torch.tensor(config.ab_std)}
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
+
+    @staticmethod
+    def first_weights(config: ClassificationConfig, make_palette: Callable[[], Palette]) -> dict[str, Tensor]:
+        """What a new model begins with besides random weights: the encoder's, where they are wanted, and a palette."""
+        found = encoder.first_weights(config.encoder, config.encoder_weights)
+        if config.encoder_weights and not config.encoder:
+            found = encoder_start(load_resnet34(config.encoder_weights))
+        return found | palette_weights("", make_palette())
+
+    def comparison_options(self) -> dict[str, Any]:
+        """Options of `colorize` for the pictures of a run."""
+        return {}
+
+    def shown(self, L: Tensor, random: BatchRandom) -> Tensor:
+        """What the network is shown of a training photo: L itself."""
+        return L
+
+    def export_parts(self) -> ExportParts:
+        """One graph: L -> ab by the annealed mean at the model's own temperature, and its confidence beside."""
+
+        def classify(L: Tensor, view: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            logits, residual, confidence, _ = self.network(L, None if view is None else self.encoder(view))
+            ab = self.from_lab(annealed_mean(logits, self.centres, self.config.temperature) + residual)
+            return self.expand(ab, L), F.interpolate(torch.sigmoid(confidence), L.shape[-2:], mode="bilinear")
+
+        outputs = {"ab": ("a", "b"), "confidence": ("probability",)}
+        return one_pass(classify, outputs, sees=bool(self.config.encoder))
 
     def set_palette(self, palette: Palette) -> None:
         self.centres.copy_(palette.centres)

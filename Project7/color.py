@@ -139,6 +139,21 @@ def join(L: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
     return torch.cat([(L + 1) * 50, ab * _channels(ab_std) + _channels(ab_mean)], dim=1)
 
 
+def level(L: Tensor) -> Tensor:
+    """L in [-1, 1] -> Lab units, 0 to 100."""
+    return (L + 1) * 50
+
+
+def to_lab_units(ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
+    """ab (B, 2, H, W) in the network's range -> Lab units."""
+    return ab * _channels(ab_std) + _channels(ab_mean)
+
+
+def to_network_range(ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
+    """The way back."""
+    return (ab - _channels(ab_mean)) / _channels(ab_std)
+
+
 def saturate(ab: Tensor, ab_mean: Tensor, ab_std: Tensor, factor: float) -> Tensor:
     """ab (B, 2, H, W) in the network's range, with `factor` times its distance from gray."""
     gray = -_channels(ab_mean) / _channels(ab_std)

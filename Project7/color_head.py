@@ -28,6 +28,11 @@ class ColorHead(nn.Module):
         self.register_buffer("counts", torch.zeros(bins))
         self._tables: tuple[SoftEncoder, Tensor] | None = None  # made from the palette, when it is there
 
+    def set_palette(self, palette: Palette) -> None:
+        self.centres.copy_(palette.centres)
+        self.counts.copy_(palette.counts)
+        self._tables = None
+
     def forward(self, x: Tensor) -> Tensor:
         return self.project(F.silu(self.norm(x)))
 

@@ -17,7 +17,6 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from PIL import ImageColor
 from torch import Tensor
 
 from Project7 import color
@@ -27,6 +26,7 @@ from Project7.config import FAST_STEPS, ColorizeConfig, RunConfig
 from Project7.encoder import Maps, resize, view_shape
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.guided_filter import bicubic_matrix, enlarge_rows, line_coefficients
+from Project7.hints import Hint, Spot, find_spots, hint_maps, hold
 from Project7.methods import METHODS
 from Project7.model_folder import default_models_dir, find_weights
 from Project7.photo import Photo, from_array, open_photo, save_photo, save_png, to_image
@@ -34,7 +34,6 @@ from Project7.photo import Photo, from_array, open_photo, save_photo, save_png, 
 _LONGEST = 4  # sides of the working picture differ at most by this factor: a 65,500 x 1 strip stays cheap
 _ROWS = 512 * 1024  # pixels of the full-size photo that are coloured at a time
 _PIXELS_TOGETHER = 16_000_000  # of the photos that wait for one batch
-Hint = tuple[float, float, str]  # x and y in pixels of the photo, and a colour: "#rrggbb" or a CSS name
 
 
 class Colorizer:
@@ -84,7 +83,8 @@ class Colorizer:
         Its noise is a function of `seed` and of the photo; variant k is what `seed` + k gives alone, with the same
         options. `options` are the method's own: `sampler`, `steps`, `candidates`, `calm` for diffusion, `temperature`
         and `variety` for classification, where several variants bring some variety with them. hints: spots whose colour
-        is known, for a model trained with --hints. saturation: strength of the colours, 0 to 2; what no screen can show
+        is known; a model that was trained with --hints takes them into account in all of its answer, that of another
+        is corrected on the surface around them. saturation: strength of the colours, 0 to 2; what no screen can show
         is brought back at its lightness.
         """
         photo = as_photo(image)
@@ -115,10 +115,12 @@ class Colorizer:
         seed."""
         lightness = [full_lightness(photo.rgb) for photo in photos]
         generators = [noise for photo in photos for noise in photo_noise(photo, seeds)]
+        spots: list[Spot] = []
         if hints:
-            shape, size = photos[0].rgb.shape[:2], self.working_shape(photos[0].rgb.shape[:2], working_size)
-            options["hints"] = self.hint_maps(hints, shape, size, len(generators))
-        small, ab = self.chroma(lightness, generators, working_size=working_size, saturation=saturation, **options)
+            size = self.working_shape(photos[0].rgb.shape[:2], working_size)
+            spots = find_spots(hints, photos[0].rgb.shape[:2], shrink(lightness[0], size))
+        settings = {"working_size": working_size, "saturation": saturation, "spots": spots}
+        small, ab = self.chroma(lightness, generators, **settings, **options)
         mean, std = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
         return [
             [
@@ -135,12 +137,13 @@ class Colorizer:
         *,
         working_size: int | None = None,
         saturation: float = 1.0,
+        spots: Sequence[Spot] = (),
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """The network's part: working pictures L (B, 1, h, w) and their ab (B, 2, h, w), in the network's range.
 
         lightness: L (1, 1, H, W) of photos whose `shapes` are alike; each is answered once for each of its generators,
-        which are as many for every photo. options: hint maps at the working size, and the method's own.
+        which are as many for every photo. spots: hints, for one photo. options: the method's own.
         """
         each = len(generators) // len(lightness)
         size = self.working_shape(lightness[0].shape[-2:], working_size)
@@ -148,11 +151,23 @@ class Colorizer:
         maps = self.look(lightness)
         if maps is not None:
             options["maps"] = tuple(part.repeat_interleave(each, dim=0) for part in maps)
+        constants = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
+        if spots and self.takes_hints:
+            maps = hint_maps(spots, size, *constants, len(small))
+            options["hints"] = tuple(part.to(self.device) for part in maps)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             ab = self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
         if saturation != 1:
-            ab[:, -2:] = color.saturate(ab[:, -2:], self.model.ab_mean.cpu(), self.model.ab_std.cpu(), saturation)
+            ab[:, -2:] = color.saturate(ab[:, -2:], *constants, saturation)
+        if spots:  # what a person has said is not strengthened
+            held = hold(color.to_lab_units(ab[:, -2:], *constants), small[:1], spots)
+            ab[:, -2:] = color.to_network_range(held, *constants)
         return small, ab
+
+    @property
+    def takes_hints(self) -> bool:
+        """Whether the model was trained with hints; another one's answers are corrected along the edges of L."""
+        return getattr(self.config.model, "hints", False)
 
     def confidence(
         self, image: "str | Path | bytes | PIL.Image.Image | np.ndarray | Photo", *, working_size: int | None = None
@@ -197,25 +212,6 @@ class Colorizer:
         short = working_size or max(math.ceil(whole / 2), min(whole, *size))
         scale = min(short / min(size), _LONGEST * whole / max(size))
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-    def hint_maps(self, hints: Sequence[Hint], photo: tuple[int, int], small: tuple[int, int], count: int):
-        """Spots of a photo as the network takes them: ab (B, 2, h, w) and a mask (B, 1, h, w)."""
-        if not getattr(self.config.model, "hints", False):
-            raise UsageError("This model was trained without colour hints; use one that was trained with --hints.")
-        ab, mask = torch.zeros(1, 2, *small), torch.zeros(1, 1, *small)
-        for x, y, name in hints:
-            if not (0 <= x < photo[1] and 0 <= y < photo[0]):
-                raise UsageError(
-                    f"The hint at ({x:g}, {y:g}) lies outside the photo of {photo[1]} x {photo[0]} pixels."
-                )
-            try:
-                rgb = torch.tensor(ImageColor.getrgb(name)[:3], dtype=torch.uint8)[None, :, None, None]
-            except ValueError:
-                raise UsageError(f"The hint {name!r} is no colour; write it as #rrggbb.") from None
-            row, column = int(y * small[0] / photo[0]), int(x * small[1] / photo[1])
-            _, chroma = color.split(rgb, self.model.ab_mean.cpu(), self.model.ab_std.cpu())
-            ab[0, :, row, column], mask[0, 0, row, column] = chroma[0, :, 0, 0], 1
-        return ab.expand(count, -1, -1, -1).to(self.device), mask.expand(count, -1, -1, -1).to(self.device)
 
 
 def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collection[str]) -> dict[str, Any]:

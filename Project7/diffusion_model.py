@@ -8,23 +8,27 @@ the U-Net gets the neck's map and the head's mean. All of that is computed once 
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from Project7 import encoder
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.candidates import calmed, choose
 from Project7.color_head import ColorHead, MeanHead
 from Project7.config import STEPS, DiffusionConfig
+from Project7.diffusion_export import cell_side, export_parts, known_channels
 from Project7.encoder import Encoder, Maps
+from Project7.export_parts import ExportParts
 from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.neck import Neck, drop_features
+from Project7.palette import Palette, palette_weights
 from Project7.samplers import make_noise_scheduler, make_sampler, sample, scalable_noise
 
 _WEIGHT_FLOOR = 0.05  # of the min-SNR weight: at zero SNR it would be 0 and the last steps go untrained
-FINEST = 4  # pixels of L on a side that the network is shown of a cell; of larger cells, their means
 Hints = tuple[Tensor, Tensor]  # ab and a mask
 
 
@@ -63,6 +67,23 @@ class DiffusionColorizer(nn.Module):
             }
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
+
+    @staticmethod
+    def first_weights(config: DiffusionConfig, make_palette: Callable[[], Palette]) -> dict[str, Tensor]:
+        """What a new model begins with besides random weights."""
+        found = encoder.first_weights(config.encoder, config.encoder_weights)
+        return found | (palette_weights("head.", make_palette()) if config.head == "classes" else {})
+
+    def comparison_options(self) -> dict[str, Any]:
+        """Options of `colorize` for the pictures of a run: the default steps, or as many as the model has."""
+        return {"steps": min(STEPS, self.config.timesteps)}
+
+    def shown(self, L: Tensor, random: BatchRandom) -> Tensor:
+        """What the network is shown of a training photo: L itself."""
+        return L
+
+    def export_parts(self) -> ExportParts:
+        return export_parts(self)
 
     def forward(self, batch: Batch) -> Step:
         """The mean squared error of the prediction at one random timestep per sample (Ho et al. 2020, eq. 14), and the
@@ -254,7 +275,7 @@ class DiffusionColorizer(nn.Module):
         """L (B, 1, H, W) at the chroma grid: the pixels of a cell as channels (B, C, h, w), at most 4 x 4 of them, so
         that a network for quarter resolution fits one for an eighth."""
         scale = self.config.chroma_scale
-        fine = min(scale, FINEST)
+        fine = cell_side(self.config)
         return F.pixel_unshuffle(shrink(self.fit(L), scale // fine), fine)
 
     def x_0_hat(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -339,14 +360,7 @@ def repeated(count: int, *values):
 
 def detail_channels(config: DiffusionConfig) -> int:
     """The lightness of a cell's pixels, and hints."""
-    return min(config.chroma_scale, FINEST) ** 2 + (3 if config.hints else 0)
-
-
-def context_channels(config: DiffusionConfig) -> int:
-    """What the U-Net is told of an encoder: the neck's map, the head's mean, how sure it is."""
-    if not config.encoder:
-        return 0
-    return config.neck_width + (2 if config.head != "none" else 0) + (1 if config.head_entropy else 0)
+    return cell_side(config) ** 2 + (3 if config.hints else 0)
 
 
 def make_unet(config: DiffusionConfig):
@@ -362,7 +376,7 @@ def make_unet(config: DiffusionConfig):
     groups = max(g for g in range(1, 33) if common % g == 0 and (g <= common // 2 or g == 1))
     heads = math.gcd(64, *config.features[plain:])
     return UNet2DModel(
-        in_channels=2 + detail_channels(config) + context_channels(config),
+        in_channels=2 + detail_channels(config) + len(known_channels(config)),
         out_channels=2,
         block_out_channels=config.features,
         layers_per_block=config.layers,

@@ -149,6 +149,12 @@ def encoder_weights(name: str, file: str | None) -> dict[str, Tensor]:
     return {f"network.{key}": tensor for key, tensor in network.state_dict().items()}
 
 
+def first_weights(name: str | None, file: str | None) -> dict[str, Tensor]:
+    """What a new model with this encoder begins with, by its names there; nothing for the one of the toolkit."""
+    found = {} if name in (None, SHIPPED) else encoder_weights(name, file)
+    return {f"encoder.{key}": tensor for key, tensor in found.items()}
+
+
 @functools.cache
 def _shipped_network() -> Any:
     weights, _ = read(shipped(SHIPPED))

@@ -23,19 +23,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from Project7 import __version__
 from Project7.checkpoints import load_model
-from Project7.config import ColorizeConfig, RunConfig
-from Project7.diffusion_model import FINEST
+from Project7.config import RunConfig
 from Project7.encoder import view_shape
 from Project7.errors import ProjectError, UsageError
-from Project7.guided_filter import pad_to_multiple
-from Project7.palette import annealed_mean
-from Project7.samplers import make_sampler
+from Project7.export_parts import VIEW, Channels, ExportGraph, ExportParts
 
 _OPSET = 17  # of 2022: every onnxruntime from 1.12 on reads it
 _SIDES = (33, 41)  # of the traced picture: halved and rounded up they stay odd, so that all padding is in the graph
@@ -44,10 +40,7 @@ _TOLERANCE = 1e-4
 _NEEDED = ("onnx", "onnxruntime")
 _LICENCE = re.compile(r"(licen[cs]e|notice|copying)\b.*", re.IGNORECASE)
 _WRITTEN = {"unet", "scheduler", "model.onnx", "context.onnx", "project7.json", "README.md", "MODEL_CARD.md"}
-_VIEW = "view"  # the name of the input that an encoder looks at
 _FLAT_LIST = re.compile(r"\[([^\[\]{}]*)\]")  # goes on one line of project7.json
-
-Channels = dict[str, tuple[str, ...]]  # of each input or output, by its name; () for timesteps
 
 
 def export_model(weights: Path, to: Path, *, with_onnx: bool = True, force: bool = False) -> str | None:
@@ -58,27 +51,20 @@ def export_model(weights: Path, to: Path, *, with_onnx: bool = True, force: bool
     """
     with replacing_folder(to, keep=weights, force=force) as folder:
         model, config = load_model(weights)
+        parts = model.export_parts()
         missing = [name for name in _NEEDED if with_onnx and importlib.util.find_spec(name) is None]
         note = missing_note(missing)
-        sees = bool(config.model.encoder)
-        if sees and (missing or not with_onnx):
-            need = note or "--no-onnx was given."
-            raise ProjectError(f"The encoder of a model is exported as ONNX only, and {need}")
-        if config.model.method == "diffusion":
-            write_diffusers(folder, model)
-        elif missing:
-            raise ProjectError(f"A {config.model.method} model is exported as ONNX only, and {note}")
-        elif not with_onnx:
-            raise UsageError(f"A {config.model.method} model is exported as ONNX only; leave --no-onnx out.")
-        facts = make_facts(weights, model, config) | {"licence": copy_licence(weights, folder)}
+        if missing or not with_onnx:
+            check_without_onnx(parts, config, note)
+        if parts.save_for_diffusers:
+            parts.save_for_diffusers(folder)
+        facts = make_facts(weights, parts, config) | {"licence": copy_licence(weights, folder)}
         if with_onnx and not missing:
-            graph, names = make_graph(model)
-            facts["onnx"] = {"file": "model.onnx", "opset": _OPSET, **names}
-            if sees and config.model.method == "diffusion":
-                context, context_names = make_context_graph(model)
-                facts["context"] = {"file": "context.onnx", "opset": _OPSET, **context_names}
-                write_onnx(folder / "context.onnx", context, facts, context_names)
-            write_onnx(folder / "model.onnx", graph, facts, names)
+            for name, graph in parts.graphs.items():
+                described = {"inputs": graph.inputs, "outputs": graph.outputs}
+                facts[name] = {"file": file_of(name), "opset": _OPSET, **described}
+            for name, graph in parts.graphs.items():
+                write_onnx(folder / file_of(name), model, graph, facts)
         (folder / "project7.json").write_text(to_json(facts), encoding="utf-8")
         (folder / "README.md").write_text(make_readme(facts), encoding="utf-8")
     return note
@@ -93,30 +79,21 @@ def missing_note(missing: list[str]) -> str | None:
     )
 
 
-# -- diffusers -------------------------------------------------------------------------------------------------------
+def check_without_onnx(parts: ExportParts, config: RunConfig, note: str | None) -> None:
+    """Raises where a model cannot be used without its graphs. note: which packages are missing."""
+    if parts.save_for_diffusers and len(parts.graphs) == 1:
+        return
+    if parts.save_for_diffusers:
+        raise ProjectError(
+            f"The encoder of a model is exported as ONNX only, and {note or '--no-onnx was given; leave it out.'}"
+        )
+    if note:
+        raise ProjectError(f"A {config.model.method} model is exported as ONNX only, and {note}")
+    raise UsageError(f"A {config.model.method} model is exported as ONNX only; leave --no-onnx out.")
 
 
-def write_diffusers(folder: Path, model: nn.Module) -> None:
-    model.unet.save_pretrained(folder / "unet", safe_serialization=True)
-    ready_scheduler(model).save_pretrained(folder / "scheduler")
-
-
-def ready_scheduler(model: nn.Module):
-    """colorize's DPM-Solver++ on the model's noise schedule, such that its configuration alone gives both again.
-
-    diffusers puts 2^-24 for a zero at the end of abar, and samplers.py mends the result where that is more than the
-    abar before it. A configuration cannot say so, but betas can: the last one is then 1 - abar_T / abar_{T-1}.
-    """
-    steps = min(ColorizeConfig().steps, model.config.timesteps)
-    sampler = make_sampler("dpm++", model.noise_scheduler, steps=steps)
-    plain = type(sampler).from_config(sampler.config)
-    if not torch.equal(plain.alphas_cumprod, sampler.alphas_cumprod):
-        betas = model.noise_scheduler.betas.clone()
-        betas[-1] = 1 - sampler.alphas_cumprod[-1] / sampler.alphas_cumprod[-2]
-        schedule = {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
-        plain = type(sampler).from_config(sampler.config, **schedule)
-    plain.set_timesteps(timesteps=sampler.timesteps.tolist())
-    return plain
+def file_of(part: str) -> str:
+    return "model.onnx" if part == "onnx" else f"{part}.onnx"
 
 
 # -- ONNX ------------------------------------------------------------------------------------------------------------
@@ -133,77 +110,7 @@ class Graph(nn.Module):
         return self.function(*inputs)
 
 
-def make_graph(model: nn.Module) -> tuple[Graph, dict[str, Channels]]:
-    """What model.onnx computes, at any size of picture, and {"inputs": ..., "outputs": ...}.
-
-    Diffusion: one prediction of the U-Net. The others: L -> ab, in the network's range; for a classification model
-    by the annealed mean at its own temperature, and its confidence beside.
-    """
-    method, config = model.config.method, model.config
-    if method == "diffusion":
-        multiple = 2 ** (len(config.features) - 1)
-
-        def predict(sample: Tensor, timestep: Tensor) -> Tensor:
-            h, w = sample.shape[-2:]
-            return model.unet(pad_to_multiple(sample, multiple), timestep).sample[..., :h, :w]
-
-        predicted = "v" if config.prediction_type == "v_prediction" else "noise"
-        inputs = {"sample": sample_channels(config), "timestep": ()}
-        outputs = {"prediction": (f"{predicted} of a", f"{predicted} of b")}
-        return Graph(model, predict), {"inputs": inputs, "outputs": outputs}
-    inputs = {"L": ("L",)} | ({_VIEW: ("L",)} if config.encoder else {})
-    if method == "regression":
-
-        def answer(L: Tensor, view: Tensor | None = None) -> Tensor:
-            return model.answer(L, None if view is None else model.encoder(view))
-
-        outputs = {"dL_ab": ("change of L", "a", "b")} if model.restores else {"ab": ("a", "b")}
-        return Graph(model, answer), {"inputs": inputs, "outputs": outputs}
-
-    def classify(L: Tensor, view: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        logits, residual, confidence, _ = model.network(L, None if view is None else model.encoder(view))
-        ab = model.from_lab(annealed_mean(logits, model.centres, config.temperature) + residual)
-        return model.expand(ab, L), F.interpolate(torch.sigmoid(confidence), L.shape[-2:], mode="bilinear")
-
-    outputs = {"ab": ("a", "b"), "confidence": ("probability",)}
-    return Graph(model, classify), {"inputs": inputs, "outputs": outputs}
-
-
-def make_context_graph(model: nn.Module) -> tuple[Graph, dict[str, Channels]]:
-    """What context.onnx computes, once per photo: the encoder, the neck and the head of a diffusion model."""
-    hints = 3 if model.config.hints else 0
-
-    def look(view: Tensor, details: Tensor) -> Tensor:
-        known = model.neck(model.encoder(view), details)
-        return model.told(known, None if model.head is None else model.head(known))
-
-    details = sample_channels(model.config)[2 : 2 + cell_side(model.config) ** 2 + hints]
-    inputs = {_VIEW: ("L",), "details": details}
-    return Graph(model, look), {"inputs": inputs, "outputs": {"known": known_channels(model.config)}}
-
-
-def cell_side(config) -> int:
-    """The pixels of L on a side that the network is shown of a cell."""
-    return min(config.chroma_scale, FINEST)
-
-
-def known_channels(config) -> tuple[str, ...]:
-    if not config.encoder:
-        return ()
-    told = ["mean a", "mean b"] if config.head != "none" else []
-    return (*(f"known {n}" for n in range(config.neck_width)), *told, *["entropy"] * config.head_entropy)
-
-
-def sample_channels(config) -> tuple[str, ...]:
-    """The U-Net's input channels in their order: noisy ab, the L of a cell's pixels row by row, hints, what
-    context.onnx gives."""
-    cells = range(cell_side(config))
-    lightness = [f"L of row {row}, column {column} of a cell" for row in cells for column in cells]
-    hints = ["hinted a", "hinted b", "1 where a hint is"] if config.hints else []
-    return ("noisy a", "noisy b", *(lightness if len(cells) > 1 else ["L"]), *hints, *known_channels(config))
-
-
-def write_onnx(path: Path, graph: Graph, facts: dict[str, Any], names: dict[str, Channels]) -> None:
+def write_onnx(path: Path, model: nn.Module, part: ExportGraph, facts: dict[str, Any]) -> None:
     """Traces a graph, writes it with the facts as its metadata, and sees to it that onnxruntime gives its numbers.
 
     The exporter is the one by tracing (dynamo=False). torch 2.11 to 2.15, all that requirements.txt allows, have it
@@ -214,7 +121,7 @@ def write_onnx(path: Path, graph: Graph, facts: dict[str, Any], names: dict[str,
     """
     import onnx
 
-    inputs, outputs = names["inputs"], names["outputs"]
+    graph, inputs, outputs = Graph(model, part.function), part.inputs, part.outputs
     free = {name: free_axes(name) if channels else {0: "batch"} for name, channels in (inputs | outputs).items()}
     traced = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # of the exporter's age, and of each size that it sees compared
@@ -238,14 +145,14 @@ def write_onnx(path: Path, graph: Graph, facts: dict[str, Any], names: dict[str,
 
 
 def free_axes(name: str) -> dict[int, str]:
-    before = "view_" if name == _VIEW else ""  # its sides are its own
+    before = "view_" if name == VIEW else ""  # its sides are its own
     return {0: "batch", 2: f"{before}height", 3: f"{before}width"}
 
 
 def random_inputs(inputs: Channels, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
     """Pictures (B, C, H, W) in [-1, 1], and timesteps (B,) for what has no channels."""
     generator = torch.Generator().manual_seed(0)
-    sizes = {_VIEW: view_shape((height, width), 48)}
+    sizes = {VIEW: view_shape((height, width), 48)}
     return tuple(
         torch.rand(batch, len(channels), *sizes.get(name, (height, width)), generator=generator) * 2 - 1
         if channels
@@ -281,7 +188,7 @@ def check_onnx(path: Path, graph: Graph, inputs: Channels) -> None:
 # -- what goes with them ---------------------------------------------------------------------------------------------
 
 
-def make_facts(weights: Path, model: nn.Module, config: RunConfig) -> dict[str, Any]:
+def make_facts(weights: Path, parts: ExportParts, config: RunConfig) -> dict[str, Any]:
     """The content of project7.json: what a program must know that cannot ask Project7."""
     with open(weights, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -300,21 +207,7 @@ def make_facts(weights: Path, model: nn.Module, config: RunConfig) -> dict[str, 
         "context": None,
         "view_size": config.model.encoder_size if config.model.encoder else None,
     }
-    return facts | (diffusion_facts(model) if config.model.method == "diffusion" else {})
-
-
-def diffusion_facts(model: nn.Module) -> dict[str, Any]:
-    config, scheduler = model.config, ready_scheduler(model)
-    return {
-        "chroma_scale": config.chroma_scale,
-        "cell_side": cell_side(config),
-        "sides_multiple_of": config.chroma_scale * 2 ** (len(config.features) - 1),
-        "sample_channels": sample_channels(config),
-        "hint_channels": 3 if config.hints else 0,
-        "prediction_type": config.prediction_type,
-        "timesteps": scheduler.timesteps.tolist(),
-        "alphas_cumprod": scheduler.alphas_cumprod.tolist(),
-    }
+    return facts | parts.facts
 
 
 def to_json(facts: dict[str, Any]) -> str:
@@ -338,7 +231,7 @@ def make_readme(facts: dict[str, Any]) -> str:
     licence = f"\nLicence and data: see {', '.join(facts['licence'])}.\n" if facts["licence"] else ""
     start = _START.format(model=facts["model"], method=facts["method"], version=__version__, licence=licence)
     view = _LOOK if facts["view_size"] else ""
-    if facts["method"] != "diffusion":
+    if "prediction_type" not in facts:  # one pass gives the colours
         answer = "answer" if "dL_ab" in facts["onnx"]["outputs"] else "ab"
         lightness = _LIGHTNESS if answer == "answer" else ""
         inputs = '{"L": small, "view": view}' if view else '{"L": small}'

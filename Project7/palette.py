@@ -32,6 +32,11 @@ class Palette(NamedTuple):
     counts: Tensor  # (Q,) float64, pixels of the data set nearest to each
 
 
+def palette_weights(prefix: str, palette: Palette) -> dict[str, Tensor]:
+    """A palette as the buffers of a model, by their names there."""
+    return {f"{prefix}centres": palette.centres, f"{prefix}counts": palette.counts.float()}
+
+
 def fit_palette(
     images: np.ndarray, bins: int = 313, *, photos: int = 20_000, seed: int = 0, progress: Counter | None = None
 ) -> Palette:

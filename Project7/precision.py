@@ -43,8 +43,10 @@ def bfloat16_gain(config: RunConfig, device: torch.device) -> float:
     """How many times as fast a training step is in bfloat16 as in float32. The two take turns; the best of each."""
     with torch.random.fork_rng():
         model = build(config.model).to(device)
-    if hasattr(model, "set_palette"):  # any will do
-        model.set_palette(Palette(torch.randn(config.model.bins, 2) * 30, torch.ones(config.model.bins)))
+    for module in model.modules():
+        if hasattr(module, "set_palette"):  # any will do
+            bins = config.model.bins
+            module.set_palette(Palette(torch.randn(bins, 2) * 30, torch.ones(bins, dtype=torch.float64)))
     size = config.data.image_size
     rgb = torch.randint(256, (_PICTURES, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     L, ab = color.split(rgb.to(device), model.ab_mean, model.ab_std)

@@ -369,42 +369,26 @@ def settle_perceptual(config: RunConfig, console: Console, *, asking: bool) -> R
 
 
 def starting_weights(config: RunConfig, images, console: Console) -> dict[str, Any] | None:
-    """What a new model begins with: its palette, and the weights of an encoder where they do not come with the
-    toolkit."""
-    start = encoder_start(config.model)
-    if config.model.method == "classification":
-        return start | palette_start("", config, images, console)
-    if config.model.method == "diffusion" and config.model.head == "classes":
-        start |= palette_start("head.", config, images, console)
-    return start or None
+    """What a new model begins with besides random weights: a palette, an encoder from elsewhere; None for nothing."""
+    from Project7.methods import METHODS
+
+    method = METHODS[config.model.method]
+    return method.first_weights(config.model, lambda: make_palette(config, images, console)) or None
 
 
-def encoder_start(model) -> dict[str, Any]:
-    from Project7 import classification_model
-    from Project7.encoder import SHIPPED, encoder_weights
-
-    if model.encoder:
-        found = {} if model.encoder == SHIPPED else encoder_weights(model.encoder, model.encoder_weights)
-        return {f"encoder.{name}": tensor for name, tensor in found.items()}
-    if model.encoder_weights:
-        return classification_model.encoder_start(classification_model.load_resnet34(model.encoder_weights))
-    return {}
-
-
-def palette_start(prefix: str, config: RunConfig, images, console: Console) -> dict[str, Any]:
-    """The palette as weights of a model: that of a file, or fitted to the training images."""
+def make_palette(config: RunConfig, images, console: Console):
+    """That of a file, or fitted to the training images."""
     from Project7.palette import fit_palette, load_palette
     from Project7.report import counting
 
     model = config.model
     if model.palette:
-        palette = load_palette(Path(model.palette).expanduser(), bins=model.bins)
-    else:
-        with counting(console) as progress:
-            palette = fit_palette(images[0].images, model.bins, seed=config.training.seed, progress=progress)
-        line = f"palette: {model.bins} colours, from {palette.counts.sum():,.0f} pixels of the training images"
-        console.print(line, highlight=False)
-    return {f"{prefix}centres": palette.centres, f"{prefix}counts": palette.counts.float()}
+        return load_palette(Path(model.palette).expanduser(), bins=model.bins)
+    with counting(console) as progress:
+        palette = fit_palette(images[0].images, model.bins, seed=config.training.seed, progress=progress)
+    line = f"palette: {model.bins} colours, from {palette.counts.sum():,.0f} pixels of the training images"
+    console.print(line, highlight=False)
+    return palette
 
 
 def look_at(config: RunConfig, images, cache_dir: Path | None, console: Console):

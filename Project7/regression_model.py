@@ -4,13 +4,18 @@ It answers with one colour for each pixel, an average of what is plausible: safe
 With outputs `lab` it learns besides to give a faded photo its lightness back.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from Project7 import encoder
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.config import RegressionConfig
 from Project7.encoder import Encoder, Maps
+from Project7.export_parts import ExportParts, one_pass
 from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.layers import ResBlock, SelfAttention2d, group_norm
 from Project7.neck import Neck, drop_features
@@ -44,9 +49,27 @@ class RegressionColorizer(nn.Module):
         """Whether it changes lightness too."""
         return self.config.outputs == "lab"
 
+    @staticmethod
+    def first_weights(config: RegressionConfig, make_palette: Callable[[], Any]) -> dict[str, Tensor]:
+        """What a new model begins with besides random weights."""
+        return encoder.first_weights(config.encoder, config.encoder_weights)
+
+    def comparison_options(self) -> dict[str, Any]:
+        """Options of `colorize` for the pictures of a run."""
+        return {}
+
+    def export_parts(self) -> ExportParts:
+        """One graph: L -> ab, after the change of L where it is restored."""
+
+        def answer(L: Tensor, view: Tensor | None = None) -> Tensor:
+            return self.answer(L, None if view is None else self.encoder(view))
+
+        outputs = {"dL_ab": ("change of L", "a", "b")} if self.restores else {"ab": ("a", "b")}
+        return one_pass(answer, outputs, sees=bool(self.config.encoder))
+
     def forward(self, batch: Batch) -> Step:
         """The mean squared error of ab, and of L where it is restored; the losses of losses.py act on the estimate."""
-        L = self.fade(batch.L, batch.random)
+        L = self.shown(batch.L, batch.random)
         maps = self.look(L) if batch.maps is None else batch.maps
         if maps is not None and self.training:
             maps = drop_features(maps, self.config.feature_dropout, batch.random)
@@ -93,7 +116,7 @@ class RegressionColorizer(nn.Module):
             inputs = torch.cat([inputs, self.neck(maps, inputs)], dim=1)
         return self.expand(self.unet(inputs), L)
 
-    def fade(self, L: Tensor, random: BatchRandom) -> Tensor:
+    def shown(self, L: Tensor, random: BatchRandom) -> Tensor:
         """What the network is shown of a training photo: L itself; where it is restored, paler, lighter or darker.
 
         contrast L + (1 - contrast) level: contrast between 1 - fade and 1, level between black and white.

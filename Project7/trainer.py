@@ -23,7 +23,7 @@ from Project7 import augment, color, health, model_folder
 from Project7.atomic_file import as_json, replacing
 from Project7.batch import Batch, BatchRandom, Step
 from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint, load_moments, save_checkpoint
-from Project7.config import STEPS, RunConfig, TrainingConfig
+from Project7.config import RunConfig, TrainingConfig
 from Project7.dataset import ImageSet, load_batches
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_cache import FeatureCache
@@ -521,13 +521,12 @@ class Run:
             return None
         truth = self.truth.to(self.accelerator.device)
         L, _ = color.split(truth, self.ema.ab_mean, self.ema.ab_std)
-        gray = color.gray(truth)
-        if getattr(self.ema, "restores", False):  # a faded photo, as in training
-            L = self.ema.fade(L, BatchRandom(self.settings.seed, -1, 0, len(L), len(L), str(L.device)))
-            gray = color.without_chroma(L)
+        shown = self.ema.shown(L, BatchRandom(self.settings.seed, -1, 0, len(L), len(L), str(L.device)))
+        gray = color.gray(truth) if shown is L else color.without_chroma(shown)
+        L = shown
         noise = [torch.Generator().manual_seed(self.settings.seed + k) for k in range(len(L))]
         with self.accelerator.autocast():
-            ab = self.ema.colorize(L, generator=noise, **self.sampling())
+            ab = self.ema.colorize(L, generator=noise, **self.ema.comparison_options())
         lab = color.join(L, ab, self.ema.ab_mean, self.ema.ab_std)
         colour, true = color.channels_last(color.show(lab)), color.channels_last(truth)
         ab, ab_truth = lab[:, 1:], color.rgb_to_lab(truth)[:, 1:]
@@ -545,10 +544,6 @@ class Run:
             ab_spread=float(ab.var(dim=(2, 3), correction=0).mean().sqrt()),
             ab_spread_truth=float(ab_truth.var(dim=(2, 3), correction=0).mean().sqrt()),
         )
-
-    def sampling(self) -> dict[str, Any]:
-        """A diffusion model's steps: the default, or as many as the model has."""
-        return {"steps": min(STEPS, self.config.model.timesteps)} if "steps" in self.ema.OPTIONS else {}
 
     # -- measures and time -------------------------------------------------------------------------------------------
 

@@ -561,10 +561,12 @@ def test_options_of_the_method():
     assert method_options(ours, settings, {"temperature", "variants"}) == {"temperature": 0.5, "variety": 1.0}
     assert method_options(ours, ColorizeConfig(), set()) == {"variety": 0.0}
     assert method_options(ours, ColorizeConfig(variety=0.3, variants=2), {"variety"}) == {"variety": 0.3}
-    assert method_options(diffusion(), ColorizeConfig(steps=3), {"steps"}) == {"steps": 3, "sampler": "dpm++"}
+    found = method_options(diffusion(), ColorizeConfig(steps=3, candidates=2, calm=0.5), {"steps"})
+    assert found == {"steps": 3, "sampler": "dpm++", "candidates": 2, "calm": 0.5}
+    assert method_options(diffusion(), ColorizeConfig(fast=True), set())["candidates"] == 1
 
 
-@pytest.mark.parametrize("flag", ["steps", "sampler"])
+@pytest.mark.parametrize("flag", ["steps", "sampler", "candidates", "calm"])
 def test_a_classification_model_has_no_steps(flag):
     with pytest.raises(UsageError, match=f"--{flag} is for diffusion models; this one is a classification model"):
         method_options(colorizer(), ColorizeConfig(), {flag})

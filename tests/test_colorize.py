@@ -166,9 +166,6 @@ def test_hints_change_the_answer_and_bad_ones_are_refused(colorizer, weights):
         colorizer.colorize(rgb, hints=[(48, 5, "#ff0000")])
     with pytest.raises(UsageError, match="#rrggbb"):
         colorizer.colorize(rgb, hints=[(1, 1, "reddish")])
-    plain_model = Colorizer(colorizer.model, CONFIG.model_copy(update={"model": DiffusionConfig()}))
-    with pytest.raises(UsageError, match="--hints"):
-        plain_model.colorize(rgb, hints=[(1, 1, "red")])
 
 
 def test_a_wrong_option_is_an_error_and_not_silence(colorizer):

@@ -24,9 +24,11 @@ from Project7.cli import command
 from Project7.color import channels_first, rgb_to_lab
 from Project7.colorize import Colorizer
 from Project7.config import STEPS, ClassificationConfig, DataConfig, DiffusionConfig, RegressionConfig, RunConfig
+from Project7.diffusion_export import known_channels
 from Project7.encoder import SHIPPED
 from Project7.errors import ProjectError, UsageError
 from Project7.export import export_model
+from Project7.export_parts import ExportGraph
 from Project7.methods import build
 from Project7.samplers import make_sampler
 
@@ -215,7 +217,7 @@ def test_onnxruntime_knows_the_same_of_a_photo(exported, trained, name, size):
     session = onnxruntime.InferenceSession(exported / name / "context.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(["known"], {"view": model.encoder.view(L).numpy(), "details": details.numpy()})
     assert torch.allclose(torch.from_numpy(found), wanted, atol=1e-4)
-    assert wanted.shape[1] == len(module.known_channels(model.config))
+    assert wanted.shape[1] == len(known_channels(model.config))
 
 
 def test_an_encoder_without_onnx_is_refused(models, tmp_path):
@@ -241,10 +243,9 @@ def test_the_graph_names_its_sizes_and_carries_the_facts(exported):
 
 @pytest.mark.parametrize("axis", [2, 3])
 def test_a_size_that_tracing_made_a_constant_is_found(tmp_path, axis):
-    graph = module.Graph(torch.nn.Identity(), lambda L: L.narrow(axis, 0, min(int(L.shape[axis]), 45)))
-    names = {"inputs": {"L": ("L",)}, "outputs": {"ab": ("L",)}}
+    graph = ExportGraph(lambda L: L.narrow(axis, 0, min(int(L.shape[axis]), 45)), {"L": ("L",)}, {"ab": ("L",)})
     with pytest.raises(ProjectError, match="other numbers than torch"):
-        module.write_onnx(tmp_path / "model.onnx", graph, {}, names)
+        module.write_onnx(tmp_path / "model.onnx", torch.nn.Identity(), graph, {})
 
 
 # -- facts, words, licence -------------------------------------------------------------------------------------------

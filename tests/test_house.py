@@ -18,11 +18,11 @@ PACKAGE = ROOT / "Project7"
 ORDER = """
 __init__ errors
 atomic_file config color processes
-flags model_folder photo metrics batch guided_filter
-dataset download palette layers discriminator samplers augment candidates
+flags model_folder photo metrics batch guided_filter export_parts
+dataset download palette layers discriminator samplers augment candidates hints
 feature_networks color_head
 perceptual_loss encoder
-losses neck feature_cache
+losses neck feature_cache diffusion_export
 diffusion_model classification_model regression_model
 methods
 checkpoints health

@@ -5,6 +5,7 @@ import torch
 
 from Project7 import precision
 from Project7.config import (
+    ENCODER,
     ClassificationConfig,
     DataConfig,
     DiffusionConfig,
@@ -18,6 +19,9 @@ from Project7.trainer import compile_networks, make_accelerator
 
 TINY = {
     "diffusion": DiffusionConfig(features=(8, 16), time_dim=16),
+    "with an encoder": DiffusionConfig(
+        features=(8, 16), time_dim=16, chroma_scale=4, encoder=ENCODER, encoder_size=32, head="classes", bins=8
+    ),
     "classification": ClassificationConfig(width=4, blocks=(1, 1, 1, 1), bins=8),
     "regression": RegressionConfig(model_channels=4, channel_multipliers=(1, 2)),
 }

@@ -110,7 +110,7 @@ def test_at_a_part_of_the_resolution_the_truth_is_as_fine_as_can_be_answered(sca
 def test_with_lightness_its_mean_squared_error_is_added(scale):
     """Both of the faded photo's answer, against the photo as it was."""
     model, batch = loud(**LAB, chroma_scale=scale), make_batch(image_share=1.0)
-    faded = model.fade(batch.L, batch.random)
+    faded = model.shown(batch.L, batch.random)
     answer = model.colorize(faded)
     step = model(batch)
     L_hat = faded + answer[:, :1]
@@ -157,7 +157,7 @@ def test_a_faded_photo_is_paler_by_so_much_at_most_and_no_lightness_leaves_its_r
     """The contrast of many: between 1 - fade and 1, and both ends are met."""
     model = tiny(**LAB, fade=fade)
     L = torch.tensor([-1.0, 1.0]).expand(400, 1, 1, 2)
-    faded = model.fade(L, BatchRandom(0, 0, 0, 400, 400))
+    faded = model.shown(L, BatchRandom(0, 0, 0, 400, 400))
     contrast = (faded[..., 1] - faded[..., 0]).flatten() / 2
     assert faded.min() >= -1
     assert faded.max() <= 1
@@ -176,17 +176,17 @@ def test_a_faded_photo_is_paler_by_so_much_at_most_and_no_lightness_leaves_its_r
 
 def test_fading_is_the_same_for_the_same_step_and_other_for_another():
     model, batch = tiny(**LAB), make_batch()
-    faded = model.fade(batch.L, batch.random)
-    assert torch.equal(model.fade(batch.L, batch.random), faded)
-    assert not torch.equal(model.fade(batch.L, batch.random._replace(step=1)), faded)
-    assert not torch.equal(model.fade(batch.L, batch.random._replace(seed=4)), faded)
-    own = model.fade(batch.L[1:], BatchRandom(3, 0, 1, 2, 3))
+    faded = model.shown(batch.L, batch.random)
+    assert torch.equal(model.shown(batch.L, batch.random), faded)
+    assert not torch.equal(model.shown(batch.L, batch.random._replace(step=1)), faded)
+    assert not torch.equal(model.shown(batch.L, batch.random._replace(seed=4)), faded)
+    own = model.shown(batch.L[1:], BatchRandom(3, 0, 1, 2, 3))
     assert torch.equal(own, faded[1:]), "a micro-step fades its photos as the whole batch would"
 
 
 def test_a_model_of_ab_alone_is_shown_photos_as_they_are():
     model, batch = tiny(fade=0.9), make_batch()
-    assert model.fade(batch.L, batch.random) is batch.L
+    assert model.shown(batch.L, batch.random) is batch.L
 
 
 def test_colouring_fades_nothing():
@@ -385,7 +385,7 @@ def test_it_learns_to_give_faded_photos_their_lightness_back():
     assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:5]), losses[::10]
     L, _ = color.split(photos, network.ab_mean, network.ab_std)
     L = L.repeat(16, 1, 1, 1)
-    faded = network.fade(L, BatchRandom(0, 1000, 0, 64, 64))  # as it has not been seen
+    faded = network.shown(L, BatchRandom(0, 1000, 0, 64, 64))  # as it has not been seen
     restored = faded + network.colorize(faded)[:, :1]
     assert (restored - L).abs().mean() < 0.5 * (faded - L).abs().mean()
 

@@ -1,0 +1,101 @@
+"""What a diffusion model gives to other programs: diffusers' own folders, one prediction of the U-Net as a graph, and
+what is known of a photo before the first step as another."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from Project7.config import STEPS, DiffusionConfig
+from Project7.export_parts import VIEW, Channels, ExportGraph, ExportParts
+from Project7.guided_filter import pad_to_multiple
+from Project7.samplers import make_sampler
+
+FINEST = 4  # pixels of L on a side that the network is shown of a cell; of larger cells, their means
+
+
+def export_parts(model: nn.Module) -> ExportParts:
+    def save_for_diffusers(folder: Path) -> None:
+        model.unet.save_pretrained(folder / "unet", safe_serialization=True)
+        ready_scheduler(model).save_pretrained(folder / "scheduler")
+
+    graphs = {"onnx": prediction_graph(model)} | ({"context": context_graph(model)} if model.config.encoder else {})
+    return ExportParts(graphs, facts(model), save_for_diffusers)
+
+
+def prediction_graph(model: nn.Module) -> ExportGraph:
+    config = model.config
+    multiple = 2 ** (len(config.features) - 1)
+
+    def predict(sample: Tensor, timestep: Tensor) -> Tensor:
+        h, w = sample.shape[-2:]
+        return model.unet(pad_to_multiple(sample, multiple), timestep).sample[..., :h, :w]
+
+    predicted = "v" if config.prediction_type == "v_prediction" else "noise"
+    inputs: Channels = {"sample": sample_channels(config), "timestep": ()}
+    return ExportGraph(predict, inputs, {"prediction": (f"{predicted} of a", f"{predicted} of b")})
+
+
+def context_graph(model: nn.Module) -> ExportGraph:
+    """The encoder, the neck and the head, once per photo."""
+
+    def look(view: Tensor, details: Tensor) -> Tensor:
+        known = model.neck(model.encoder(view), details)
+        return model.told(known, None if model.head is None else model.head(known))
+
+    hints = 3 if model.config.hints else 0
+    details = sample_channels(model.config)[2 : 2 + cell_side(model.config) ** 2 + hints]
+    return ExportGraph(look, {VIEW: ("L",), "details": details}, {"known": known_channels(model.config)})
+
+
+def ready_scheduler(model: nn.Module):
+    """colorize's DPM-Solver++ on the model's noise schedule, such that its configuration alone gives both again.
+
+    diffusers puts 2^-24 for a zero at the end of abar, and samplers.py mends the result where that is more than the
+    abar before it. A configuration cannot say so, but betas can: the last one is then 1 - abar_T / abar_{T-1}.
+    """
+    steps = min(STEPS, model.config.timesteps)
+    sampler = make_sampler("dpm++", model.noise_scheduler, steps=steps)
+    plain = type(sampler).from_config(sampler.config)
+    if not plain.alphas_cumprod.equal(sampler.alphas_cumprod):
+        betas = model.noise_scheduler.betas.clone()
+        betas[-1] = 1 - sampler.alphas_cumprod[-1] / sampler.alphas_cumprod[-2]
+        schedule = {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
+        plain = type(sampler).from_config(sampler.config, **schedule)
+    plain.set_timesteps(timesteps=sampler.timesteps.tolist())
+    return plain
+
+
+def facts(model: nn.Module) -> dict[str, Any]:
+    config, scheduler = model.config, ready_scheduler(model)
+    return {
+        "chroma_scale": config.chroma_scale,
+        "cell_side": cell_side(config),
+        "sides_multiple_of": config.chroma_scale * 2 ** (len(config.features) - 1),
+        "sample_channels": sample_channels(config),
+        "hint_channels": 3 if config.hints else 0,
+        "prediction_type": config.prediction_type,
+        "timesteps": scheduler.timesteps.tolist(),
+        "alphas_cumprod": scheduler.alphas_cumprod.tolist(),
+    }
+
+
+def cell_side(config: DiffusionConfig) -> int:
+    """The pixels of L on a side that the network is shown of a cell."""
+    return min(config.chroma_scale, FINEST)
+
+
+def known_channels(config: DiffusionConfig) -> tuple[str, ...]:
+    if not config.encoder:
+        return ()
+    told = ["mean a", "mean b"] if config.head != "none" else []
+    return (*(f"known {n}" for n in range(config.neck_width)), *told, *["entropy"] * config.head_entropy)
+
+
+def sample_channels(config: DiffusionConfig) -> tuple[str, ...]:
+    """The U-Net's input channels in their order: noisy ab, the L of a cell's pixels row by row, hints, what
+    context.onnx gives."""
+    cells = range(cell_side(config))
+    lightness = [f"L of row {row}, column {column} of a cell" for row in cells for column in cells]
+    hints = ["hinted a", "hinted b", "1 where a hint is"] if config.hints else []
+    return ("noisy a", "noisy b", *(lightness if len(cells) > 1 else ["L"]), *hints, *known_channels(config))

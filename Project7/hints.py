@@ -1,0 +1,106 @@
+"""Colours that a person gives for spots of a photo: checked, told to a model that was trained with them, and held.
+
+A diffusion model follows a hint roughly. What it is off at the spot is taken back there and on the surface around it,
+as far as that goes on in L (after Levin et al. 2004, Colorization using Optimization: neighbours of like lightness
+have like colours). So a hinted pixel keeps its colour, colour ends at edges, and every model takes hints.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import ImageColor
+from torch import Tensor
+
+from Project7 import color
+from Project7.errors import UsageError
+
+_REACH = 0.35  # of the short side: how far a hint goes on a flat surface
+_EDGE = 15.0  # units of L: crossing so much contrast takes as much strength as the whole reach
+_TEXTURE = 2.0  # units of L from pixel to pixel that are no edge
+
+Hint = tuple[float, float, str]  # x and y in pixels of the photo, and a colour: "#rrggbb" or a CSS name
+
+
+class Spot(NamedTuple):
+    """A hint in a working picture."""
+
+    row: int
+    column: int
+    ab: tuple[float, float]  # Lab units, a colour that exists at the lightness there
+
+
+def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: Tensor) -> list[Spot]:
+    """Hints in pixels of a photo (H, W) -> spots of its working picture L (1, 1, h, w).
+
+    Raises UsageError for one outside the photo, or a colour that is none. The last of two in one pixel counts.
+    """
+    h, w = L.shape[-2:]
+    found = {}
+    for x, y, name in hints:
+        if not (0 <= x < photo[1] and 0 <= y < photo[0]):
+            raise UsageError(f"The hint at ({x:g}, {y:g}) lies outside the photo of {photo[1]} x {photo[0]} pixels.")
+        try:
+            rgb = torch.tensor(ImageColor.getrgb(name)[:3], dtype=torch.uint8)[:, None, None]
+        except ValueError:
+            raise UsageError(f"The hint {name!r} is no colour; write it as #rrggbb.") from None
+        row, column = int(y * h / photo[0]), int(x * w / photo[1])
+        lab = color.rgb_to_lab(rgb)
+        lab[0] = color.level(L[0, 0, row, column])
+        a, b = color.into_gamut(lab)[1:, 0, 0].tolist()
+        found[row, column] = Spot(row, column, (a, b))
+    return list(found.values())
+
+
+def hint_maps(
+    spots: Sequence[Spot], size: tuple[int, int], ab_mean: Tensor, ab_std: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Spots as a network takes them: ab (B, 2, h, w) in its range, and a mask (B, 1, h, w)."""
+    ab, mask = torch.zeros(1, 2, *size), torch.zeros(1, 1, *size)
+    for spot in spots:
+        ab[0, :, spot.row, spot.column] = (torch.tensor(spot.ab) - ab_mean) / ab_std
+        mask[0, 0, spot.row, spot.column] = 1
+    return ab.expand(count, -1, -1, -1), mask.expand(count, -1, -1, -1)
+
+
+def hold(ab: Tensor, L: Tensor, spots: Sequence[Spot]) -> Tensor:
+    """Answers ab (B, 2, h, w) in Lab units, brought to the hinted colours at the spots and on the surfaces around them.
+
+    L: (1, 1, h, w) in [-1, 1], of the photo that all of them are of. Between several spots what is to be added is
+    weighted by nearness (Shepard 1968), so that each spot has its colour exactly.
+    """
+    if not spots:
+        return ab
+    near = torch.stack([nearness(L, spot) for spot in spots])  # (K, h, w) in (0, 1], 1 at the spot
+    weights = near / (near.log().neg().sqrt() + 1e-6)  # by the square of the way
+    weights = weights / weights.sum(dim=0) * near.amax(dim=0)
+    for_all = []
+    for answer in ab:
+        off = torch.stack([torch.tensor(s.ab) - answer[:, s.row, s.column] for s in spots])  # (K, 2)
+        for_all.append(answer + torch.einsum("khw,kc->chw", weights, off))
+    return torch.stack(for_all)
+
+
+def nearness(L: Tensor, spot: Spot) -> Tensor:
+    """(h, w) in (0, 1]: how much a place belongs to the spot's surface, by the cheapest way there over L.
+
+    A way costs its length and the contrast that it crosses; texture finer than an edge is free. The fourth power keeps
+    a surface whole and then falls steeply.
+    """
+    from skimage.graph import MCP_Geometric
+
+    height, width = L.shape[-2:]
+    levels = color.level(L[0, 0])
+    smooth = F.avg_pool2d(levels[None, None], 3, stride=1, padding=1, count_include_pad=False)[0, 0]
+    down, right = smooth.diff(dim=0).abs(), smooth.diff(dim=1).abs()
+    steepest = torch.zeros_like(smooth)
+    steepest[1:], steepest[:-1] = torch.maximum(steepest[1:], down), torch.maximum(steepest[:-1], down)
+    steepest[:, 1:] = torch.maximum(steepest[:, 1:], right)
+    steepest[:, :-1] = torch.maximum(steepest[:, :-1], right)
+    contrast = (steepest - _TEXTURE).clamp(min=0) / _EDGE
+    costs = (1 / (_REACH * min(height, width)) + contrast).double().numpy()
+    ways, _ = MCP_Geometric(costs).find_costs([(spot.row, spot.column)])
+    return torch.from_numpy(np.exp(-(ways**4))).float().clamp(min=math.exp(-30))

@@ -1,0 +1,152 @@
+"""hints.py: a hinted pixel keeps its colour, its surface follows, and nothing changes across an edge."""
+
+import numpy as np
+import pytest
+import torch
+
+from Project7 import color
+from Project7.colorize import Colorizer
+from Project7.config import DataConfig, DiffusionConfig, RegressionConfig, RunConfig
+from Project7.errors import UsageError
+from Project7.hints import Spot, find_spots, hint_maps, hold, nearness
+from Project7.methods import build
+
+
+def two_halves(size: int = 40, low: float = -0.3, high: float = 0.5) -> torch.Tensor:
+    """L (1, 1, h, w): a dark surface on the left, a light one on the right, both a little uneven."""
+    L = torch.where(torch.arange(size) < size // 2, low, high).expand(size, size)
+    wave = 0.01 * torch.sin(torch.arange(size) / 3.0)
+    return (L + wave + wave[:, None])[None, None].clone()
+
+
+def gray_photo(L: torch.Tensor) -> np.ndarray:
+    return color.channels_last(color.without_chroma(L))[0].copy()
+
+
+def ab_of(picture) -> torch.Tensor:
+    return color.rgb_to_lab(color.channels_first(np.asarray(picture)))[1:]
+
+
+def colorizer(kind) -> Colorizer:
+    torch.manual_seed(0)
+    return Colorizer(build(kind).eval(), RunConfig(model=kind, data=DataConfig(image_size=40)))
+
+
+# -- a working picture -----------------------------------------------------------------------------------------------
+
+
+def test_a_spot_has_its_colour_and_its_surface_follows():
+    L, answer = two_halves(), torch.randn(2, 2, 40, 40) * 3 + 5
+    held = hold(answer, L, [Spot(20, 8, (40.0, -10.0))])
+    assert torch.allclose(held[:, :, 20, 8], torch.tensor([40.0, -10.0]), atol=1e-2)
+    moved = held - answer
+    there = moved[:, :, 20, 8]
+    assert torch.allclose(moved[:, :, 20, 13], there, rtol=0.15)  # five pixels on, the same surface
+    assert moved[:, :, :, 22:].abs().max() < 0.05 * there.abs().max()  # across the edge
+
+
+def test_a_hint_fades_with_the_distance_and_goes_around_corners():
+    L = torch.zeros(1, 1, 60, 60)
+    L[..., 10:, 30] = 0.8  # a wall with a gap at its upper end
+    near = nearness(L, Spot(50, 20, (0.0, 0.0)))
+    assert near[50, 20] == near.max() == 1
+    line = near[50, :29]
+    assert (line[:20].diff() >= 0).all()
+    assert line[0] < 0.95
+    assert near[50, 40] < 0.05  # behind the wall, though only 20 pixels away
+    assert near[2, 40] >= near[50, 40]
+
+
+def test_several_spots_each_have_their_own_colour():
+    L = torch.zeros(1, 1, 40, 40)
+    spots = [Spot(5, 5, (30.0, 0.0)), Spot(5, 9, (-30.0, 0.0)), Spot(30, 30, (0.0, 40.0))]
+    held = hold(torch.zeros(1, 2, 40, 40), L, spots)
+    for spot in spots:
+        assert torch.allclose(held[0, :, spot.row, spot.column], torch.tensor(spot.ab), atol=0.1)
+    assert held.abs().max() <= 40.1  # nothing overshoots
+
+
+def test_what_already_is_as_told_stays():
+    answer = torch.randn(1, 2, 40, 40)
+    spot = Spot(3, 4, tuple(answer[0, :, 3, 4].tolist()))
+    torch.testing.assert_close(hold(answer, two_halves(), [spot]), answer, rtol=0, atol=1e-5)
+    assert hold(answer, two_halves(), []) is answer
+
+
+def test_a_colour_is_brought_to_what_exists_at_that_lightness():
+    L = torch.full((1, 1, 10, 10), 0.95)  # nearly white
+    (spot,) = find_spots([(15, 25, "#0000ff")], (50, 50), L)
+    assert (spot.row, spot.column) == (5, 3)
+    lab = torch.tensor([97.5, *spot.ab])[:, None, None]
+    linear = color.lab_to_linear(lab)
+    assert linear.min() > -0.01
+    assert linear.max() < 1.01
+    blue = color.rgb_to_lab(torch.tensor([0, 0, 255], dtype=torch.uint8)[:, None, None])[1:, 0, 0]
+    assert np.hypot(*spot.ab) < 0.3 * blue.norm()
+    assert spot.ab[1] / spot.ab[0] == pytest.approx((blue[1] / blue[0]).item(), rel=0.01)  # of the same hue
+
+
+@pytest.mark.parametrize(
+    ("hint", "says"),
+    [((50, 5, "red"), "outside the photo of 50 x 40"), ((1, -1, "red"), "outside"), ((1, 1, "x"), "#rrg")],
+)
+def test_a_hint_that_is_none_is_refused(hint, says):
+    with pytest.raises(UsageError, match=says):
+        find_spots([hint], (40, 50), torch.zeros(1, 1, 8, 10))
+
+
+def test_the_last_of_two_hints_for_one_pixel_counts():
+    L = torch.zeros(1, 1, 8, 10)
+    assert len(find_spots([(1, 1, "red"), (2, 2, "lime")], (40, 50), L)) == 1
+    assert find_spots([(1, 1, "red"), (2, 2, "lime")], (40, 50), L) == find_spots([(1, 1, "lime")], (40, 50), L)
+
+
+def test_the_network_gets_them_in_its_own_range():
+    mean, std = torch.tensor([2.0, 9.0]), torch.tensor([12.0, 18.0])
+    ab, mask = hint_maps([Spot(1, 2, (14.0, -9.0))], (4, 5), mean, std, 3)
+    assert ab.shape == (3, 2, 4, 5)
+    assert mask.sum() == 3
+    assert ab[1, :, 1, 2].tolist() == [1.0, -1.0]
+    assert ab.count_nonzero() == 6
+
+
+# -- whole photos ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        DiffusionConfig(features=(8, 16), time_dim=16, hints=True),
+        DiffusionConfig(features=(8, 16), time_dim=16, chroma_scale=2),  # knows nothing of hints
+        RegressionConfig(model_channels=4, channel_multipliers=(1, 2)),
+    ],
+    ids=["trained with hints", "without", "regression"],
+)
+def test_a_hinted_pixel_of_a_photo_ends_within_5_units(kind):
+    """At full size, where the network worked on a smaller picture; and another surface is left alone."""
+    photo, told = gray_photo(two_halves(120)), "#b04030"
+    options = {"steps": 2} if kind.method == "diffusion" else {}
+    found = ab_of(colorizer(kind).colorize(photo, hints=[(30, 60, told)], **options))
+    L = color.lightness(color.channels_first(photo)[None])
+    (spot,) = find_spots([(30, 60, told)], (120, 120), L)
+    wanted = torch.tensor(spot.ab)
+    assert (found[:, 60, 30] - wanted).norm() < 5
+    if kind.method == "regression":  # an untrained diffusion model answers noise, which stays around the spot
+        assert (found[:, 60, 50] - wanted).norm() < 5  # 20 pixels away, on the same surface
+
+
+def test_a_photo_is_recoloured_up_to_its_edges_by_a_model_that_knows_no_hints():
+    model = colorizer(RegressionConfig(model_channels=4, channel_multipliers=(1, 2)))
+    photo = gray_photo(two_halves(120))
+    before, after = (ab_of(model.colorize(photo, hints=hints)) for hints in ((), [(30, 60, "#b04030")]))
+    change = (after - before).norm(dim=0)
+    assert change[60, 30] > 20
+    assert change[:, 66:].max() < 3
+
+
+def test_a_hint_is_not_strengthened_with_the_rest():
+    model = colorizer(RegressionConfig(model_channels=4, channel_multipliers=(1, 2)))
+    photo = gray_photo(two_halves(40))
+    strong = ab_of(model.colorize(photo, hints=[(10, 20, "#806050")], saturation=2.0))
+    plain = ab_of(model.colorize(photo, hints=[(10, 20, "#806050")]))
+    assert (strong[:, 20, 10] - plain[:, 20, 10]).norm() < 1
