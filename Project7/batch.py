@@ -78,6 +78,6 @@ class Estimate(NamedTuple):
 
     ab_hat: Tensor  # (K, 2, H, W), differentiable
     truth: Tensor  # (K, 2, H, W): the true chroma, as finely as the method can give it
-    places: Tensor  # (K,) long: which samples of the batch
+    L: Tensor  # (K, 1, H, W): their true lightness
     weight: Tensor  # (K,): how much a term counts; on average its sum over a batch is the number of samples B
     L_hat: Tensor | None = None  # (K, 1, H, W), differentiable: the lightness, where the method restores it too

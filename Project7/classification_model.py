@@ -145,7 +145,7 @@ class ClassificationColorizer(nn.Module):
             ab = self.from_lab(annealed_mean(logits[places], self.centres, self.config.temperature) + residual[places])
             L, true_ab = batch.L[places], self.from_lab(truth[places])
             weight = torch.full_like(loss[places].detach(), 1 / batch.image_share)
-            estimate = Estimate(self.expand(ab, L), self.expand(true_ab, L), places, weight)
+            estimate = Estimate(self.expand(ab, L), self.expand(true_ab, L), L, weight)
         return Step(loss, {name: value.detach() for name, value in terms.items()}, estimate)
 
     def losses(self, logits: Tensor, residual: Tensor, confidence: Tensor, histograms: Tensor, truth: Tensor):

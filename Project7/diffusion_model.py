@@ -116,7 +116,7 @@ class DiffusionColorizer(nn.Module):
             low = (t_cpu < self.image_timesteps(batch.image_share)).nonzero()[:, 0].to(t.device, non_blocking=True)
             x_0_hat, L = self.x_0_hat(prediction[low], x_t[low], t[low]), batch.L[low]
             weight = self.image_weight(t[low], batch.image_share)
-            estimate = Estimate(self.expand(x_0_hat, L), self.expand(x_0[low], L), low, weight)
+            estimate = Estimate(self.expand(x_0_hat, L), self.expand(x_0[low], L), L, weight)
         return Step(loss, metrics, estimate)
 
     def look(self, view: Tensor) -> Maps | None:

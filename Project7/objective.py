@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from Project7 import color
-from Project7.batch import Batch, Estimate, Step
+from Project7.batch import Estimate, Step
 from Project7.checkpoints import load_moments
 from Project7.config import LossConfig, ObjectiveConfig
 from Project7.discriminator import MultiScalePatchGAN, adversarial_loss, discriminator_loss, feature_matching_loss
@@ -134,15 +134,14 @@ class Objective:
 
     # -- the terms ---------------------------------------------------------------------------------------------------
 
-    def terms(self, step: Step, batch: Batch, ab_mean: Tensor, ab_std: Tensor, weights: dict[str, float]):
+    def terms(self, step: Step, ab_mean: Tensor, ab_std: Tensor, weights: dict[str, float]):
         """name -> (B,) or (K,) values of the terms in `weights`, each sample's times its weight; differentiable."""
         if self.loss:
-            return self.loss.of_lab(*both_in_lab(step.estimate, batch.L, ab_mean, ab_std))
+            return self.loss.of_lab(*both_in_lab(step.estimate, ab_mean, ab_std))
         terms = {self.own: step.loss}
         if step.estimate is None:
             return terms
-        ab_hat, truth, places, weight, _ = step.estimate
-        L = batch.L[places]
+        ab_hat, truth, L, weight, _ = step.estimate
         if "perceptual" in weights:
             terms["perceptual"] = weight * self.perceptual.of_chroma(L, ab_hat, truth, ab_mean, ab_std)
         if "adversarial" in weights:
@@ -170,12 +169,12 @@ class Objective:
 
     # -- the discriminator's own step --------------------------------------------------------------------------------
 
-    def teach_critic(self, estimate: Estimate, L: Tensor, share: float) -> dict[str, Tensor]:
+    def teach_critic(self, estimate: Estimate, share: float) -> dict[str, Tensor]:
         """Adds the gradient of the discriminator's hinge loss, true colours against estimated ones, times `share`.
 
-        L: (K, 1, H, W), of the estimate's samples. Returns its loss and mean answers, (K,), detached.
+        Returns its loss and mean answers, (K,), detached.
         """
-        ab_hat, truth, _, weight, _ = estimate
+        ab_hat, truth, L, weight, _ = estimate
         count = len(L)
         with self.critic_precision():  # one pass for both
             answers = self.discriminator(torch.cat([L, L]), torch.cat([truth, ab_hat.detach()]))
@@ -257,8 +256,7 @@ class Objective:
         return None
 
 
-def both_in_lab(estimate: Estimate, L: Tensor, ab_mean: Tensor, ab_std: Tensor) -> tuple[Tensor, Tensor]:
-    """Lab (K, 3, H, W): what the method answers, and the truth. L: (B, 1, H, W), the true lightness of the batch."""
-    L = L[estimate.places]
-    L_hat = L if estimate.L_hat is None else estimate.L_hat
-    return color.join(L_hat, estimate.ab_hat, ab_mean, ab_std), color.join(L, estimate.truth, ab_mean, ab_std)
+def both_in_lab(estimate: Estimate, ab_mean: Tensor, ab_std: Tensor) -> tuple[Tensor, Tensor]:
+    """Lab (K, 3, H, W): what the method answers, and the truth."""
+    L_hat = estimate.L if estimate.L_hat is None else estimate.L_hat
+    return color.join(L_hat, estimate.ab_hat, ab_mean, ab_std), color.join(estimate.L, estimate.truth, ab_mean, ab_std)

@@ -82,8 +82,7 @@ class RegressionColorizer(nn.Module):
             mse = mse + (L_hat - batch.L).square().mean(dim=(1, 2, 3))
         estimate = None
         if batch.image_share:
-            everywhere = torch.arange(len(mse), device=mse.device)
-            estimate = Estimate(ab_hat, truth, everywhere, torch.ones_like(mse.detach()), L_hat)
+            estimate = Estimate(ab_hat, truth, batch.L, torch.ones_like(mse.detach()), L_hat)
         return Step(mse, {"mse": mse.detach()}, estimate)
 
     @torch.no_grad()

@@ -359,21 +359,21 @@ class Run:
             batch = self.prepare(rgb[piece], numbers, first=int(places[piece[0]]), count=count)
             with contextlib.nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(self.model):
                 step: Step = self.model(batch)
-                found, loss = self.weigh(step, batch)
+                found, loss = self.weigh(step)
                 # DDP averages over the processes, and each has only its part of the sum
                 self.accelerator.backward(loss * (share * self.accelerator.num_processes))
             if self.objective.has_critic:
                 with self.accelerator.autocast():
-                    found |= self.objective.teach_critic(step.estimate, batch.L[step.estimate.places], share)
+                    found |= self.objective.teach_critic(step.estimate, share)
             for name, values in found.items():
                 measures[name] = measures.get(name, 0) + values.detach().float().sum() * share
         return measures
 
-    def weigh(self, step: Step, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def weigh(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
         """What the objective makes of a step: named measures, and the sum over the samples that is minimised."""
         weights = self.objective.weights(self.state.step - self.state.critic_start)
         with self.accelerator.autocast():
-            terms = self.objective.terms(step, batch, self.ema.ab_mean, self.ema.ab_std, weights)
+            terms = self.objective.terms(step, self.ema.ab_mean, self.ema.ab_std, weights)
         weighted = {name: weights[name] * values.float().sum() for name, values in terms.items()}
         loss = torch.stack(list(weighted.values())).sum()
         measures = {"loss": loss, **terms, **step.metrics}
@@ -467,7 +467,7 @@ class Run:
         batch = Batch(*color.split(rgb, *constants), random, self.objective.image_share)
         with self.accelerator.autocast():
             step = self.ema(batch)
-            terms = self.objective.terms(step, batch, *constants, weights)
+            terms = self.objective.terms(step, *constants, weights)
         sums = torch.stack([terms[name].float().sum() for name in weights])
         loss = sum(weight * value for weight, value in zip(weights.values(), sums, strict=True))
         measured = [step.metrics[name].float().sum()[None] for name in self.ema.METRICS]

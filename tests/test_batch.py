@@ -132,7 +132,7 @@ def test_spread_is_uniform_at_every_place_of_the_batch():
 
 def test_what_a_method_need_not_answer_is_none():
     """Most leave lightness alone, and without image-space terms nobody asks for an estimate."""
-    estimate = Estimate(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.arange(1), torch.ones(1))
+    estimate = Estimate(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4), torch.ones(1))
     assert estimate.L_hat is None
     assert Step(torch.zeros(1), {}).estimate is None
 

@@ -366,9 +366,9 @@ def test_the_nudge_does_not_teach_the_classes():
 @every_stride
 def test_the_estimate_is_the_picture_and_teaches_all_heads(stride):
     model, batch = confident(stem_stride=stride), make_batch(4, (13, 9), image_share=1.0)
-    ab_hat, truth, places, weight, _ = model(batch).estimate
+    ab_hat, truth, L, weight, _ = model(batch).estimate
     assert ab_hat.shape == truth.shape == (4, 2, 13, 9)
-    assert places.tolist() == [0, 1, 2, 3]
+    assert torch.equal(L, batch.L)
     assert weight.tolist() == [1, 1, 1, 1]
     torch.testing.assert_close(ab_hat, model.colorize(batch.L))
     assert not truth.requires_grad
@@ -385,7 +385,7 @@ def test_a_share_of_the_samples_has_an_estimate_and_counts_for_the_rest():
         model(make_batch(8)._replace(random=BatchRandom(3, step, 0, 8, 8), image_share=0.25)).estimate
         for step in range(40)
     ]
-    assert sum(len(e.places) for e in estimates) == pytest.approx(0.25 * 8 * 40, abs=4)
+    assert sum(len(e.L) for e in estimates) == pytest.approx(0.25 * 8 * 40, abs=4)
     assert all((e.weight == 4).all() for e in estimates)
 
 

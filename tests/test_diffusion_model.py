@@ -94,8 +94,8 @@ def test_loss_is_finite_and_reaches_every_parameter(changes, size):
 def test_the_estimate_has_the_size_of_the_picture_and_a_gradient(changes, size):
     model = tiny(**changes)
     batch = make_batch(5, size, image_share=0.6)
-    ab_hat, truth, places, weight, _ = model(batch).estimate
-    count = len(places)
+    ab_hat, truth, L, weight, _ = model(batch).estimate
+    count = len(L)
     assert 2 <= count <= 4
     assert ab_hat.shape == truth.shape == (count, 2, *size)
     assert weight.shape == (count,)
@@ -113,10 +113,11 @@ def test_the_estimate_may_be_of_no_sample(changes, size):
     model = tiny(**changes)
     for step in range(20):
         estimate = model(make_batch(1, size, step=step, image_share=0.1)).estimate
-        if not len(estimate.places):
+        if not len(estimate.L):
             break
     assert estimate.ab_hat.shape == estimate.truth.shape == (0, 2, *size)
-    assert estimate.weight.shape == estimate.places.shape == (0,)
+    assert estimate.weight.shape == (0,)
+    assert estimate.L.shape == (0, 1, *size)
     (estimate.ab_hat.sum() + estimate.weight.sum()).backward()
     assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
 
@@ -126,9 +127,10 @@ def test_the_estimate_is_of_the_samples_with_the_least_noise(share, monkeypatch)
     model, seen, counts = tiny(), [], []
     monkeypatch.setattr(model, "denoise", lambda x_t, t, L, hints=None, known=None: seen.append(t) or x_t)
     for step in range(20):
-        estimate = model(make_batch(16, step=step, image_share=share)).estimate
-        assert estimate.places.tolist() == [i for i, t in enumerate(seen[-1].tolist()) if t < 1000 * share]
-        counts.append(len(estimate.places))
+        batch = make_batch(16, step=step, image_share=share)
+        estimate = model(batch).estimate
+        assert torch.equal(estimate.L, batch.L[seen[-1] < 1000 * share])
+        counts.append(len(estimate.L))
     assert sum(counts) / 20 == pytest.approx(16 * share, rel=0.1, abs=0.1)
     assert max(counts) - min(counts) <= 3  # each step costs about the same
 
@@ -202,7 +204,7 @@ def test_a_batch_in_two_parts_has_the_loss_of_the_whole(changes):
         own = slice(start, start + count)
         part = model(Batch(batch.L[own], batch.ab[own], BatchRandom(3, 0, start, count, 5), 0.6))
         torch.testing.assert_close(part.loss, whole.loss[own], rtol=1e-4, atol=1e-5)
-        estimates.append(part.estimate._replace(places=part.estimate.places + start))
+        estimates.append(part.estimate)
     together = [torch.cat(parts) for parts in list(zip(*estimates, strict=True))[:4]]
     for ours, expected in zip(together, whole.estimate[:4], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
@@ -224,7 +226,7 @@ def test_the_true_answer_has_no_loss_and_gives_the_true_chroma(changes, monkeypa
     monkeypatch.setattr(model, "denoise", know_it_all)
     step = model(batch)
     assert step.loss.max() < 1e-10
-    assert step.estimate.places.tolist() == list(range(16))
+    assert torch.equal(step.estimate.L, batch.L)
     torch.testing.assert_close(step.estimate.ab_hat, batch.ab, rtol=0, atol=2e-3)  # eps_hat / as little as 0.006
     abar = model.noise_scheduler.alphas_cumprod
     torch.testing.assert_close(step.estimate.weight, abar[seen[0]] / abar.mean())

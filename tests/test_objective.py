@@ -60,7 +60,8 @@ def make_batch(count: int = 6, image_share: float = 0.5, step: int = 0) -> Batch
 
 def an_estimate(count: int = 3, weight: float = 1.0) -> Estimate:
     truth = rand(count, 2, SIZE, SIZE, seed=3)
-    return Estimate((-truth).requires_grad_(), truth, torch.arange(count), torch.full((count,), weight))
+    L = rand(count, 1, SIZE, SIZE, seed=4).clamp(-1, 1)
+    return Estimate((-truth).requires_grad_(), truth, L, torch.full((count,), weight))
 
 
 def part_of(estimate: Estimate, own: slice) -> Estimate:
@@ -189,14 +190,12 @@ def test_scores_that_cannot_be_compared_have_different_names(changes):
 
 def test_terms_are_those_of_their_equations():
     objective, batch = settle(make(gan=True)), make_batch(4)
-    estimate = Estimate(
-        rand(2, 2, SIZE, SIZE, seed=7), batch.ab[[1, 3]], torch.tensor([1, 3]), torch.tensor([0.5, 2.0])
-    )
+    estimate = Estimate(rand(2, 2, SIZE, SIZE, seed=7), batch.ab[[1, 3]], batch.L[[1, 3]], torch.tensor([0.5, 2.0]))
     step = Step(torch.arange(4.0), {}, estimate)
-    terms = objective.terms(step, batch, AB_MEAN, AB_STD, ALL_TERMS)
+    terms = objective.terms(step, AB_MEAN, AB_STD, ALL_TERMS)
     assert list(terms) == ["mse", "perceptual", "adversarial", "feature_matching"]
     assert torch.equal(terms["mse"], step.loss)
-    L, (ab_hat, truth, _, weight, _) = batch.L[[1, 3]], estimate
+    ab_hat, truth, L, weight, _ = estimate
     with torch.no_grad():
         fake, real = objective.discriminator(L, ab_hat), objective.discriminator(L, truth)
         distance = objective.perceptual.of_chroma(L, ab_hat, truth, AB_MEAN, AB_STD)
@@ -210,30 +209,28 @@ def test_terms_are_those_of_their_equations():
 def test_only_terms_with_a_weight_are_computed(names):
     objective, batch = make(gan=True), make_batch()
     weights = {name: ALL_TERMS[name] for name in names}
-    terms = objective.terms(tiny()(batch), batch, AB_MEAN, AB_STD, weights)
+    terms = objective.terms(tiny()(batch), AB_MEAN, AB_STD, weights)
     assert tuple(terms) == names
 
 
 def test_image_terms_act_on_a_share_of_the_samples():
     objective, batch = make(gan=True), make_batch(16, image_share=0.25)
     step = tiny()(batch)
-    terms = objective.terms(step, batch, AB_MEAN, AB_STD, ALL_TERMS)
+    terms = objective.terms(step, AB_MEAN, AB_STD, ALL_TERMS)
     assert terms["mse"].shape == (16,)
-    assert {len(terms[name]) for name in ("perceptual", "adversarial", "feature_matching")} == {
-        len(step.estimate.places)
-    }
-    assert 2 <= len(step.estimate.places) <= 6
+    assert {len(terms[name]) for name in ("perceptual", "adversarial", "feature_matching")} == {len(step.estimate.L)}
+    assert 2 <= len(step.estimate.L) <= 6
 
 
 def test_two_parts_of_a_batch_add_up_to_the_whole():
     """Each term is a sum over samples, whose own weights do not depend on the rest: micro-steps and processes agree."""
     objective, model, batch = settle(make(gan=True)), tiny(), make_batch(6)
-    whole = objective.terms(model(batch), batch, AB_MEAN, AB_STD, ALL_TERMS)
+    whole = objective.terms(model(batch), AB_MEAN, AB_STD, ALL_TERMS)
     sums = dict.fromkeys(whole, 0.0)
     for start, count in ((0, 2), (2, 4)):
         own = slice(start, start + count)
         part = Batch(batch.L[own], batch.ab[own], BatchRandom(3, 0, start, count, 6), 0.5)
-        for name, values in objective.terms(model(part), part, AB_MEAN, AB_STD, ALL_TERMS).items():
+        for name, values in objective.terms(model(part), AB_MEAN, AB_STD, ALL_TERMS).items():
             sums[name] += values.sum().item()
     assert sums == pytest.approx({name: values.sum().item() for name, values in whole.items()}, rel=1e-3, abs=1e-3)
 
@@ -246,7 +243,7 @@ def test_the_size_of_a_term_does_not_depend_on_its_share():
         model.denoise = lambda x_t, t, L, hints=None, known=None: x_t
         for step in range(100):
             batch = make_batch(16, image_share=objective.image_share, step=step)
-            terms = objective.terms(model(batch), batch, AB_MEAN, AB_STD, {"mse": 1.0, "perceptual": 0.1})
+            terms = objective.terms(model(batch), AB_MEAN, AB_STD, {"mse": 1.0, "perceptual": 0.1})
             total += terms["perceptual"].sum().item()
         assert total / 1600 == pytest.approx(1, rel=0.08)
 
@@ -257,7 +254,7 @@ def test_every_term_reaches_the_network(precision):
     for name in ALL_TERMS:
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            terms = objective.terms(model(batch), batch, AB_MEAN, AB_STD, ALL_TERMS)
+            terms = objective.terms(model(batch), AB_MEAN, AB_STD, ALL_TERMS)
         assert terms[name].dtype == torch.float32
         terms[name].sum().backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -266,7 +263,7 @@ def test_every_term_reaches_the_network(precision):
 
 def test_no_estimate_at_all_leaves_the_methods_loss():
     objective, batch = make(gan=True), make_batch(image_share=0.0)
-    assert list(objective.terms(tiny()(batch), batch, AB_MEAN, AB_STD, ALL_TERMS)) == ["mse"]
+    assert list(objective.terms(tiny()(batch), AB_MEAN, AB_STD, ALL_TERMS)) == ["mse"]
 
 
 def test_a_batch_without_low_noise_adds_nothing_and_no_nan():
@@ -274,12 +271,12 @@ def test_a_batch_without_low_noise_adds_nothing_and_no_nan():
     objective, model, batch = make(gan=True, feature_matching_weight=1.0), tiny(), make_batch(2)
     step = model(batch)
     none = part_of(step.estimate, slice(0, 0))
-    terms = objective.terms(step._replace(estimate=none), batch, AB_MEAN, AB_STD, ALL_TERMS)
+    terms = objective.terms(step._replace(estimate=none), AB_MEAN, AB_STD, ALL_TERMS)
     assert {len(terms[name]) for name in ALL_TERMS} == {0, 2}
     sum(values.sum() for values in terms.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     before = [p.detach().clone() for p in objective.discriminator.parameters()]
-    measures = objective.teach_critic(none, batch.L[none.places], 0.5)
+    measures = objective.teach_critic(none, 0.5)
     assert {len(values) for values in measures.values()} == {0}
     objective.critic_step(ONE_PROCESS, GOOD)
     for p, was in zip(objective.discriminator.parameters(), before, strict=True):
@@ -291,7 +288,7 @@ def test_a_batch_without_low_noise_adds_nothing_and_no_nan():
 
 def test_the_generators_pass_leaves_no_gradient_in_the_critic():
     objective, model, batch = make(gan=True), tiny(), make_batch()
-    terms = objective.terms(model(batch), batch, AB_MEAN, AB_STD, ALL_TERMS)
+    terms = objective.terms(model(batch), AB_MEAN, AB_STD, ALL_TERMS)
     sum(values.sum() for values in terms.values()).backward()
     for parameter in objective.discriminator.parameters():
         assert parameter.grad is None
@@ -307,25 +304,25 @@ def test_the_critic_can_learn_again_after_an_error(monkeypatch):
 
     monkeypatch.setattr(objective.discriminator, "forward", out_of_memory)
     with contextlib.suppress(torch.OutOfMemoryError):
-        objective.terms(tiny()(batch), batch, AB_MEAN, AB_STD, ALL_TERMS)
+        objective.terms(tiny()(batch), AB_MEAN, AB_STD, ALL_TERMS)
     assert all(p.requires_grad for p in objective.discriminator.parameters())
 
 
 def test_identical_features_match():
     """Truth and estimate are judged by one and the same discriminator, though each pass moves its spectral norm."""
     objective, batch = make(gan=True, feature_matching_weight=1.0), make_batch(3)
-    step = Step(torch.zeros(3), {}, Estimate(batch.ab, batch.ab, torch.arange(3), torch.ones(3)))
-    assert objective.terms(step, batch, AB_MEAN, AB_STD, ALL_TERMS)["feature_matching"].tolist() == [0, 0, 0]
+    step = Step(torch.zeros(3), {}, Estimate(batch.ab, batch.ab, batch.L, torch.ones(3)))
+    assert objective.terms(step, AB_MEAN, AB_STD, ALL_TERMS)["feature_matching"].tolist() == [0, 0, 0]
 
 
 def test_following_the_critic_convinces_it():
     objective, L = settle(make(gan=True)), rand(3, 1, SIZE, SIZE, seed=1)
     ab = torch.zeros(3, 2, SIZE, SIZE, requires_grad=True)
-    batch = Batch(L, ab, BatchRandom(0, 0, 0, 3, 3), 1.0)
+    Batch(L, ab, BatchRandom(0, 0, 0, 3, 3), 1.0)
     optimizer, losses = torch.optim.Adam([ab], lr=0.1), []
     for _ in range(5):
-        step = Step(torch.zeros(3), {}, Estimate(ab, ab.detach(), torch.arange(3), torch.ones(3)))
-        loss = objective.terms(step, batch, AB_MEAN, AB_STD, {"adversarial": 1.0})["adversarial"].sum()
+        step = Step(torch.zeros(3), {}, Estimate(ab, ab.detach(), L, torch.ones(3)))
+        loss = objective.terms(step, AB_MEAN, AB_STD, {"adversarial": 1.0})["adversarial"].sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -341,7 +338,7 @@ def test_the_critics_loss_is_the_hinge_and_its_answers_are_reported():
     estimate = an_estimate(2)._replace(weight=torch.tensor([0.5, 2.0]))
     with torch.no_grad():
         real, fake = objective.discriminator(L, estimate.truth), objective.discriminator(L, estimate.ab_hat)
-    measures = objective.teach_critic(estimate, L, 0.5)
+    measures = objective.teach_critic(estimate._replace(L=L), 0.5)
     close = {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(measures["critic"], estimate.weight * discriminator_loss(real, fake), **close)
     torch.testing.assert_close(measures["critic_of_truth"], -estimate.weight * adversarial_loss(real), **close)
@@ -356,7 +353,7 @@ def test_the_critic_learns_to_tell_truth_from_estimate(precision):
     of_truth, of_estimate = critics_opinions(objective, L, estimate)
     for _ in range(12):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            objective.teach_critic(estimate, L, 1 / 4)
+            objective.teach_critic(estimate._replace(L=L), 1 / 4)
         objective.critic_step(ONE_PROCESS, GOOD)
     truth_now, estimate_now = critics_opinions(objective, L, estimate)
     assert truth_now - estimate_now > of_truth - of_estimate + 0.5
@@ -365,7 +362,7 @@ def test_the_critic_learns_to_tell_truth_from_estimate(precision):
 
 def gradients_after(objective: Objective, *parts: tuple[Estimate, Tensor, float]) -> list[Tensor]:
     for estimate, L, share in parts:
-        objective.teach_critic(estimate, L, share)
+        objective.teach_critic(estimate._replace(L=L), share)
     return [p.grad.clone() for p in objective.discriminator.parameters()]
 
 
@@ -407,17 +404,17 @@ def snapshot(objective: Objective) -> dict[str, Tensor]:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(value):
     objective, L, estimate = make(gan=True), rand(3, 1, SIZE, SIZE, seed=1), an_estimate()
-    objective.teach_critic(estimate, L, 1 / 3)
+    objective.teach_critic(estimate._replace(L=L), 1 / 3)
     objective.critic_step(ONE_PROCESS, GOOD)
     before = snapshot(objective)
-    objective.teach_critic(estimate, L, 1 / 3)
+    objective.teach_critic(estimate._replace(L=L), 1 / 3)
     next(objective.discriminator.parameters()).grad.flatten()[0] = value
     objective.critic_step(ONE_PROCESS, GOOD)
     after = snapshot(objective)
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
-    objective.teach_critic(estimate, L, 1 / 3)  # and the next good one counts again
+    objective.teach_critic(estimate._replace(L=L), 1 / 3)  # and the next good one counts again
     objective.critic_step(ONE_PROCESS, GOOD)
     assert all(value.isfinite().all() for value in snapshot(objective).values())
     assert not torch.equal(snapshot(objective)["weight scales.0.0.bias"], before["weight scales.0.0.bias"])
@@ -426,14 +423,14 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value):
 def test_an_estimate_of_nan_changes_nothing():
     """What a generator that has diverged hands over, spectral norm's vectors included."""
     objective, L, estimate = make(gan=True), rand(3, 1, SIZE, SIZE, seed=1), an_estimate()
-    objective.teach_critic(estimate._replace(ab_hat=estimate.ab_hat * torch.nan), L, 1 / 3)
+    objective.teach_critic(estimate._replace(ab_hat=estimate.ab_hat * torch.nan, L=L), 1 / 3)
     objective.critic_step(ONE_PROCESS, GOOD)
     assert all(value.isfinite().all() for value in objective.discriminator.state_dict().values())
 
 
 def test_gradients_are_used_once_and_clipped():
     objective, L, estimate = make(gan=True), rand(3, 1, SIZE, SIZE, seed=1), an_estimate()
-    objective.teach_critic(estimate, L, 1e6)
+    objective.teach_critic(estimate._replace(L=L), 1e6)
     objective.critic_step(ONE_PROCESS, GOOD)
     assert all(p.grad is None for p in objective.discriminator.parameters())
     first_moments = [state["exp_avg"] for state in objective.critic_optimizer.state.values()]
@@ -443,7 +440,7 @@ def test_gradients_are_used_once_and_clipped():
 
 def test_gradients_of_a_micro_step_that_failed_are_forgotten():
     objective = make(gan=True)
-    objective.teach_critic(an_estimate(), rand(3, 1, SIZE, SIZE), 1 / 3)
+    objective.teach_critic(an_estimate()._replace(L=rand(3, 1, SIZE, SIZE)), 1 / 3)
     objective.forget_gradients()
     assert all(p.grad is None for p in objective.discriminator.parameters())
     make().forget_gradients()  # nothing to forget without a critic
@@ -455,8 +452,8 @@ def test_the_critic_can_be_kept_out_of_autocast(exact, dtype):
     objective.discriminator.register_forward_hook(lambda module, given, answers: seen.append(answers[0][-1].dtype))
     with torch.autocast("cpu", torch.bfloat16):
         step = tiny()(batch)
-        objective.terms(step, batch, AB_MEAN, AB_STD, {"adversarial": 1.0})
-        objective.teach_critic(step.estimate, batch.L[step.estimate.places], 1.0)
+        objective.terms(step, AB_MEAN, AB_STD, {"adversarial": 1.0})
+        objective.teach_critic(step.estimate, 1.0)
     assert set(seen) == {dtype}
 
 
@@ -502,7 +499,7 @@ def taught(steps: int = 2, **settings) -> Objective:
 
 
 def teach(objective: Objective) -> None:
-    objective.teach_critic(an_estimate(), rand(3, 1, SIZE, SIZE, seed=1), 1 / 3)
+    objective.teach_critic(an_estimate()._replace(L=rand(3, 1, SIZE, SIZE, seed=1)), 1 / 3)
     objective.critic_step(ONE_PROCESS, GOOD)
 
 
@@ -627,8 +624,7 @@ def answered(rgb: Tensor, truth: Tensor, *, restores: bool) -> tuple[Step, Batch
     """What a method would have handed over that answers `rgb`, of which only ab counts unless it `restores` L."""
     (L_hat, ab_hat), (L, ab) = (color.split(picture, AB_MEAN, AB_STD) for picture in (rgb, truth))
     count = len(rgb)
-    everywhere = torch.arange(count), torch.ones(count)
-    step = Step(torch.full((count,), 7.0), {}, Estimate(ab_hat, ab, *everywhere, L_hat if restores else None))
+    step = Step(torch.full((count,), 7.0), {}, Estimate(ab_hat, ab, L, torch.ones(count), L_hat if restores else None))
     seen = color.lab_to_rgb(color.join(L_hat if restores else L, ab_hat, AB_MEAN, AB_STD))
     assert seen.min() >= 0
     assert seen.max() <= 1
@@ -641,9 +637,9 @@ def test_the_terms_are_those_of_the_loss_called_on_the_pictures(kind, restores):
     """In RGB as the documents call it, and with the lightness of the truth where the method leaves it alone."""
     objective = with_loss(**EVERY_TERM[kind])
     truth = photos(seed=1)
-    step, batch, seen = answered(photos(), truth, restores=restores)
+    step, _batch, seen = answered(photos(), truth, restores=restores)
     weights = objective.weights(0)
-    terms = objective.terms(step, batch, AB_MEAN, AB_STD, weights)
+    terms = objective.terms(step, AB_MEAN, AB_STD, weights)
     loss = make_loss(LossConfig(**EVERY_TERM[kind], perceptual_net="random"), "cpu")
     total, expected = loss(seen, truth)
     assert terms.keys() == expected.keys() == weights.keys()
@@ -712,7 +708,7 @@ def test_every_term_of_a_loss_reaches_the_network(kind, outputs, precision):
     for name in objective.weights(0):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            values = objective.terms(model(batch), batch, AB_MEAN, AB_STD, objective.weights(0))[name]
+            values = objective.terms(model(batch), AB_MEAN, AB_STD, objective.weights(0))[name]
         assert values.dtype == torch.float32
         if name == "l_luminance" and outputs == "ab":
             assert not values.any()
@@ -725,14 +721,13 @@ def test_every_term_of_a_loss_reaches_the_network(kind, outputs, precision):
 @every_loss
 def test_two_parts_of_a_batch_add_up_to_the_whole_under_a_loss(kind):
     objective = with_loss(**EVERY_TERM[kind])
-    step, batch, _ = answered(photos(4), photos(4, seed=1), restores=True)
-    whole = objective.terms(step, batch, AB_MEAN, AB_STD, objective.weights(0))
+    step, _batch, _ = answered(photos(4), photos(4, seed=1), restores=True)
+    whole = objective.terms(step, AB_MEAN, AB_STD, objective.weights(0))
     sums = dict.fromkeys(whole, 0.0)
     for start, stop in ((0, 1), (1, 4)):
         own = slice(start, stop)
-        part = part_of(step.estimate, own)._replace(places=torch.arange(stop - start))
-        piece = Batch(batch.L[own], batch.ab[own], BatchRandom(0, 0, start, stop - start, 4), 1.0)
-        values = objective.terms(Step(step.loss[own], {}, part), piece, AB_MEAN, AB_STD, objective.weights(0))
+        part = part_of(step.estimate, own)
+        values = objective.terms(Step(step.loss[own], {}, part), AB_MEAN, AB_STD, objective.weights(0))
         sums = {name: sums[name] + values[name].sum().item() for name in sums}
     assert sums == pytest.approx({name: values.sum().item() for name, values in whole.items()}, rel=1e-4)
 
@@ -740,13 +735,11 @@ def test_two_parts_of_a_batch_add_up_to_the_whole_under_a_loss(kind):
 def test_an_estimate_of_some_of_the_samples_is_compared_with_their_own_lightness():
     """A wrong pairing of places would compare one photo's colours on another's L."""
     objective = with_loss(loss="simple")
-    step, batch, _ = answered(photos(3), photos(3, seed=1), restores=False)
-    whole = objective.terms(step, batch, AB_MEAN, AB_STD, objective.weights(0))
+    step, _batch, _ = answered(photos(3), photos(3, seed=1), restores=False)
+    whole = objective.terms(step, AB_MEAN, AB_STD, objective.weights(0))
     places = torch.tensor([2, 0])
-    some = Estimate(*(values[places] for values in step.estimate[:2]), places, torch.ones(2))
-    for name, values in objective.terms(
-        step._replace(estimate=some), batch, AB_MEAN, AB_STD, objective.weights(0)
-    ).items():
+    some = Estimate(*(values[places] for values in step.estimate[:3]), torch.ones(2))
+    for name, values in objective.terms(step._replace(estimate=some), AB_MEAN, AB_STD, objective.weights(0)).items():
         torch.testing.assert_close(values, whole[name][places], rtol=1e-4, atol=1e-7)
 
 
@@ -776,14 +769,14 @@ def test_the_state_of_a_loss_is_its_weights_and_there_is_nothing_to_take_over(ki
 def test_after_a_micro_step_that_failed_a_loss_goes_on():
     objective = with_loss(loss="weighted")
     objective.forget_gradients()
-    step, batch, _ = answered(photos(), photos(seed=1), restores=False)
-    assert objective.terms(step, batch, AB_MEAN, AB_STD, objective.weights(0))["ab"].isfinite().all()
+    step, _batch, _ = answered(photos(), photos(seed=1), restores=False)
+    assert objective.terms(step, AB_MEAN, AB_STD, objective.weights(0))["ab"].isfinite().all()
 
 
 def test_without_a_loss_a_regression_model_has_its_squared_error():
     objective = Objective(None, image_size=32, device=torch.device("cpu"), own=RegressionColorizer.LOSS)
     objective.begin(0)
     assert objective.name == "1 mse"
-    step, batch, _ = answered(photos(), photos(seed=1), restores=False)
-    terms = objective.terms(step, batch, AB_MEAN, AB_STD, objective.weights(0))
+    step, _batch, _ = answered(photos(), photos(seed=1), restores=False)
+    terms = objective.terms(step, AB_MEAN, AB_STD, objective.weights(0))
     assert {name: values.tolist() for name, values in terms.items()} == {"mse": [7, 7, 7]}
