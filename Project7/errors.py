@@ -9,13 +9,19 @@
 | 143  | SIGTERM                                              |
 """
 
+import importlib.util
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 _ECHO_SECONDS = 0.3  # torchrun passes on the Ctrl-C that its processes have had from the terminal already
+
+
+# What every program needs, by the names that are imported; requirements.txt has the versions.
+_NEEDED = ("numpy", "PIL", "pydantic", "rich", "questionary", "filelock", "torch", "torchvision", "diffusers", "timm")
 
 
 class ProjectError(Exception):
@@ -28,6 +34,22 @@ class UsageError(ProjectError):
     """The request itself is wrong: an unknown name, a value out of bounds, a missing answer."""
 
     exit_code = 2
+
+
+def check_requirements() -> None:
+    """Ends the program with one sentence where this Python has not what is needed: the wrong interpreter was called."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if not missing:
+        return
+    root = Path(__file__).resolve().parent.parent
+    ready = root / ".venv" / "bin" / "python"
+    other = f"use {ready}, which has them, or " if ready.exists() else ""
+    print(
+        f"Error: this Python ({sys.executable}) lacks {', '.join(missing)}; {other}install what is needed with: "
+        f"{sys.executable} -m pip install -r {root / 'requirements.txt'}",
+        file=sys.stderr,
+    )
+    sys.exit(UsageError.exit_code)
 
 
 def sentence(error: BaseException) -> str:

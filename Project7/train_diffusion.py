@@ -12,7 +12,11 @@ from pathlib import Path
 if not __package__:  # run as a script: this folder holds modules, the one above it holds the package
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from Project7 import errors, recipe
+from Project7 import errors
+
+errors.check_requirements()
+
+from Project7 import recipe
 from Project7.config import SECTIONS
 
 

@@ -186,3 +186,17 @@ def test_the_handlers_are_restored(error):
     except (ValueError, KeyboardInterrupt):
         pass
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_python_without_the_requirements_is_told_in_one_sentence(tmp_path):
+    """A fresh interpreter that has nothing installed, as a person has who has not activated the environment."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    for script in (["Project7/train_diffusion.py", "--help"], ["-m", "Project7", "models"], ["Project7", "models"]):
+        result = subprocess.run(
+            [sys.executable, "-S", *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == 2
+        assert result.stdout == ""
+        assert result.stderr.count("\n") == 1
+        assert "lacks numpy, PIL, pydantic" in result.stderr
+        assert "pip install -r" in result.stderr
