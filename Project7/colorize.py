@@ -32,6 +32,7 @@ from Project7.model_folder import default_models_dir, find_weights
 from Project7.photo import Photo, from_array, open_photo, save_photo, save_png, to_image
 
 _LONGEST = 4  # sides of the working picture differ at most by this factor: a 65,500 x 1 strip stays cheap
+_AREA = 2.0  # training squares: a larger working picture is unlike any, and a panorama becomes a rainbow
 _ROWS = 512 * 1024  # pixels of the full-size photo that are coloured at a time
 _PIXELS_TOGETHER = 16_000_000  # of the photos that wait for one batch
 
@@ -51,6 +52,10 @@ class Colorizer:
         precision: Literal["fp32", "bf16"] = "fp32",
     ):
         self.model, self.config, self.device, self.precision = model, config, torch.device(device), precision
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        return f"Colorizer({model.method}, {model.network_in_words()}, on {self.device}, {self.precision})"
 
     @classmethod
     def load(
@@ -211,6 +216,8 @@ class Colorizer:
         whole = working_size or self.config.data.image_size
         short = working_size or max(math.ceil(whole / 2), min(whole, *size))
         scale = min(short / min(size), _LONGEST * whole / max(size))
+        if self.view_size is not None and working_size is None:
+            scale = min(scale, whole * math.sqrt(_AREA / (size[0] * size[1])))
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
@@ -380,7 +387,8 @@ def colorize_files(
         except (ProjectError, OSError) as error:
             yield Outcome(job, "failed", sentence(error))
             continue
-        if batch and not fits(colorizer, batch, photo, batch_size // len(job.targets), options.get("working_size")):
+        most = batch_size // (len(job.targets) * options.get("candidates", 1))
+        if batch and not fits(colorizer, batch, photo, most, options.get("working_size")):
             yield from colorize_batch(colorizer, batch, seed=seed, **options)
             batch = []
         batch.append((job, photo))

@@ -9,7 +9,15 @@ from Project7 import colorize as module
 from Project7.checkpoints import save_checkpoint
 from Project7.color import channels_first, rgb_to_lab
 from Project7.colorize import Colorizer, Job, colorize_files, method_options, photo_noise, plan_outputs
-from Project7.config import FAST_STEPS, ColorizeConfig, DataConfig, DiffusionConfig, RegressionConfig, RunConfig
+from Project7.config import (
+    ENCODER,
+    FAST_STEPS,
+    ColorizeConfig,
+    DataConfig,
+    DiffusionConfig,
+    RegressionConfig,
+    RunConfig,
+)
 from Project7.errors import UsageError
 from Project7.methods import build
 from Project7.photo import from_array
@@ -243,3 +251,17 @@ def test_small_photos_go_through_the_network_together(tmp_path, colorizer, monke
     together = [np.asarray(Image.open(job.targets[0])).astype(int) for job in jobs]
     alone = [np.asarray(colorizer.colorize(job.source, steps=1)).astype(int) for job in jobs]
     assert max(np.abs(a - b).max() for a, b in zip(together, alone, strict=True)) <= 1
+
+
+def test_a_panorama_is_seen_in_a_picture_of_two_squares_at_most():
+    """By a model with an encoder; what a person asks for, and the models from before, stay as they are."""
+    seeing = DiffusionConfig(features=(8, 16), time_dim=16, encoder=ENCODER, encoder_size=32, chroma_scale=4)
+    config = RunConfig(model=seeing, data=DataConfig(image_size=128))
+    colorizer = Colorizer(torch.nn.Identity(), config)
+    height, width = colorizer.working_shape((500, 3000), None)
+    assert height * width == pytest.approx(2 * 128 * 128, rel=0.02)
+    assert width / height == pytest.approx(6, rel=0.02)
+    assert colorizer.working_shape((600, 900), None) == (128, 192)
+    assert colorizer.working_shape((500, 3000), 128)[0] == 85  # sides differ by 4 x 128 at most
+    before = Colorizer(torch.nn.Identity(), RunConfig(data=DataConfig(image_size=128)))
+    assert before.working_shape((500, 3000), None) == (85, 512)
