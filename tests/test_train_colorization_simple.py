@@ -559,11 +559,12 @@ def test_options_of_other_methods_are_refused(models, photos, tmp_path, flags, w
     assert not (tmp_path / "out").exists()
 
 
-def test_hints_are_refused(models, photos):
-    with pytest.raises(UsageError, match="trained without colour hints"):
-        Colorizer.load(models / "simple" / "best_model.pth", device="cpu").colorize(
-            photos / "3.png", hints=[(1, 1, "red")]
-        )
+def test_hints_recolour_the_surface_around_them(models, photos):
+    """The network takes none; its answer is corrected along the edges of L (hints.py)."""
+    colorizer = Colorizer.load(models / "simple" / "best_model.pth", device="cpu")
+    plain, told = (np.asarray(colorizer.colorize(photos / "3.png", hints=h)) for h in ((), [(1, 1, "red")]))
+    assert told[1, 1, 0] > plain[1, 1, 0]
+    assert not np.array_equal(told, plain)
 
 
 def test_they_are_listed_with_their_method(models, capsys):
