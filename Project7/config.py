@@ -166,6 +166,13 @@ class DiffusionConfig(BaseModel):
             raise ValueError(f"head_entropy needs the probabilities of --head classes, and head is {self.head}")
         return self
 
+    def fitted(self, image_size: int, given: Iterable[str]) -> "DiffusionConfig":
+        """A new model's settings once the size of its pictures is known: the noise schedule follows the size of the
+        chroma grid, unless it was given or is the classic one."""
+        if "noise_shift" in given or not self.zero_terminal_snr:
+            return self
+        return self.model_copy(update={"noise_shift": shift_for(image_size, self.chroma_scale)})
+
     @property
     def own_loss(self) -> str:
         """What it minimises by itself, by the name of the term."""
@@ -254,6 +261,9 @@ class ClassificationConfig(BaseModel):
             raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
         return self
 
+    def fitted(self, image_size: int, given: Iterable[str]) -> "ClassificationConfig":
+        return self
+
     @property
     def own_loss(self) -> str:
         return "classification"
@@ -322,6 +332,9 @@ class RegressionConfig(BaseModel):
             raise ValueError("encoder_weights are those of an encoder, and there is none; use --encoder NAME")
         if min(self.ab_std) <= 0:
             raise ValueError(f"ab_std is {self.ab_std}, and must be above 0; the default is 12.6,17.7")
+        return self
+
+    def fitted(self, image_size: int, given: Iterable[str]) -> "RegressionConfig":
         return self
 
     @property

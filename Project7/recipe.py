@@ -19,14 +19,12 @@ from Project7 import flags, model_folder, prompts
 from Project7.config import (
     ENCODER,
     DataConfig,
-    DiffusionConfig,
     LossConfig,
     RegressionConfig,
     RunConfig,
     Sections,
     TrainingConfig,
     build,
-    shift_for,
     with_defaults,
 )
 from Project7.errors import StopSignals, UsageError
@@ -282,16 +280,9 @@ def train_new(recipe: Recipe, request: Request, arguments: argparse.Namespace, c
         name: known if known and name == "model" else build(config, _of(config, request.settings))
         for name, config in kinds.items()
     }
-    if known is None and kinds["model"].model_fields["method"].default == "diffusion":
-        sections["model"] = with_shift(sections["model"], sections["data"].image_size, request.settings)
+    if known is None:
+        sections["model"] = sections["model"].fitted(sections["data"].image_size, request.settings)
     return fit(recipe, request.folder, build(RunConfig, sections), None, arguments, console, start)
-
-
-def with_shift(model: DiffusionConfig, image_size: int, given: dict[str, Any]) -> DiffusionConfig:
-    """A new model's noise schedule follows the size of its chroma grid, unless it was given or is the classic one."""
-    if "noise_shift" in given or not model.zero_terminal_snr:
-        return model
-    return model.model_copy(update={"noise_shift": shift_for(image_size, model.chroma_scale)})
 
 
 def _of(config: type, settings: dict[str, Any]) -> dict[str, Any]:

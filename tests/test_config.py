@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from Project7.config import (
+    ENCODER,
     LOSS_WEIGHTS,
     PRESETS,
     SECTIONS,
@@ -696,3 +697,45 @@ def test_differences_are_listed_with_both_values():
     ours, theirs = TrainingConfig(), TrainingConfig(epochs=3, learning_rate=1e-4 * (1 + 1e-15))
     assert differences(ours, theirs) == {"epochs": (50, 3)}
     assert differences(ours, ours) == {}
+
+
+def test_a_new_models_noise_follows_the_size_of_its_chroma_grid():
+    """3 at 32 x 32 cells; less noise hides a grid of fewer cells. What was given, and the classic schedule, stay."""
+    new = SECTIONS["model"]
+    shifts = [build(new, {"chroma_scale": s}).fitted(size, ()).noise_shift for size, s in ((64, 2), (64, 4), (256, 4))]
+    assert shifts == [3.0, 1.5, 6.0]
+    assert build(new, {"chroma_scale": 8}).fitted(32, ()).noise_shift == 1.0
+    assert build(new, {"noise_shift": 2}).fitted(64, {"noise_shift"}).noise_shift == 2
+    assert build(new, {"prediction_type": "epsilon"}).fitted(64, ()).noise_shift == 1
+    assert RegressionConfig().fitted(64, ()) == RegressionConfig()
+
+
+def test_without_an_encoder_there_is_no_head():
+    new = SECTIONS["model"]
+    assert (build(new, {}).encoder, build(new, {}).head) == (ENCODER, "classes")
+    assert build(new, {"encoder": "none"}).head == "none"
+    with pytest.raises(UsageError, match="head classes reads what an encoder sees"):
+        build(new, {"encoder": "none", "head": "classes"})
+    with pytest.raises(UsageError, match="encoder_weights are those of an encoder"):
+        build(DiffusionConfig, {"encoder_weights": "file.pth"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"data": ("a", "b"), "shares": (1, 2, 3)}, "shares has 3 numbers for 2 sources"),
+        ({"data": ("a", "b"), "crops": (1, 2, 3)}, "crops has 3 numbers for 2 sources"),
+        ({"data": ("a", "a")}, "names one source twice"),
+    ],
+)
+def test_several_sources_are_described_one_by_one(settings, says):
+    with pytest.raises(UsageError, match=says):
+        build(DataConfig, settings)
+
+
+def test_cached_features_and_what_changes_a_photo_exclude_each_other():
+    for changed in ({"zoom": 0.5}, {"old_photos": 0.1}):
+        with pytest.raises(UsageError, match="leave out --cache-features"):
+            build(TrainingConfig, {"cache_features": True, **changed})
+    with pytest.raises(UsageError, match="this model has none; use --encoder"):
+        build(RunConfig, {"training": TrainingConfig(cache_features=True)})
