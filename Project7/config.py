@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -380,11 +380,13 @@ def larger_batch(run: "RunConfig") -> str:
     return "" if count >= 8 else f", or a new model with --batch-size 8 (it is {count})"
 
 
-METHOD_CONFIGS = {"diffusion": DiffusionConfig, "classification": ClassificationConfig, "regression": RegressionConfig}
+METHOD_CONFIGS: dict[str, type[BaseModel]] = {
+    "diffusion": DiffusionConfig,
+    "classification": ClassificationConfig,
+    "regression": RegressionConfig,
+}
 MethodConfig = Annotated[
-    Annotated[DiffusionConfig, Tag("diffusion")]
-    | Annotated[ClassificationConfig, Tag("classification")]
-    | Annotated[RegressionConfig, Tag("regression")],
+    Union[tuple(Annotated[kind, Tag(name)] for name, kind in METHOD_CONFIGS.items())],  # noqa: UP007
     Discriminator(
         lambda v: v.get("method", "diffusion") if isinstance(v, dict) else getattr(v, "method", None),
         custom_error_type="method",
