@@ -699,7 +699,7 @@ Candidates = Annotated[
 Calm = Annotated[
     float,
     setting(
-        CALM, "0: the chosen answer, bold; 1: the mean of the candidates, right more often and plainer", ge=0, le=1
+        CALM, "0: the chosen answer, bold; 1: the mean of what is likely, right more often and plainer", ge=0, le=1
     ),
 ]
 Saturation = Annotated[

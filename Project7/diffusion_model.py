@@ -253,16 +253,19 @@ class DiffusionColorizer(nn.Module):
         return x_0.unflatten(0, (-1, candidates)), context
 
     def settle(self, samples: Tensor, context: Context, calm: float = 0.0) -> Tensor:
-        """samples (B, K, 2, h, w) -> the answer (B, 2, h, w) that is shown."""
+        """samples (B, K, 2, h, w) -> the answer (B, 2, h, w) that is shown; calm leads towards the mean of the samples,
+        and of the head where there is one: it stands for many more of them."""
         count = samples.shape[1]
-        if count == 1:
+        if count == 1 and not (calm and self.head is not None):
             return samples[:, 0]
         lab = self.to_lab(samples)
-        likelihood = None
+        likelihood, means = None, [lab.mean(dim=1)] * (count > 1)
         if isinstance(self.head, ColorHead):
             likelihood = torch.stack([self.head.log_likelihood(context.answer, lab[:, k]) for k in range(count)], dim=1)
+        if self.head is not None:
+            means.append(self.head.mean(context.answer))
         chosen = lab[torch.arange(len(lab), device=lab.device), choose(lab, likelihood)]
-        return self.from_lab(calmed(chosen, lab.mean(dim=1), lab, calm))
+        return self.from_lab(calmed(chosen, sum(means) / len(means), lab, calm))
 
     def denoise(self, x_t: Tensor, t: Tensor, L: Tensor, hints: Hints | None = None, known: Tensor | None = None):
         """The network: x_t (B, 2, h, w), t (B,), L (B, 1, H, W), what is known (B, C, h, w) -> its prediction."""

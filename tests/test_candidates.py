@@ -112,6 +112,18 @@ def test_a_chosen_answer_is_one_of_the_candidates():
     torch.testing.assert_close(found, model.expand(calm, L), rtol=1e-4, atol=1e-4)
 
 
+def test_one_sample_is_calmed_by_the_head_alone():
+    model, L = seeing(), torch.rand(1, 1, 16, 16) * 2 - 1
+    samples, context = model.draw(L, generators(1), None, model.look(L), steps=2)
+    assert torch.equal(model.settle(samples, context), samples[:, 0])
+    calm = model.to_lab(model.settle(samples, context, 1.0))
+    head = model.head.mean(context.answer)
+    assert F.cosine_similarity(calm.flatten(), head.flatten(), dim=0) > 0.999
+    without = seeing(head="none")
+    samples, context = without.draw(L, generators(1), None, without.look(L), steps=2)
+    assert torch.equal(without.settle(samples, context, 1.0), samples[:, 0])
+
+
 def test_what_the_encoder_has_seen_before_need_not_be_seen_again(monkeypatch):
     model, L = seeing(hints=True), torch.rand(1, 1, 16, 16) * 2 - 1
     maps = model.look(L)
