@@ -89,7 +89,11 @@ class DiffusionConfig(BaseModel):
         True, "make the last step pure noise (Lin et al. 2023), against a colour cast over the whole picture"
     )
     noise_shift: float = setting(
-        1.0, "divides the signal-to-noise ratio by its square: more of the timesteps are nearly noise", ge=1, le=32
+        1.0,
+        "divides the signal-to-noise ratio by its square: more of the timesteps are nearly noise; a new model gets 3 for "
+        "a chroma grid of 32 x 32 cells, and in proportion for others",
+        ge=1,
+        le=32,
     )
     min_snr_gamma: float = setting(0.0, "min-SNR loss weight (Hang et al. 2023); 0 is none, 5 the paper's", ge=0)
     chroma_scale: Literal[1, 2, 4, 8] = setting(
