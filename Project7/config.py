@@ -90,8 +90,8 @@ class DiffusionConfig(BaseModel):
     )
     noise_shift: float = setting(
         1.0,
-        "divides the signal-to-noise ratio by its square: more of the timesteps are nearly noise; a new model gets 3 for "
-        "a chroma grid of 32 x 32 cells, and in proportion for others",
+        "divides the signal-to-noise ratio by its square: more of the timesteps are nearly noise; a new model gets 3 "
+        "for a chroma grid of 32 x 32 cells, and in proportion for others",
         ge=1,
         le=32,
     )
