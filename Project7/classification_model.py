@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from Project7 import encoder
+from Project7 import color, encoder
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.config import ClassificationConfig
 from Project7.encoder import Encoder, Maps
@@ -243,10 +243,10 @@ class ClassificationColorizer(nn.Module):
         return self.ab_class(x), _NUDGE * torch.tanh(self.ab_residual(x).float()), self.confidence_head(x), histograms
 
     def to_lab(self, ab: Tensor) -> Tensor:
-        return ab * self.ab_std[:, None, None] + self.ab_mean[:, None, None]
+        return color.to_lab_units(ab, self.ab_mean, self.ab_std)
 
     def from_lab(self, ab: Tensor) -> Tensor:
-        return (ab - self.ab_mean[:, None, None]) / self.ab_std[:, None, None]
+        return color.to_network_range(ab, self.ab_mean, self.ab_std)
 
     def shrink(self, ab: Tensor) -> Tensor:
         """ab at the resolution of the heads."""

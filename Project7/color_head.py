@@ -42,9 +42,9 @@ class ColorHead(nn.Module):
         classes, soft = encode(truth)  # (B, 5, h, w) twice, the nearest first
         return (rarity[classes[:, 0]] * -(soft * self._log(logits, classes)).sum(dim=1)).mean(dim=(1, 2))
 
-    def mean(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
-        """(B, 2, h, w) the mean colour; below temperature 1 the annealed mean (eq. 5)."""
-        return annealed_mean(logits, self.centres, temperature)
+    def mean(self, logits: Tensor) -> Tensor:
+        """(B, 2, h, w) the mean colour."""
+        return annealed_mean(logits, self.centres, 1.0)
 
     def entropy(self, logits: Tensor) -> Tensor:
         """(B, 1, h, w) in [0, 1]: 0 is certain, 1 knows nothing."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from Project7 import encoder
+from Project7 import color, encoder
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.candidates import calmed, choose
 from Project7.color_head import ColorHead, MeanHead
@@ -321,10 +321,10 @@ class DiffusionColorizer(nn.Module):
         return expand(x_0, L, self.config.chroma_scale)
 
     def to_lab(self, ab: Tensor) -> Tensor:
-        return ab * self.ab_std[:, None, None] + self.ab_mean[:, None, None]
+        return color.to_lab_units(ab, self.ab_mean, self.ab_std)
 
     def from_lab(self, ab: Tensor) -> Tensor:
-        return (ab - self.ab_mean[:, None, None]) / self.ab_std[:, None, None]
+        return color.to_network_range(ab, self.ab_mean, self.ab_std)
 
     def draw_hints(self, x_0: Tensor, random: BatchRandom) -> Hints:
         """True colours at random points: for `hint_share` of the samples about 1 to 64 (log-uniform), else none.

@@ -73,7 +73,7 @@ def open_features(
         with FileLock(folder / f"{key}.lock"):
             for mirrored in (False, True)[: 1 + mirror]:
                 path = folder / f"{key}{'-mirrored' * mirrored}.features"
-                if not path.exists():
+                if not path.exists() or path.stat().st_size != 2 * count * width:
                     part = path.with_suffix(".features-part")
                     compute(encoder, images, part, width, mirrored, progress)
                     os.replace(part, path)

@@ -1,6 +1,5 @@
 """From the encoder's maps to the chroma grid: what is known about each cell before any colour is drawn."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,8 +44,3 @@ def drop_features(maps: Maps, share: float, random: BatchRandom) -> Maps:
     seen = (random.uniform("whole encoder") >= share)[:, None]  # (B, 1)
     kept = [seen & (random.uniform(f"features {k}", (part.shape[1],)) >= share) for k, part in enumerate(maps)]
     return tuple(part * (mask / (1 - share))[:, :, None, None] for part, mask in zip(maps, kept, strict=True))
-
-
-def no_maps(maps: Maps) -> Maps:
-    """What the denoiser hears when the encoder is silent."""
-    return tuple(torch.zeros_like(part) for part in maps)

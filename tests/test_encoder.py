@@ -327,3 +327,10 @@ def test_an_encoder_draws_no_random_numbers_of_the_model_around_it():
         Encoder(name, 64)
         draws.append(torch.rand(1).item())
     assert draws == draws[:1] * 3
+
+
+def test_a_file_of_another_length_is_computed_again(lite2, tmp_path):
+    whole = np.array(open_features(lite2, photos(3), mirror=False, cache_dir=tmp_path).rows[0])
+    (path,) = tmp_path.glob("*.features")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert np.array_equal(open_features(lite2, photos(3), mirror=False, cache_dir=tmp_path).rows[0], whole)
