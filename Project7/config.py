@@ -28,6 +28,7 @@ from Project7.errors import UsageError
 SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 STEPS = 10  # of denoising: more bring nothing (benchmarks/RESULTS.md)
+GUIDANCE = 2.0  # of models with an encoder
 CANDIDATES = 1  # answers drawn for one that is shown
 CALM = 0.0
 FAST_STEPS = 5  # of --fast: as good as 1,000 of ancestral sampling, a little paler than ten
@@ -697,6 +698,16 @@ class RunConfig(BaseModel):
 # How a model answers, in `colorize` and in `evaluate` alike.
 Steps = Annotated[int, setting(STEPS, "denoising steps of a diffusion model", ge=1, le=10_000)]
 Sampler = Annotated[Literal[SAMPLERS], setting("dpm++", "sampler of a diffusion model")]
+Guidance = Annotated[
+    float | None,
+    setting(
+        None,
+        "how much more a diffusion model heeds what its encoder sees: 1 is as trained, more is bolder and surer "
+        f"(default: {GUIDANCE:g} for models with an encoder)",
+        ge=1,
+        le=10,
+    ),
+]
 Candidates = Annotated[
     int, setting(CANDIDATES, "answers that a diffusion model draws, to show the one they agree on most", ge=1, le=64)
 ]
@@ -732,6 +743,7 @@ class ColorizeConfig(BaseModel):
 
     seed: int = setting(0, "the same seed gives the same colours", ge=0, lt=2**63)
     variants: int = setting(1, "different answers for each photo", ge=1, le=1000)
+    guidance: Guidance
     candidates: Candidates
     calm: Calm
     saturation: Saturation
@@ -766,6 +778,7 @@ class EvaluateConfig(BaseModel):
     )
     samples: int = setting(1, "answers to each photo: more than 1 gives best-of and diversity", ge=1, le=1000)
     seed: int = setting(0, "of the samples", ge=0, lt=2**63)
+    guidance: Guidance
     candidates: Candidates
     calm: Calm
     saturation: Saturation

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from Project7.config import STEPS, DiffusionConfig
+from Project7.encoder import Maps
 from Project7.export_parts import VIEW, Channels, ExportGraph, ExportParts
 from Project7.guided_filter import pad_to_multiple
 from Project7.samplers import make_sampler
@@ -37,15 +38,21 @@ def prediction_graph(model: nn.Module) -> ExportGraph:
 
 
 def context_graph(model: nn.Module) -> ExportGraph:
-    """The encoder, the neck and the head, once per photo."""
+    """The encoder, the neck and the head, once per photo: what is known, and what would be known if the encoder saw
+    nothing."""
 
-    def look(view: Tensor, details: Tensor) -> Tensor:
-        known = model.neck(model.encoder(view), details)
+    def told(maps: Maps, details: Tensor) -> Tensor:
+        known = model.neck(maps, details)
         return model.told(known, None if model.head is None else model.head(known))
+
+    def look(view: Tensor, details: Tensor) -> tuple[Tensor, Tensor]:
+        maps = model.encoder(view)
+        return told(maps, details), told(tuple(part * 0 for part in maps), details)
 
     hints = 3 if model.config.hints else 0
     details = sample_channels(model.config)[2 : 2 + cell_side(model.config) ** 2 + hints]
-    return ExportGraph(look, {VIEW: ("L",), "details": details}, {"known": known_channels(model.config)})
+    known = known_channels(model.config)
+    return ExportGraph(look, {VIEW: ("L",), "details": details}, {"known": known, "blind": known})
 
 
 def ready_scheduler(model: nn.Module):
@@ -74,6 +81,7 @@ def facts(model: nn.Module) -> dict[str, Any]:
         "sides_multiple_of": config.chroma_scale * 2 ** (len(config.features) - 1),
         "sample_channels": sample_channels(config),
         "hint_channels": 3 if config.hints else 0,
+        "guidance": model.usual_guidance,
         "prediction_type": config.prediction_type,
         "timesteps": scheduler.timesteps.tolist(),
         "alphas_cumprod": scheduler.alphas_cumprod.tolist(),

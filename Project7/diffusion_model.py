@@ -19,9 +19,10 @@ from Project7 import color, encoder
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.candidates import calmed, choose
 from Project7.color_head import ColorHead, MeanHead
-from Project7.config import STEPS, DiffusionConfig
+from Project7.config import GUIDANCE, STEPS, DiffusionConfig
 from Project7.diffusion_export import cell_side, export_parts, known_channels
 from Project7.encoder import Encoder, Maps
+from Project7.errors import UsageError
 from Project7.export_parts import ExportParts
 from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.neck import Neck, drop_features
@@ -42,7 +43,7 @@ class Context(NamedTuple):
 class DiffusionColorizer(nn.Module):
     """`forward` is a training step, `colorize` colours. Any picture size: padding and cropping happen inside."""
 
-    OPTIONS = ("sampler", "steps", "candidates", "calm")  # of colorize
+    OPTIONS = ("sampler", "steps", "guidance", "candidates", "calm")  # of colorize
 
     def __init__(self, config: DiffusionConfig):
         super().__init__()
@@ -75,8 +76,9 @@ class DiffusionColorizer(nn.Module):
         return found | (palette_weights("head.", make_palette()) if config.head == "classes" else {})
 
     def comparison_options(self) -> dict[str, Any]:
-        """Options of `colorize` for the pictures of a run: the default steps, or as many as the model has."""
-        return {"steps": min(STEPS, self.config.timesteps)}
+        """Options of `colorize` for the pictures of a run: the default steps, or as many as the model has, and the
+        model's own answers, without guidance."""
+        return {"steps": min(STEPS, self.config.timesteps), "guidance": 1.0}
 
     def shown(self, L: Tensor, random: BatchRandom) -> Tensor:
         """What the network is shown of a training photo: L itself."""
@@ -166,6 +168,7 @@ class DiffusionColorizer(nn.Module):
         maps: Maps | None = None,
         sampler: str = "dpm++",
         steps: int = STEPS,
+        guidance: float | None = None,
         candidates: int = 1,
         calm: float = 0.0,
     ) -> Tensor:
@@ -173,11 +176,13 @@ class DiffusionColorizer(nn.Module):
 
         hints: ab (B, 2, H, W) and a mask (B, 1, H, W) that is 1 where it is given; ValueError if the model was not
         trained with hints. generator: one for all, or one per picture. maps: what `look` has seen, of the photo itself
-        where that is larger than L; None looks at L. candidates: answers drawn, of which one is chosen; calm: how far
-        that is drawn towards their mean (candidates.py).
+        where that is larger than L; None looks at L. guidance: how much more an answer heeds what the encoder sees, 1
+        being as trained; None takes the model's `usual_guidance`. candidates: answers drawn, of which one is chosen;
+        calm: how far that is drawn towards their mean (candidates.py).
         """
         maps = self.look(L) if maps is None else maps
-        samples, context = self.draw(L, generator, hints, maps, sampler=sampler, steps=steps, candidates=candidates)
+        drawing = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates}
+        samples, context = self.draw(L, generator, hints, maps, **drawing)
         return self.expand(self.settle(samples, context, calm), L)
 
     # -- what the head knows without any sampling --------------------------------------------------------------------
@@ -224,6 +229,7 @@ class DiffusionColorizer(nn.Module):
         *,
         sampler: str = "dpm++",
         steps: int = STEPS,
+        guidance: float | None = None,
         candidates: int = 1,
     ) -> tuple[Tensor, Context]:
         """Samples (B, K, 2, h, w) on the chroma grid, and what was known before: arguments as those of `colorize`."""
@@ -232,25 +238,56 @@ class DiffusionColorizer(nn.Module):
         if self.config.hints:
             hints = self.shrink_hints(*hints) if hints else self.no_hints(L)
         context = self.context(L, maps, hints)
-        if candidates > 1:
-            L, hints, known = repeated(candidates, L, hints, context.known)
-            generator = [g for g in generator for _ in range(candidates)] if isinstance(generator, list) else generator
-        else:
-            known = context.known
-        shape = (len(L), 2, *(math.ceil(side / self.config.chroma_scale) for side in L.shape[-2:]))
-        noise = None
-        if self.config.encoder:  # models from before keep their own
-            generators = generator if isinstance(generator, list) else [generator] * len(L)
-            noise = scalable_noise(shape, generators)
+        guidance = self.usual_guidance if guidance is None else guidance
+        blind = self.blind(L, maps, hints).known if guidance != 1 else None
+        L, hints, known, blind = repeated(candidates, L, hints, context.known, blind)
+        generators = generator if isinstance(generator, list) else [generator] * len(L)
+        generators = [g for g in generators for _ in range(candidates)]
+        shape = (len(generators), 2, *(math.ceil(side / self.config.chroma_scale) for side in L.shape[-2:]))
         x_0 = sample(
-            lambda x_t, t: self.denoise(x_t, t.expand(len(L)), L, hints, known).float(),
+            self.guided(L, hints, known, blind, guidance),
             make_sampler(sampler, self.noise_scheduler, steps=steps),
             shape,
-            generator=generator,
+            generator=generators if isinstance(generator, list) else generator,
             device=L.device,
-            noise=noise,
+            noise=scalable_noise(shape, generators) if self.config.encoder else None,  # models from before keep theirs
         )
         return x_0.unflatten(0, (-1, candidates)), context
+
+    def guided(
+        self, L: Tensor, hints: Hints | None, known: Tensor | None, blind: Tensor | None, guidance: float
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The prediction at (x_t, t), led away from what it would be if the encoder saw nothing.
+
+        blind + w (seeing - blind): classifier-free guidance (Ho & Salimans 2022, eq. 6), where w = 1 is none.
+        """
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            times = t.expand(len(L))
+            seeing = self.denoise(x_t, times, L, hints, known).float()
+            if blind is None:
+                return seeing
+            unseeing = self.denoise(x_t, times, L, hints, blind).float()
+            return unseeing + guidance * (seeing - unseeing)
+
+        return predict
+
+    @property
+    def usual_guidance(self) -> float:
+        """GUIDANCE for a model that was trained to do without its encoder now and then; 1, which is none, otherwise."""
+        return GUIDANCE if self.config.encoder and self.config.feature_dropout else 1.0
+
+    def blind(self, L: Tensor, maps: Maps | None, hints: Hints | None) -> Context:
+        """What is known where the encoder sees nothing, as some samples are trained (neck.drop_features).
+
+        Raises UsageError for a model that was not trained so.
+        """
+        if maps is None or not self.config.feature_dropout:
+            raise UsageError(
+                "--guidance is for models whose encoder was left out of some training samples (--encoder with "
+                "--feature-dropout), and this one was not trained so; leave it out."
+            )
+        return self.context(L, tuple(torch.zeros_like(part) for part in maps), hints)
 
     def settle(self, samples: Tensor, context: Context, calm: float = 0.0) -> Tensor:
         """samples (B, K, 2, h, w) -> the answer (B, 2, h, w) that is shown; calm leads towards the mean of the samples,

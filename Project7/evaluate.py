@@ -27,6 +27,7 @@ from Project7.dataset import ImageSet
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_networks import FeaturesMissing
 from Project7.frechet import FRECHET, file_sha256, find_inception, find_networks, frechet
+from Project7.methods import METHODS
 
 BANDS = {"dark": (0.0, 33.0), "middle": (33.0, 67.0), "light": (67.0, 100.1)}  # of the true L
 RESAMPLES = 1000  # of the bootstrap
@@ -281,6 +282,8 @@ def find_lpips(weights: str | None, size: int) -> tuple[torch.nn.Module | None, 
 
 def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | None) -> dict[str, Any]:
     """All that a number depends on but the model and the networks that measure."""
+    options = [name for method in METHODS.values() for name in method.OPTIONS]
+    method_settings = [name for name in options if name in EvaluateConfig.model_fields]
     libraries = ("torch", "diffusers", "numpy", "scikit-image", "torchmetrics")
     versions = {name: importlib.metadata.version(name) for name in libraries}
     return {
@@ -292,10 +295,7 @@ def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | No
         "crop": "centre square, antialiased",
         "gray": "the photo's own Lab L, unrounded",
         "working size": "as colorize: the model's own; of a smaller photo its own, half of the model's at least",
-        **{
-            name: getattr(settings, name)
-            for name in ("samples", "seed", "sampler", "steps", "candidates", "calm", "saturation", "temperature")
-        },
+        **{name: getattr(settings, name) for name in ("samples", "seed", "saturation", *method_settings)},
         "precision": settings.precision,
         **({"hints": settings.hints} if settings.hints else {}),
         "psnr": f"8-bit RGB, a photo, at most {metrics.PSNR_CAP:g} dB, then the mean",

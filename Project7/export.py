@@ -279,14 +279,14 @@ view = (resize(L, sides) / 50 - 1).astype(np.float32)[None, None]
 """
 
 _CONTEXT = """
-What is known of the photo, once for all steps:
+What is known of the photo, once for all steps, and what would be known if the encoder saw nothing:
 
 ```python
 import onnxruntime
 
 context = onnxruntime.InferenceSession("context.onnx")
-known = context.run(["known"], {"view": view, "details": given})[0]
-given = np.concatenate([given, known], axis=1)
+known_and_blind = context.run(["known", "blind"], {"view": view, "details": given})
+given = np.concatenate([np.repeat(given, 2, axis=0), np.concatenate(known_and_blind)], axis=1)
 ```
 """
 
@@ -304,7 +304,8 @@ given = np.concatenate([cells, no_hints], axis=1)
 """
 
 _DIFFUSERS = """
-With diffusers (another seed gives another answer):
+With diffusers (another seed gives another answer). A model with an encoder predicts with and without it, and the
+difference counts `guidance` times (Ho & Salimans 2022):
 
 ```python
 import torch
@@ -316,7 +317,8 @@ scheduler.set_timesteps(timesteps=facts["timesteps"])
 x = torch.randn(1, 2, h // c, w // c, generator=torch.Generator().manual_seed(0))
 for t in scheduler.timesteps:
     with torch.no_grad():
-        prediction = unet(torch.cat([x, torch.from_numpy(given)], dim=1), t).sample
+        pair = unet(torch.cat([x.expand(len(given), -1, -1, -1), torch.from_numpy(given)], dim=1), t).sample
+    prediction = pair[-1:] + facts["guidance"] * (pair[:1] - pair[-1:])
     x = scheduler.step(prediction, t, x).prev_sample
 ab = x.numpy()
 ```
@@ -332,8 +334,9 @@ session = onnxruntime.InferenceSession("model.onnx")
 x = np.random.default_rng(0).standard_normal((1, 2, h // c, w // c), np.float32)
 abar = np.array([*facts["alphas_cumprod"], 1], np.float32)  # the last is that of no noise
 for t, after in zip(facts["timesteps"], [*facts["timesteps"][1:], -1]):
-    inputs = {{"sample": np.concatenate([x, given], axis=1), "timestep": np.array([t])}}
-    prediction = session.run(["prediction"], inputs)[0]
+    noisy = np.concatenate([np.repeat(x, len(given), axis=0), given], axis=1)
+    pair = session.run(["prediction"], {{"sample": noisy, "timestep": np.full(len(given), t)}})[0]
+    prediction = pair[-1:] + facts["guidance"] * (pair[:1] - pair[-1:])
     signal, sigma = np.sqrt(abar[t]), np.sqrt(1 - abar[t])
     {implied}
     x = np.sqrt(abar[after]) * clean + np.sqrt(1 - abar[after]) * noise

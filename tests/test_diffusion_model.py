@@ -558,3 +558,23 @@ def test_a_tiny_model_learns_the_colours_that_go_with_a_lightness():
     assert error.square().mean().sqrt() < 0.35  # other colours, and gray, are off by 0.9 and more
     halves = torch.stack([error[..., :8].mean((-1, -2)), error[..., 8:].mean((-1, -2))])
     assert halves.abs().max() < 0.3
+
+
+# -- guidance --------------------------------------------------------------------------------------------------------
+
+
+def test_guidance_leads_away_from_what_is_seen_without_the_encoder():
+    """blind + w (seeing - blind): w = 1 is the model's own answer, and one step from noise to data is linear in w."""
+    model, L = tiny(**ENCODER), rand(2, 1, 16, 16)
+    own, twice, thrice = (colours(model, L, steps=1, guidance=w) for w in (1.0, 2.0, 3.0))
+    assert (own - twice).abs().max() > 1e-4
+    torch.testing.assert_close(thrice - twice, twice - own, rtol=1e-3, atol=1e-5)
+    assert colours(model, L, steps=1).equal(colours(model, L, steps=1, guidance=model.usual_guidance))
+
+
+@pytest.mark.parametrize("changes", [{}, ENCODER | {"feature_dropout": 0.0}])
+def test_guidance_is_refused_where_training_never_left_the_encoder_out(changes):
+    model, L = tiny(**changes), rand(1, 1, 16, 16)
+    assert colours(model, L, steps=1).equal(colours(model, L, steps=1, guidance=1.0))
+    with pytest.raises(UsageError, match="--guidance"):
+        colours(model, L, steps=1, guidance=2.0)

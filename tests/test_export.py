@@ -212,12 +212,14 @@ def test_onnxruntime_knows_the_same_of_a_photo(exported, trained, name, size):
     model, L = trained[name], torch.rand(size[0], 1, *size[1:]) * 2 - 1
     hints = model.no_hints(L) if model.config.hints else None
     with torch.no_grad():
-        wanted = model.context(L, model.look(L), hints).known
+        wanted = model.context(L, model.look(L), hints).known, model.blind(L, model.look(L), hints).known
         details = torch.cat([model.lightness(L), *(hints or ())], dim=1)
     session = onnxruntime.InferenceSession(exported / name / "context.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(["known"], {"view": model.encoder.view(L).numpy(), "details": details.numpy()})
-    assert torch.allclose(torch.from_numpy(found), wanted, atol=1e-4)
-    assert wanted.shape[1] == len(known_channels(model.config))
+    found = session.run(["known", "blind"], {"view": model.encoder.view(L).numpy(), "details": details.numpy()})
+    for got, want in zip(found, wanted, strict=True):
+        assert torch.allclose(torch.from_numpy(got), want, atol=1e-4)
+        assert want.shape[1] == len(known_channels(model.config))
+    assert not torch.allclose(*wanted)
 
 
 def test_an_encoder_without_onnx_is_refused(models, tmp_path):
