@@ -213,6 +213,11 @@ class ClassificationColorizer(nn.Module):
         return self.expand(self.from_lab(annealed_mean(logits, self.centres, temperature) + residual), L)
 
     @torch.no_grad()
+    def distribution(self, L: Tensor, maps: Maps | None, hints: None = None) -> tuple[Tensor, Tensor]:
+        """How likely each colour is: logits (B, Q, h, w), and the colours (Q, 2) in Lab units."""
+        return self.network(L, maps)[0], self.centres
+
+    @torch.no_grad()
     def confidence(self, L: Tensor, maps: Maps | None = None) -> Tensor:
         """L (B, 1, H, W) -> (B, 1, H, W): the probability that a place's colour is within 10 Lab units of the truth."""
         found = torch.sigmoid(self.network(L, maps)[2].float())

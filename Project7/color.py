@@ -160,6 +160,11 @@ def saturate(ab: Tensor, ab_mean: Tensor, ab_std: Tensor, factor: float) -> Tens
     return gray + factor * (ab - gray)
 
 
+def warm(ab: Tensor, ab_std: Tensor, warmth: float) -> Tensor:
+    """ab (B, 2, H, W) in the network's range, moved by `warmth` Lab units towards yellow; below 0 towards blue."""
+    return ab + _channels(torch.tensor([0.0, warmth]) / ab_std)
+
+
 def scaled(lab: Tensor) -> Tensor:
     """Lab (..., 3, H, W) -> L / 100 and ab / 110: channels of one order, as losses want them."""
     return lab.float() / torch.tensor([100.0, 110.0, 110.0], device=lab.device)[:, None, None]

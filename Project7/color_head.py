@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from Project7.layers import group_norm
-from Project7.palette import Palette, SoftEncoder, annealed_mean, rarity_weights
+from Project7.palette import Palette, SoftEncoder, annealed_mean, class_spread, rarity_weights, unlike_colours
 
 
 class ColorHead(nn.Module):
@@ -56,16 +56,11 @@ class ColorHead(nn.Module):
     ) -> list[tuple[tuple[float, float], float]]:
         """Unlike colours that are likely at one place, the likeliest first: ab in Lab units, and the share of the
         probability around it. logits: (Q,). Classes within `apart` Lab units of a chosen one count as that one."""
-        left = torch.softmax(logits.float(), dim=0)
-        found = []
-        for _ in range(count):
-            best = int(left.argmax())
-            near = (self.centres - self.centres[best]).norm(dim=1) < apart
-            found.append((tuple(self.centres[best].tolist()), float(left[near].sum())))
-            left = left.masked_fill(near, 0.0)
-            if not left.any():
-                break
-        return sorted(found, key=lambda one: -one[1])
+        return unlike_colours(torch.softmax(logits.float(), dim=0), self.centres, count, apart)
+
+    def spread(self, logits: Tensor) -> Tensor:
+        """(B, 1, h, w) the root mean square distance of the likely colours from their mean, in Lab units."""
+        return class_spread(logits, self.centres)
 
     def log_likelihood(self, logits: Tensor, ab: Tensor) -> Tensor:
         """(B,) the mean over cells of the log-probability of the classes around ab (B, 2, h, w)."""

@@ -20,20 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Project7 import color
-from Project7.batch import keyed_generator
 from Project7.checkpoints import load_model
 from Project7.config import FAST_STEPS, ColorizeConfig, RunConfig
 from Project7.encoder import Maps, resize, view_shape
 from Project7.errors import ProjectError, UsageError, sentence
-from Project7.guided_filter import bicubic_matrix, enlarge_rows, line_coefficients
 from Project7.hints import Hint, Spot, find_spots, hint_maps, hold
 from Project7.methods import METHODS
 from Project7.model_folder import default_models_dir, find_weights
-from Project7.photo import Photo, from_array, open_photo, save_photo, save_png, to_image
+from Project7.opened import OpenPhoto
+from Project7.painting import as_photo, full_lightness, paint, photo_noise, shrink
+from Project7.photo import Photo, open_photo, save_photo, save_png, to_image
 
 _LONGEST = 4  # sides of the working picture differ at most by this factor: a 65,500 x 1 strip stays cheap
 _AREA = 2.0  # training squares: a larger working picture is unlike any, and a panorama becomes a rainbow
-_ROWS = 512 * 1024  # pixels of the full-size photo that are coloured at a time
 _PIXELS_TOGETHER = 16_000_000  # of the photos that wait for one batch
 
 
@@ -52,6 +51,7 @@ class Colorizer:
         precision: Literal["fp32", "bf16"] = "fp32",
     ):
         self.model, self.config, self.device, self.precision = model, config, torch.device(device), precision
+        self.name, self.sha256 = "", ""  # of the model and of its file, where it was loaded from one
 
     def __repr__(self) -> str:
         model = self.config.model
@@ -70,7 +70,16 @@ class Colorizer:
         bf16. Raises ProjectError where the model cannot be used."""
         where = pick_device(device)
         weights = find_weights(str(model), models_dir or default_models_dir())
-        return cls(*load_model(weights, where), where, precision=precision)
+        colorizer = cls(*load_model(weights, where), where, precision=precision)
+        colorizer.name = weights.parent.name if weights.name == "best_model.pth" else weights.stem
+        with open(weights, "rb") as file:
+            colorizer.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return colorizer
+
+    def open(self, image: "str | Path | bytes | PIL.Image.Image | np.ndarray | Photo", **options: Any) -> OpenPhoto:
+        """The photo, kept open: hints, several answers, likely colours. options: `working_size` and the method's own,
+        as those of `colorize`. Raises PhotoError for what is no photo."""
+        return OpenPhoto(self, as_photo(image), **options)
 
     def colorize(
         self,
@@ -81,6 +90,7 @@ class Colorizer:
         working_size: int | None = None,
         hints: Sequence[Hint] = (),
         saturation: float = 1.0,
+        warmth: float = 0.0,
         **options: Any,
     ) -> "PIL.Image.Image | list[PIL.Image.Image]":
         """The photo in colour, at its own size; a list of `variants` different answers where that is given.
@@ -89,8 +99,8 @@ class Colorizer:
         options. `options` are the method's own: `sampler`, `steps`, `candidates`, `calm` for diffusion, `temperature`
         and `variety` for classification, where several variants bring some variety with them. hints: spots whose colour
         is known; a model that was trained with --hints takes them into account in all of its answer, that of another
-        is corrected on the surface around them. saturation: strength of the colours, 0 to 2; what no screen can show
-        is brought back at its lightness.
+        is corrected on the surface around them. saturation: strength of the colours, 0 to 2; warmth: Lab units towards
+        yellow, below 0 towards blue. What no screen can show is brought back at its lightness.
         """
         photo = as_photo(image)
         if "variety" in self.model.OPTIONS and (variants or 1) > 1:
@@ -101,6 +111,7 @@ class Colorizer:
             working_size=working_size,
             hints=hints,
             saturation=saturation,
+            warmth=warmth,
             **options,
         )
         images = [to_image(rgb, alpha=photo.alpha) for rgb in answers[0]]
@@ -114,6 +125,7 @@ class Colorizer:
         working_size: int | None = None,
         hints: Sequence[Hint] = (),
         saturation: float = 1.0,
+        warmth: float = 0.0,
         **options: Any,
     ) -> list[list[np.ndarray]]:
         """Photos whose working pictures have one shape, in one batch: for each photo, a (H, W, 3) uint8 for each
@@ -124,7 +136,7 @@ class Colorizer:
         if hints:
             size = self.working_shape(photos[0].rgb.shape[:2], working_size)
             spots = find_spots(hints, photos[0].rgb.shape[:2], shrink(lightness[0], size))
-        settings = {"working_size": working_size, "saturation": saturation, "spots": spots}
+        settings = {"working_size": working_size, "saturation": saturation, "warmth": warmth, "spots": spots}
         small, ab = self.chroma(lightness, generators, **settings, **options)
         mean, std = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
         return [
@@ -142,6 +154,7 @@ class Colorizer:
         *,
         working_size: int | None = None,
         saturation: float = 1.0,
+        warmth: float = 0.0,
         spots: Sequence[Spot] = (),
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
@@ -155,19 +168,81 @@ class Colorizer:
         small = torch.cat([shrink(L, size) for L in lightness]).repeat_interleave(each, dim=0)
         maps = self.look(lightness)
         if maps is not None:
-            options["maps"] = tuple(part.repeat_interleave(each, dim=0) for part in maps)
-        constants = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
-        if spots and self.takes_hints:
-            maps = hint_maps(spots, size, *constants, len(small))
-            options["hints"] = tuple(part.to(self.device) for part in maps)
+            maps = tuple(part.repeat_interleave(each, dim=0) for part in maps)
+        ab = self.answer(small, maps, generators, spots=spots, **options)
+        return small, self.finish(ab, small, saturation=saturation, warmth=warmth, spots=spots)
+
+    def answer(
+        self,
+        small: Tensor,
+        maps: Maps | None,
+        generators: list[torch.Generator],
+        *,
+        spots: Sequence[Spot] = (),
+        **options: Any,
+    ) -> Tensor:
+        """What the network itself answers to working pictures L (B, 1, h, w), one generator for each: ab (B, 2, h, w)
+        in its range. maps: what its encoder sees. spots: told to a model that was trained with hints."""
+        if maps is not None:
+            options["maps"] = maps
+        if (told := self._told(small, spots)) is not None:
+            options["hints"] = told
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            ab = self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
+            return self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
+
+    def finish(
+        self,
+        ab: Tensor,
+        small: Tensor,
+        *,
+        saturation: float = 1.0,
+        warmth: float = 0.0,
+        spots: Sequence[Spot] = (),
+        shares: Tensor | None = None,
+    ) -> Tensor:
+        """The strength and the warmth that are wanted, then the hints: what a person has said is not strengthened.
+        shares: the `surfaces` of the spots, where they are known."""
+        constants = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
+        chroma, change = ab[:, -2:], ab[:, :-2]  # (B, 2, h, w), and (B, 1, h, w) where lightness is restored
         if saturation != 1:
-            ab[:, -2:] = color.saturate(ab[:, -2:], *constants, saturation)
-        if spots:  # what a person has said is not strengthened
-            held = hold(color.to_lab_units(ab[:, -2:], *constants), small[:1], spots)
-            ab[:, -2:] = color.to_network_range(held, *constants)
-        return small, ab
+            chroma = color.saturate(chroma, *constants, saturation)
+        if warmth:
+            chroma = color.warm(chroma, constants[1], warmth)
+        if spots:
+            held = hold(color.to_lab_units(chroma, *constants), small[:1], spots, shares)
+            chroma = color.to_network_range(held, *constants)
+        return torch.cat([change, chroma], dim=1)
+
+    @torch.no_grad()
+    def distribution(
+        self, small: Tensor, maps: Maps | None, spots: Sequence[Spot] = ()
+    ) -> tuple[Tensor, Tensor] | None:
+        """How likely each colour of a palette is, without any sampling: logits (1, Q, h, w) and the colours (Q, 2) in
+        Lab units; None of a model that has no palette. Arguments as those of `answer`, for one photo."""
+        if not hasattr(self.model, "distribution"):
+            return None
+        hints = self._told(small, spots)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            found = self.model.distribution(small.to(self.device), maps, hints)
+        return None if found is None else tuple(part.float().cpu() for part in found)
+
+    @torch.no_grad()
+    def mean(self, small: Tensor, maps: Maps | None, spots: Sequence[Spot] = ()) -> Tensor | None:
+        """The mean colour in one pass, ab (1, 2, h, w) in the network's range; None of a model without a head for it.
+        Arguments as those of `answer`, for one photo."""
+        if getattr(self.model, "head", None) is None:
+            return None
+        L = small.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.model.mean(L, self.model.knowledge(L, maps, self._told(small, spots))).float().cpu()
+
+    def _told(self, small: Tensor, spots: Sequence[Spot]) -> tuple[Tensor, Tensor] | None:
+        """Hints as the model takes them; None without any, or for a model that takes none."""
+        if not (spots and self.takes_hints):
+            return None
+        constants = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
+        ab, mask = hint_maps(spots, tuple(small.shape[-2:]), *constants, len(small))
+        return ab.to(self.device), mask.to(self.device)
 
     @property
     def takes_hints(self) -> bool:
@@ -245,13 +320,6 @@ def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collec
     return found
 
 
-def photo_noise(photo: Photo, seeds: Sequence[int]) -> list[torch.Generator]:
-    """A function of seed and photo. Of the seed alone, all photos of one shape would share it, and a seed whose noise
-    happens to lean towards purple would give a whole folder that tint."""
-    digest = hashlib.sha256(np.ascontiguousarray(photo.rgb)).hexdigest()
-    return [keyed_generator(f"{seed}/{digest}") for seed in seeds]
-
-
 def pick_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -261,49 +329,6 @@ def pick_device(name: str) -> torch.device:
     if not available.get(name):
         raise UsageError(f"--device {name}: there is no such device here; use --device auto.")
     return torch.device(name)
-
-
-def as_photo(image: Any) -> Photo:
-    if isinstance(image, Photo):
-        return image
-    return from_array(image) if isinstance(image, np.ndarray) else open_photo(image)
-
-
-def full_lightness(rgb: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 -> L (1, 1, H, W) in [-1, 1], some rows at a time."""
-    L = torch.empty(1, 1, *rgb.shape[:2])
-    for rows in bands(*rgb.shape[:2]):
-        L[:, :, rows] = color.lightness(color.channels_first(rgb[rows])[None])
-    return L
-
-
-def shrink(L: Tensor, size: tuple[int, int]) -> Tensor:
-    """L or ab (B, C, H, W) at the working size; a picture of that size already is left alone."""
-    if tuple(L.shape[-2:]) == size:
-        return L
-    return F.interpolate(L, size, mode="bilinear", antialias=True)
-
-
-def paint(L: Tensor, L_small: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> np.ndarray:
-    """The full-size L (1, 1, H, W) with the chroma ab (1, 2, h, w) found on L_small -> (H, W, 3) uint8."""
-    height, width = L.shape[-2:]
-    picture = np.empty((height, width, 3), dtype=np.uint8)
-    if height <= ab.shape[-2] and width <= ab.shape[-1]:
-        ab = F.interpolate(ab, (height, width), mode="bilinear", antialias=True)
-        picture[:] = color.channels_last(color.show(color.join(L, ab, ab_mean, ab_std)))[0]
-        return picture
-    k, c = line_coefficients(ab, L_small)
-    to_rows, to_columns = bicubic_matrix(height, ab.shape[-2]), bicubic_matrix(width, ab.shape[-1])
-    for rows in bands(height, width):
-        chroma = enlarge_rows(k, c, L[:, :, rows], to_rows[rows], to_columns)
-        picture[rows] = color.channels_last(color.show(color.join(L[:, :, rows], chroma, ab_mean, ab_std)))[0]
-    return picture
-
-
-def bands(height: int, width: int) -> list[slice]:
-    """The rows of a picture in bands of bounded memory."""
-    rows = max(1, _ROWS // width)
-    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
 # -- files and folders -----------------------------------------------------------------------------------------------

@@ -720,6 +720,9 @@ Calm = Annotated[
 Saturation = Annotated[
     float, setting(1.0, "strength of the colours: 0 is gray, 1 as the model answers, 2 twice as strong", ge=0, le=2)
 ]
+Warmth = Annotated[
+    float, setting(0.0, "Lab units by which all colours move towards yellow; below 0 towards blue", ge=-30, le=30)
+]
 Temperature = Annotated[
     float | None,
     setting(
@@ -747,6 +750,7 @@ class ColorizeConfig(BaseModel):
     candidates: Candidates
     calm: Calm
     saturation: Saturation
+    warmth: Warmth
     steps: Steps
     fast: bool = setting(False, f"one candidate in {FAST_STEPS} denoising steps: a fraction of the time")
     sampler: Sampler

@@ -31,6 +31,8 @@ from Project7.samplers import make_noise_scheduler, make_sampler, sample, scalab
 
 _WEIGHT_FLOOR = 0.05  # of the min-SNR weight: at zero SNR it would be 0 and the last steps go untrained
 Hints = tuple[Tensor, Tensor]  # ab and a mask
+# Is shown the estimate of x_0 (B, 2, h, w) at each step; what it raises ends the sampling.
+Watch = Callable[[Tensor], None]
 
 
 class Context(NamedTuple):
@@ -171,6 +173,7 @@ class DiffusionColorizer(nn.Module):
         guidance: float | None = None,
         candidates: int = 1,
         calm: float = 0.0,
+        watch: Watch | None = None,
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> a sample of ab (B, 2, H, W), in the network's range.
 
@@ -182,7 +185,7 @@ class DiffusionColorizer(nn.Module):
         """
         maps = self.look(L) if maps is None else maps
         drawing = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates}
-        samples, context = self.draw(L, generator, hints, maps, **drawing)
+        samples, context = self.draw(L, generator, hints, maps, watch=watch, **drawing)
         return self.expand(self.settle(samples, context, calm), L)
 
     # -- what the head knows without any sampling --------------------------------------------------------------------
@@ -198,6 +201,14 @@ class DiffusionColorizer(nn.Module):
         if self.config.hints:
             hints = self.shrink_hints(*hints) if hints else self.no_hints(L)
         return self.context(L, self.look(L) if maps is None else maps, hints).answer
+
+    @torch.no_grad()
+    def distribution(self, L: Tensor, maps: Maps | None, hints: Hints | None) -> tuple[Tensor, Tensor] | None:
+        """How likely each colour is: logits (B, Q, h, w), and the colours (Q, 2) in Lab units; None without a head of
+        palette colours."""
+        if not isinstance(self.head, ColorHead):
+            return None
+        return self.knowledge(L, maps, hints), self.head.centres
 
     def mean(self, L: Tensor, answer: Tensor) -> Tensor:
         """The mean colour, in one pass: ab (B, 2, H, W) in the network's range."""
@@ -231,6 +242,7 @@ class DiffusionColorizer(nn.Module):
         steps: int = STEPS,
         guidance: float | None = None,
         candidates: int = 1,
+        watch: Watch | None = None,
     ) -> tuple[Tensor, Context]:
         """Samples (B, K, 2, h, w) on the chroma grid, and what was known before: arguments as those of `colorize`."""
         if hints is not None and not self.config.hints:
@@ -244,8 +256,9 @@ class DiffusionColorizer(nn.Module):
         generators = generator if isinstance(generator, list) else [generator] * len(L)
         generators = [g for g in generators for _ in range(candidates)]
         shape = (len(generators), 2, *(math.ceil(side / self.config.chroma_scale) for side in L.shape[-2:]))
+        predict = self.guided(L, hints, known, blind, guidance)
         x_0 = sample(
-            self.guided(L, hints, known, blind, guidance),
+            predict if watch is None else self.watched(predict, watch),
             make_sampler(sampler, self.noise_scheduler, steps=steps),
             shape,
             generator=generators if isinstance(generator, list) else generator,
@@ -271,6 +284,16 @@ class DiffusionColorizer(nn.Module):
             return unseeing + guidance * (seeing - unseeing)
 
         return predict
+
+    def watched(self, predict: Callable[[Tensor, Tensor], Tensor], watch: Watch) -> Callable[[Tensor, Tensor], Tensor]:
+        """`predict`, with a look at the clean chroma that each prediction implies."""
+
+        def watching(x_t: Tensor, t: Tensor) -> Tensor:
+            prediction = predict(x_t, t)
+            watch(self.x_0_hat(prediction, x_t, t.long().expand(len(x_t))))
+            return prediction
+
+        return watching
 
     @property
     def usual_guidance(self) -> float:

@@ -21,13 +21,14 @@ from Project7 import color, metrics
 from Project7.atomic_file import as_json, write_text
 from Project7.batch import keyed_generator
 from Project7.checkpoints import load_model
-from Project7.colorize import Colorizer, paint, pick_device, shrink
+from Project7.colorize import Colorizer, pick_device
 from Project7.config import EvaluateConfig, RunConfig
 from Project7.dataset import ImageSet
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_networks import FeaturesMissing
 from Project7.frechet import FRECHET, file_sha256, find_inception, find_networks, frechet
 from Project7.methods import METHODS
+from Project7.painting import paint, shrink
 
 BANDS = {"dark": (0.0, 33.0), "middle": (33.0, 67.0), "light": (67.0, 100.1)}  # of the true L
 RESAMPLES = 1000  # of the bootstrap

@@ -66,22 +66,32 @@ def hint_maps(
     return ab.expand(count, -1, -1, -1), mask.expand(count, -1, -1, -1)
 
 
-def hold(ab: Tensor, L: Tensor, spots: Sequence[Spot]) -> Tensor:
+def hold(ab: Tensor, L: Tensor, spots: Sequence[Spot], shares: Tensor | None = None) -> Tensor:
     """Answers ab (B, 2, h, w) in Lab units, brought to the hinted colours at the spots and on the surfaces around them.
 
     L: (1, 1, h, w) in [-1, 1], of the photo that all of them are of. Between several spots what is to be added is
-    weighted by nearness (Shepard 1968), so that each spot has its colour exactly.
+    weighted by nearness (Shepard 1968), so that each spot has its colour exactly. shares: the `surfaces` of the spots,
+    where they are known already.
     """
     if not spots:
         return ab
-    near = torch.stack([nearness(L, spot) for spot in spots])  # (K, h, w) in (0, 1], 1 at the spot
-    weights = near / (near.log().neg().sqrt() + 1e-6)  # by the square of the way
-    weights = weights / weights.sum(dim=0) * near.amax(dim=0)
-    for_all = []
-    for answer in ab:
-        off = torch.stack([torch.tensor(s.ab) - answer[:, s.row, s.column] for s in spots])  # (K, 2)
-        for_all.append(answer + torch.einsum("khw,kc->chw", weights, off))
-    return torch.stack(for_all)
+    shares = surfaces([nearness(L, spot) for spot in spots]) if shares is None else shares
+    told = torch.tensor([spot.ab for spot in spots])  # (K, 2)
+    return loosened(ab, shares, spots) + torch.einsum("khw,kc->chw", shares, told)
+
+
+def loosened(ab: Tensor, shares: Tensor, spots: Sequence[Spot]) -> Tensor:
+    """Answers ab (B, 2, h, w) in Lab units without what they say on the surfaces of the spots: `hold` adds the hinted
+    colours to it. It is linear in ab, so the strength of an answer may change after it as well as before it."""
+    said = torch.stack([ab[:, :, spot.row, spot.column] for spot in spots], dim=1)  # (B, K, 2)
+    return ab - torch.einsum("khw,bkc->bchw", shares, said)
+
+
+def surfaces(near: Sequence[Tensor]) -> Tensor:
+    """`nearness` of each of K spots -> (K, h, w): the share of each spot in each place, 1 at the spot itself."""
+    nearest = torch.stack(list(near))  # (K, h, w) in (0, 1], 1 at the spot
+    weights = nearest / (nearest.log().neg().sqrt() + 1e-6)  # by the square of the way
+    return weights / weights.sum(dim=0) * nearest.amax(dim=0)
 
 
 def nearness(L: Tensor, spot: Spot) -> Tensor:

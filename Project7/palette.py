@@ -165,6 +165,32 @@ def annealed_mean(logits: Tensor, centres: Tensor, temperature: float = 0.38) ->
         return torch.einsum("bqhw,qc->bchw", probability, centres)
 
 
+def class_spread(logits: Tensor, centres: Tensor) -> Tensor:
+    """(B, Q, H, W) -> (B, 1, H, W): the root mean square distance of the likely centres from their mean."""
+    with torch.autocast(logits.device.type, enabled=False):
+        probability = torch.softmax(logits.float(), dim=1)
+        square = torch.einsum("bqhw,q->bhw", probability, centres.square().sum(dim=1))
+        mean = torch.einsum("bqhw,qc->bchw", probability, centres)
+        return (square - mean.square().sum(dim=1)).clamp(min=0).sqrt()[:, None]
+
+
+def unlike_colours(
+    shares: Tensor, colours: Tensor, count: int, apart: float
+) -> list[tuple[tuple[float, float], float]]:
+    """At most `count` of the colours ab (Q, 2), in Lab units, and the share around each, the largest first.
+
+    shares: (Q,) of each colour. Colours within `apart` Lab units of a chosen one count as that one."""
+    left, found = shares, []
+    for _ in range(count):
+        best = int(left.argmax())
+        near = (colours - colours[best]).norm(dim=1) < apart
+        found.append((tuple(colours[best].tolist()), float(left[near].sum())))
+        left = left.masked_fill(near, 0.0)
+        if not left.any():
+            break
+    return sorted(found, key=lambda one: -one[1])
+
+
 # -- files and a picture ---------------------------------------------------------------------------------------------
 
 

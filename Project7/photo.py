@@ -173,21 +173,50 @@ def to_image(rgb: np.ndarray, *, alpha: np.ndarray | None = None) -> Image.Image
     return image
 
 
-def save_png(path: Path, rgb: np.ndarray, *, alpha: np.ndarray | None = None, exif: bytes | None = None) -> None:
+def save_png(
+    path: Path,
+    rgb: np.ndarray,
+    *,
+    alpha: np.ndarray | None = None,
+    exif: bytes | None = None,
+    text: Mapping[str, str] | None = None,
+) -> None:
     """Writes an 8-bit PNG, whole or not at all: tagged sRGB, lossless, the same bytes for the same picture.
 
-    Raises ProjectError naming the path where it cannot be written; an earlier file is then as it was.
+    text: by its keys, kept in the PNG. Raises ProjectError naming the path where it cannot be written; an earlier file
+    is then as it was.
     """
-    _save(path, rgb, alpha, exif, "PNG")
+    _save(path, rgb, alpha, exif, "PNG", text)
 
 
-def save_photo(path: Path, rgb: np.ndarray, *, alpha: np.ndarray | None = None, exif: bytes | None = None) -> None:
+def save_photo(
+    path: Path,
+    rgb: np.ndarray,
+    *,
+    alpha: np.ndarray | None = None,
+    exif: bytes | None = None,
+    text: Mapping[str, str] | None = None,
+) -> None:
     """Writes .png, .jpg (no transparency: white shows through) or .webp by the name of the file; see save_png."""
     kind = {".jpg": "JPEG", ".webp": "WEBP"}.get(Path(path).suffix, "PNG")
     if kind == "JPEG" and alpha is not None:
         over = alpha[..., None].astype(np.float32) / 255
         rgb, alpha = (rgb * over + 255 * (1 - over)).round().astype(np.uint8), None
-    _save(path, rgb, alpha, exif, kind)
+    _save(path, rgb, alpha, exif, kind, text)
+
+
+def as_png(
+    rgb: np.ndarray,
+    *,
+    alpha: np.ndarray | None = None,
+    exif: bytes | None = None,
+    text: Mapping[str, str] | None = None,
+) -> bytes:
+    """The bytes that save_png writes."""
+    content = io.BytesIO()
+    image = to_image(rgb, alpha=alpha)
+    image.save(content, "PNG", **_options(image, exif, "PNG", text))
+    return content.getvalue()
 
 
 _OPTIONS: dict[str, dict[str, object]] = {
@@ -198,17 +227,33 @@ _OPTIONS: dict[str, dict[str, object]] = {
 }
 
 
-def _save(path: Path, rgb: np.ndarray, alpha: np.ndarray | None, exif: bytes | None, kind: str) -> None:
+def _save(
+    path: Path,
+    rgb: np.ndarray,
+    alpha: np.ndarray | None,
+    exif: bytes | None,
+    kind: str,
+    text: Mapping[str, str] | None = None,
+) -> None:
     image = to_image(rgb, alpha=alpha)
     longest = {"JPEG": 65_500, "WEBP": 16_383}.get(kind)
     if longest and max(image.size) > longest:
         raise ProjectError(f"{_shown(path)}: {kind} ends at {longest} pixels a side, not {max(image.size)}; use PNG.")
-    options = _OPTIONS[kind] | {"icc_profile": image.info["icc_profile"]} | ({"exif": exif} if exif else {})
+    options = _options(image, exif, kind, text)
     try:
         with replacing(Path(path)) as file:
             image.save(file, kind, **options)
     except OSError as error:  # it names the temporary file, which says nothing to a person
         raise ProjectError(f"{_shown(path)} could not be written: {error.strerror or error}.") from error
+
+
+def _options(image: Image.Image, exif: bytes | None, kind: str, text: Mapping[str, str] | None) -> dict[str, object]:
+    options = _OPTIONS[kind] | {"icc_profile": image.info["icc_profile"]} | ({"exif": exif} if exif else {})
+    if text and kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        for key, value in text.items():
+            options["pnginfo"].add_itxt(key, value)
+    return options
 
 
 @cache

@@ -18,11 +18,12 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from Project7 import color, errors, metrics
 from Project7.candidates import calmed, choose
-from Project7.colorize import Colorizer, paint, shrink
+from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
 from Project7.evaluate import generator
 from Project7.feature_networks import load_network
 from Project7.frechet import feed, find_judge, frechet
+from Project7.painting import paint, shrink
 
 CALM = (0.25, 0.5, 0.75, 1.0)
 SHEET = 24

@@ -52,7 +52,7 @@ def parts(model: Path, photo: Path) -> dict[str, float]:
     begin = time.perf_counter()
     import torch
 
-    from Project7 import colorize
+    from Project7 import colorize, painting
     from Project7.photo import open_photo, save_photo
 
     seconds = {"imports": time.perf_counter() - begin}
@@ -65,12 +65,12 @@ def parts(model: Path, photo: Path) -> dict[str, float]:
 
     colorizer = timed("load the model", colorize.Colorizer.load, model)
     opened = timed("open the photo", open_photo, photo)
-    L = timed("its lightness", colorize.full_lightness, opened.rgb)
-    small = colorize.shrink(L, colorizer.working_shape(opened.rgb.shape[:2], None))
+    L = timed("its lightness", painting.full_lightness, opened.rgb)
+    small = painting.shrink(L, colorizer.working_shape(opened.rgb.shape[:2], None))
     generator = torch.Generator().manual_seed(0)
     ab = timed("network", colorizer.model.colorize, small, generator=generator)
     mean, std = colorizer.model.ab_mean, colorizer.model.ab_std
-    picture = timed("enlarge and convert", colorize.paint, L, small, ab, mean, std)
+    picture = timed("enlarge and convert", painting.paint, L, small, ab, mean, std)
     timed("write", save_photo, photo.with_suffix(".png"), picture)
     return seconds
 

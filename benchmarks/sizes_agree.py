@@ -18,8 +18,9 @@ import torch.nn.functional as F
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from Project7 import diffusion_model, errors
-from Project7.colorize import Colorizer, full_lightness, photo_noise
+from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
+from Project7.painting import full_lightness, photo_noise
 from Project7.photo import from_array
 
 

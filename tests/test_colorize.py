@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from Project7 import colorize as module
+from Project7 import painting
 from Project7.checkpoints import save_checkpoint
 from Project7.color import channels_first, rgb_to_lab
-from Project7.colorize import Colorizer, Job, colorize_files, method_options, photo_noise, plan_outputs
+from Project7.colorize import Colorizer, Job, colorize_files, method_options, plan_outputs
 from Project7.config import (
     ENCODER,
     FAST_STEPS,
@@ -20,6 +20,7 @@ from Project7.config import (
 )
 from Project7.errors import UsageError
 from Project7.methods import build
+from Project7.painting import photo_noise
 from Project7.photo import from_array
 
 CONFIG = RunConfig(
@@ -123,7 +124,7 @@ def test_variant_k_is_what_the_next_seed_gives(colorizer):
 def test_bands_are_the_whole(colorizer, monkeypatch):
     rgb = picture(90, 60)
     whole = np.asarray(colorizer.colorize(rgb, steps=2)).astype(int)
-    monkeypatch.setattr(module, "_ROWS", 60 * 7)
+    monkeypatch.setattr(painting, "_ROWS", 60 * 7)
     banded = np.asarray(colorizer.colorize(rgb, steps=2)).astype(int)
     assert np.abs(whole - banded).max() <= 1
 
@@ -135,11 +136,11 @@ def test_an_answer_of_three_channels_changes_lightness_where_it_says_so(size):
     change[:, 0, :, :24] = 0.4
     mean, std = torch.zeros(2), torch.ones(2)
     L, small = torch.full((1, 1, *size), -0.2), torch.full((1, 1, 32, 48), -0.2)
-    found = lightness(module.paint(L, small, change, mean, std)) - 40
+    found = lightness(painting.paint(L, small, change, mean, std)) - 40
     edge = size[1] // 8
     assert np.abs(found[:, : size[1] // 2 - edge] - 20).max() < 1
     assert np.abs(found[:, size[1] // 2 + edge :]).max() < 1
-    gray = module.paint(L, small, change[:, 1:], mean, std)
+    gray = painting.paint(L, small, change[:, 1:], mean, std)
     assert np.abs(lightness(gray) - 40).max() < 1, "with two channels nothing changes"
 
 

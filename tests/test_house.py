@@ -19,7 +19,7 @@ ORDER = """
 __init__ errors
 atomic_file config color processes
 flags model_folder photo metrics batch guided_filter export_parts
-dataset download palette layers discriminator samplers augment candidates hints
+dataset download palette layers discriminator samplers augment candidates hints painting provenance
 feature_networks color_head
 perceptual_loss encoder
 losses neck feature_cache diffusion_export
@@ -27,6 +27,7 @@ diffusion_model classification_model regression_model
 methods
 checkpoints health
 objective precision
+opened
 trainer colorize resume
 frechet
 evaluate export

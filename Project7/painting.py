@@ -1,0 +1,75 @@
+"""Between a photo of any size and the small copy of it that a network sees: lightness down, chroma up.
+
+The full-size lightness is kept as it is; chroma that was found on the small copy is laid onto it along its edges
+(guided_filter.py).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from Project7 import color
+from Project7.batch import keyed_generator
+from Project7.guided_filter import bicubic_matrix, enlarge_rows, line_coefficients
+from Project7.photo import Photo, from_array, open_photo
+
+_ROWS = 512 * 1024  # pixels of the full-size photo that are coloured at a time
+
+
+def as_photo(image: Any) -> Photo:
+    if isinstance(image, Photo):
+        return image
+    return from_array(image) if isinstance(image, np.ndarray) else open_photo(image)
+
+
+def photo_noise(photo: Photo, seeds: Sequence[int]) -> list[torch.Generator]:
+    """A function of seed and photo. Of the seed alone, all photos of one shape would share it, and a seed whose noise
+    happens to lean towards purple would give a whole folder that tint."""
+    digest = photo_digest(photo)
+    return [keyed_generator(f"{seed}/{digest}") for seed in seeds]
+
+
+def photo_digest(photo: Photo) -> str:
+    return hashlib.sha256(np.ascontiguousarray(photo.rgb)).hexdigest()
+
+
+def full_lightness(rgb: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> L (1, 1, H, W) in [-1, 1], some rows at a time."""
+    L = torch.empty(1, 1, *rgb.shape[:2])
+    for rows in bands(*rgb.shape[:2]):
+        L[:, :, rows] = color.lightness(color.channels_first(rgb[rows])[None])
+    return L
+
+
+def shrink(L: Tensor, size: tuple[int, int]) -> Tensor:
+    """L or ab (B, C, H, W) at the working size; a picture of that size already is left alone."""
+    if tuple(L.shape[-2:]) == size:
+        return L
+    return F.interpolate(L, size, mode="bilinear", antialias=True)
+
+
+def paint(L: Tensor, L_small: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> np.ndarray:
+    """The full-size L (1, 1, H, W) with the chroma ab (1, 2, h, w) found on L_small -> (H, W, 3) uint8."""
+    height, width = L.shape[-2:]
+    picture = np.empty((height, width, 3), dtype=np.uint8)
+    if height <= ab.shape[-2] and width <= ab.shape[-1]:
+        ab = F.interpolate(ab, (height, width), mode="bilinear", antialias=True)
+        picture[:] = color.channels_last(color.show(color.join(L, ab, ab_mean, ab_std)))[0]
+        return picture
+    k, c = line_coefficients(ab, L_small)
+    to_rows, to_columns = bicubic_matrix(height, ab.shape[-2]), bicubic_matrix(width, ab.shape[-1])
+    for rows in bands(height, width):
+        chroma = enlarge_rows(k, c, L[:, :, rows], to_rows[rows], to_columns)
+        picture[rows] = color.channels_last(color.show(color.join(L[:, :, rows], chroma, ab_mean, ab_std)))[0]
+    return picture
+
+
+def bands(height: int, width: int) -> list[slice]:
+    """The rows of a picture in bands of bounded memory."""
+    rows = max(1, _ROWS // width)
+    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]

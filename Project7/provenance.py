@@ -1,0 +1,94 @@
+"""How a picture was made, kept in the picture: a text in the PNG that says which model, seed, settings and hints.
+
+Never a path, nor a file's name. Dropped back onto the page, or given to `colorize --like`, the work goes on from there.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from Project7 import __version__
+from Project7.config import ColorizeConfig, explain
+from Project7.errors import UsageError
+
+KEY = "project7"  # of the text in a PNG
+MOST_HINTS = 1000
+_OPTIONS = ("sampler", "steps", "candidates", "calm", "temperature", "variety")  # of the methods
+
+
+class GivenHint(BaseModel):
+    """The colour of a spot, as JSON: `{"x": 10, "y": 20, "color": "#aa3322"}`, x and y in pixels of the photo."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    x: float = Field(ge=0, lt=1e6)
+    y: float = Field(ge=0, lt=1e6)
+    color: str = Field(min_length=3, max_length=40)
+
+    def as_hint(self) -> tuple[float, float, str]:
+        return self.x, self.y, self.color
+
+
+class Provenance(BaseModel):
+    """What it takes to make the same picture again from its lightness."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)  # of later versions too
+
+    version: str = Field(__version__, max_length=40)
+    model: str = Field("", max_length=64)  # its name, and of the file of its weights:
+    model_sha256: str = Field("", max_length=64)
+    method: str = Field("", max_length=40)
+    noise: str = Field("", max_length=64)  # the digest of the picture that keys the noise
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    seed: int = 0
+    saturation: float = 1.0
+    warmth: float = 0.0
+    working_size: int | None = None
+    hints: tuple[GivenHint, ...] = Field((), max_length=MOST_HINTS)
+    options: dict[str, int | float | str | None] = {}
+
+    @model_validator(mode="after")
+    def _settings_hold(self):
+        if strange := set(self.options) - set(_OPTIONS):
+            raise ValueError(f"there is no option {min(strange)}")
+        ColorizeConfig(**self.settings())
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """As settings of `colorize`, without those that were left to their defaults."""
+        own = {name: getattr(self, name) for name in ("seed", "saturation", "warmth", "working_size")}
+        return {name: value for name, value in (own | self.options).items() if value is not None}
+
+    def as_text(self) -> dict[str, str]:
+        """For the text of a PNG."""
+        return {KEY: self.model_dump_json()}
+
+
+def read_hints(text: str) -> list[tuple[float, float, str]]:
+    """A JSON list of hints, as text. Raises UsageError that says which one is wrong."""
+    try:
+        values = json.loads(text)
+        if not isinstance(values, list) or len(values) > MOST_HINTS:
+            raise UsageError(f'hints are a list of at most {MOST_HINTS} of {{"x": 10, "y": 20, "color": "#aa3322"}}.')
+        return [GivenHint(**value).as_hint() if isinstance(value, dict) else _no_hint(value) for value in values]
+    except ValidationError as error:
+        raise UsageError(f"a hint is wrong: {explain(error).replace('--', '')}.") from None
+    except (ValueError, RecursionError):
+        raise UsageError('hints are no JSON; write [{"x": 10, "y": 20, "color": "#aa3322"}].') from None
+
+
+def _no_hint(value: Any) -> Any:
+    raise UsageError(f'{str(value)[:40]} is no hint; write {{"x": 10, "y": 20, "color": "#aa3322"}}.')
+
+
+def read_provenance(source: Path | Image.Image) -> Provenance | None:
+    """What a PNG says of how it was made; None where it says nothing, or nothing of use."""
+    try:
+        image = source if isinstance(source, Image.Image) else PngImagePlugin.PngImageFile(source)
+        return Provenance.model_validate_json(image.text[KEY])
+    except Exception:  # foreign bytes: Pillow and pydantic raise a dozen kinds, and none is more than "nothing of use"
+        return None
