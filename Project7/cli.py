@@ -1,4 +1,4 @@
-"""project7 colorize | evaluate | compare | export | models | doctor | data | palette | download | demo: the commands.
+"""project7 colorize | serve | evaluate | compare | export | models | doctor | data | palette | download | demo.
 
 Heavy modules are imported by the command that needs them.
 """
@@ -431,8 +431,44 @@ def demo(arguments: argparse.Namespace) -> int:
     return run_demo(arguments.output, arguments.models_dir, train=arguments.train)
 
 
+def add_serve(commands) -> None:
+    about = "the page and the HTTP API: drop a photo, say what is red, compare models"
+    parser = commands.add_parser("serve", help=about, description=about.capitalize() + ".")
+    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="NAME", help="0.0.0.0 lets others on the network in (127.0.0.1)"
+    )
+    parser.add_argument("--port", type=port_number, default=7860, metavar="N", help="0 takes any that is free (7860)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    parser.set_defaults(run=serve)
+
+
+def port_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"{text} is no port; give a number from 0 to 65535")
+    return int(text)
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    from Project7 import web
+    from Project7.studio import Studio
+
+    def ready(address: str) -> None:
+        print(f"Project7 is at {address} (Ctrl-C ends it)", flush=True)
+        if arguments.open:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    studio = Studio(arguments.models_dir, device=arguments.device)
+    web.serve(studio, host=arguments.host, port=arguments.port, ready=ready)
+    return 0
+
+
 COMMANDS = (
     add_colorize,
+    add_serve,
     add_evaluate,
     add_compare,
     add_export,

@@ -147,6 +147,11 @@ class OpenPhoto:
         ab = self.colorizer.mean(self.small, self.maps, self.spots)
         return None if ab is None else Answer(self.seed, ab[0])
 
+    def estimate(self, x_0: Tensor) -> Answer:
+        """The answer that is forming: what `watch` is shown at a step, of the first picture."""
+        L = self.small.to(x_0.device)
+        return Answer(self.seed, self.colorizer.model.expand(x_0[:1].float(), L)[0].cpu())
+
     def chroma(self, answer: Answer) -> Tensor:
         """(1, 2 or 3, h, w) in the network's range: an answer as it is shown, with its hints, strength and warmth."""
         tone = {"saturation": self.saturation, "warmth": self.warmth}

@@ -100,20 +100,20 @@ class Photo:
     notes: tuple[str, ...] = ()  # what a person should be told
 
 
-def open_photo(source: Path | str | bytes | BinaryIO | Image.Image) -> Photo:
+def open_photo(source: Path | str | bytes | BinaryIO | Image.Image, *, most: int = MAX_PIXELS) -> Photo:
     """Reads a photo from a path, from bytes, from an open binary file (to its end), or from a Pillow image.
 
     Raises PhotoError for everything that is no JPEG, PNG, WebP, TIFF or BMP, that is damaged or cut short, or
-    that has more than MAX_PIXELS (refused before it is decoded).
+    that has more than `most` pixels (refused before it is decoded).
     """
     name = _shown(source) if isinstance(source, str | Path) else "the picture"
     try:
-        image = source if isinstance(source, Image.Image) else _reader(_content(source, name), name)
-        return _photo(image, name)
+        image = source if isinstance(source, Image.Image) else _reader(_content(source, name), name, most)
+        return _photo(image, name, most)
     except PhotoError:
         raise
     except Image.DecompressionBombError:
-        raise PhotoError(_too_large(name)) from None
+        raise PhotoError(_too_large(name, most)) from None
     except MemoryError:
         raise PhotoError(f"{name} needs more memory than there is; make it smaller first.") from None
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, SyntaxError among them
@@ -130,7 +130,7 @@ def from_array(array: np.ndarray) -> Photo:
     if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
         raise PhotoError(f"an array of shape {shape} is no picture; give (H, W) or (H, W, 1 | 3 | 4).")
     if shape[0] * shape[1] > MAX_PIXELS:
-        raise PhotoError(_too_large("the array", shape[1], shape[0]))
+        raise PhotoError(_too_large("the array", MAX_PIXELS, shape[1], shape[0]))
     values = _to_uint8(array)
     if values.ndim == 2 or shape[2] == 1:
         return Photo(np.repeat(values.reshape(*shape[:2], 1), 3, axis=2))
@@ -297,14 +297,14 @@ def _content(source: Path | str | bytes | BinaryIO, name: str) -> bytes:
     return bytes(content)
 
 
-def _reader(content: bytes, name: str) -> Image.Image:
+def _reader(content: bytes, name: str, most: int) -> Image.Image:
     """Pillow's reader for these bytes: the header is read, no pixel decoded. PhotoError for other formats."""
     head = content[:600]
     reader = next((kind for pattern, kind in _READERS if re.match(pattern, head, re.DOTALL)), None)
     if reader is None:
         raise PhotoError(f"{name} is {_stranger(head)}; {_CURE}.")
     image = reader(io.BytesIO(content))
-    _check_size(image, name)
+    _check_size(image, name, most)
     if image.format == "TIFF":
         tags = image.tag_v2
         if 50706 in tags or head[8:10] == b"CR" or tags.get(254) == 1:  # DNG, CR2, NEF: this is their preview
@@ -340,21 +340,21 @@ def _mend_color_key(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
-def _check_size(image: Image.Image, name: str) -> None:
+def _check_size(image: Image.Image, name: str, most: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise PhotoError(_too_large(name, width, height))
+    if width * height > most:
+        raise PhotoError(_too_large(name, most, width, height))
     if width * height == 0:
         raise PhotoError(f"{name} has no pixels; {_CURE}.")
 
 
-def _too_large(name: str, *size: int) -> str:
+def _too_large(name: str, most: int, *size: int) -> str:
     found = f"has {size[0]} x {size[1]} pixels" if size else "is too large"
-    return f"{name} {found}; up to {MAX_PIXELS // 10**6} megapixels are read: make it smaller first."
+    return f"{name} {found}; up to {most // 10**6} megapixels are read: make it smaller first."
 
 
-def _photo(image: Image.Image, name: str) -> Photo:
-    _check_size(image, name)
+def _photo(image: Image.Image, name: str, most: int) -> Photo:
+    _check_size(image, name, most)
     notes = []
     if getattr(image, "is_animated", False) and image.format != "MPO":
         notes.append("several frames or pages: only the first is used")

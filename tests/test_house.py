@@ -35,7 +35,11 @@ report
 prompts
 recipe
 demo
-cli web train_*
+jobs
+studio
+guard
+web
+cli train_*
 __main__
 """
 LINES = [line.split() for line in ORDER.strip().splitlines()]
