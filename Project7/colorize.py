@@ -24,7 +24,7 @@ from Project7.checkpoints import load_model
 from Project7.config import FAST_STEPS, ColorizeConfig, RunConfig
 from Project7.encoder import Maps, resize, view_shape
 from Project7.errors import ProjectError, UsageError, sentence
-from Project7.hints import Hint, Spot, find_spots, hint_maps, hold
+from Project7.hints import Hint, Spot, find_spots, hint_maps, hold, influence, nearness
 from Project7.methods import METHODS
 from Project7.model_folder import default_models_dir, find_weights
 from Project7.opened import OpenPhoto
@@ -179,14 +179,29 @@ class Colorizer:
         generators: list[torch.Generator],
         *,
         spots: Sequence[Spot] = (),
+        untold: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """What the network itself answers to working pictures L (B, 1, h, w), one generator for each: ab (B, 2, h, w)
-        in its range. maps: what its encoder sees. spots: told to a model that was trained with hints."""
+        in its range. maps: what its encoder sees. spots: told to a model that was trained with hints; they are of one
+        photo, and so are all pictures then. untold: its answers to the same noise without them, where they are known.
+        """
         if maps is not None:
             options["maps"] = maps
-        if (told := self._told(small, spots)) is not None:
-            options["hints"] = told
+        told = self._told(small, spots)
+        if told is None:
+            return self._ask(small, generators, **options)
+        again = [torch.Generator(g.device).set_state(g.get_state()) for g in generators]
+        ab = self._ask(small, generators, hints=told, **options)
+        expected = self.distribution(small[:1], None if maps is None else tuple(part[:1] for part in maps))
+        if expected is None:
+            return ab
+        if untold is None:
+            untold = self._ask(small, again, **options | {"watch": None})
+        share = influence([nearness(small[:1], spot) for spot in spots], spots, expected[0][0], expected[1])
+        return untold + share * (ab - untold)
+
+    def _ask(self, small: Tensor, generators: list[torch.Generator], **options: Any) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
 

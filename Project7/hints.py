@@ -3,6 +3,9 @@
 A diffusion model follows a hint roughly. What it is off at the spot is taken back there and on the surface around it,
 as far as that goes on in L (after Levin et al. 2004, Colorization using Optimization: neighbours of like lightness
 have like colours). So a hinted pixel keeps its colour, colour ends at edges, and every model takes hints.
+
+A model that hears hints also changes the rest of the photo. Where the hinted colour was to be expected, that makes the
+whole answer better; a surprising colour says something about that one thing only, and the rest stays as it was.
 """
 
 import math
@@ -18,9 +21,11 @@ from torch import Tensor
 from Project7 import color
 from Project7.errors import UsageError
 
-_REACH = 0.35  # of the short side: how far a hint goes on a flat surface
+_REACH = 0.6  # of the short side: how far a hint goes on a flat surface
 _EDGE = 15.0  # units of L: crossing so much contrast takes as much strength as the whole reach
 _TEXTURE = 2.0  # units of L from pixel to pixel that are no edge
+_LIKE = 15.0  # Lab units of ab: colours nearer than this count as the hinted one
+_EXPECTED = 0.5  # a colour as likely as this may change the whole answer
 
 Hint = tuple[float, float, str]  # x and y in pixels of the photo, and a colour: "#rrggbb" or a CSS name
 
@@ -78,6 +83,22 @@ def hold(ab: Tensor, L: Tensor, spots: Sequence[Spot], shares: Tensor | None = N
     shares = surfaces([nearness(L, spot) for spot in spots]) if shares is None else shares
     told = torch.tensor([spot.ab for spot in spots])  # (K, 2)
     return loosened(ab, shares, spots) + torch.einsum("khw,kc->chw", shares, told)
+
+
+def influence(near: Sequence[Tensor], spots: Sequence[Spot], logits: Tensor, colours: Tensor) -> Tensor:
+    """(h, w) in [0, 1]: how much of what hints change in an answer is taken over: all at the spots, elsewhere by how
+    likely the hinted colours were before they were told.
+
+    near: `nearness` of each spot, (h, w). logits: (Q, h', w') over the colours (Q, 2) in Lab units, without hints.
+    """
+    nearest = torch.stack(list(near)).amax(dim=0)
+    (height, width), (rows, columns) = nearest.shape, logits.shape[-2:]
+    likely = []
+    for spot in spots:
+        shares = torch.softmax(logits[:, spot.row * rows // height, spot.column * columns // width], dim=0)
+        likely.append(shares[(colours - torch.tensor(spot.ab)).norm(dim=1) < _LIKE].sum())
+    everywhere = (torch.stack(likely).mean() / _EXPECTED).clamp(max=1)
+    return everywhere + (1 - everywhere) * nearest
 
 
 def loosened(ab: Tensor, shares: Tensor, spots: Sequence[Spot]) -> Tensor:

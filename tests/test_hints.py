@@ -7,8 +7,9 @@ import torch
 from Project7 import color
 from Project7.colorize import Colorizer
 from Project7.config import DataConfig, DiffusionConfig, RegressionConfig, RunConfig
+from Project7.encoder import SHIPPED
 from Project7.errors import UsageError
-from Project7.hints import Spot, find_spots, hint_maps, hold, nearness
+from Project7.hints import Spot, find_spots, hint_maps, hold, influence, nearness
 from Project7.methods import build
 
 
@@ -64,6 +65,17 @@ def test_several_spots_each_have_their_own_colour():
     for spot in spots:
         assert torch.allclose(held[0, :, spot.row, spot.column], torch.tensor(spot.ab), atol=0.1)
     assert held.abs().max() <= 40.1  # nothing overshoots
+
+
+def test_a_likely_colour_may_change_everything_and_a_surprising_one_its_surface_alone():
+    colours = torch.tensor([[0.0, 0.0], [40.0, -10.0]])
+    logits = torch.zeros(2, 10, 10)
+    logits[0], logits[0, 5, 2] = 20, 0  # gray everywhere, but for the cell of the spot: either colour
+    near = torch.rand(40, 40) * 0.5
+    spot = Spot(20, 8, (38.0, -8.0))
+    assert influence([near], [spot], logits, colours).min() == 1
+    logits[0, 5, 2] = 20
+    assert torch.allclose(influence([near], [spot], logits, colours), near, atol=1e-4)
 
 
 def test_what_already_is_as_told_stays():
@@ -150,3 +162,15 @@ def test_a_hint_is_not_strengthened_with_the_rest():
     strong = ab_of(model.colorize(photo, hints=[(10, 20, "#806050")], saturation=2.0))
     plain = ab_of(model.colorize(photo, hints=[(10, 20, "#806050")]))
     assert (strong[:, 20, 10] - plain[:, 20, 10]).norm() < 1
+
+
+def test_a_surprising_colour_changes_nothing_behind_an_edge_in_a_model_that_hears_it():
+    sees = {"encoder": SHIPPED, "encoder_size": 32, "neck_width": 8, "head": "classes", "bins": 9}
+    model = colorizer(DiffusionConfig(features=(8, 16), time_dim=16, chroma_scale=4, hints=True, **sees))
+    model.model.head.centres.copy_(torch.cartesian_prod(*[torch.tensor([-20.0, 0.0, 20.0])] * 2))
+    photo = gray_photo(two_halves())
+    options = {"steps": 2, "calm": 0.0, "candidates": 1}
+    before, after = (ab_of(model.colorize(photo, hints=hints, **options)) for hints in ((), [(8, 20, "#7a1010")]))
+    change = (after - before).norm(dim=0)
+    assert change[20, 8] > 15
+    assert change[:, 24:].max() < 0.1 * change[20, 8]
