@@ -24,7 +24,7 @@ from torch import nn
 from Project7.atomic_file import is_sealed, replacing, seal, seal_holds
 from Project7.config import RunConfig, from_dict
 from Project7.errors import ProjectError, sentence
-from Project7.methods import build
+from Project7.methods import build_model
 
 FORMAT = 1
 _KEYS = ("model_state_dict", "config")
@@ -98,7 +98,7 @@ def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> 
     Built without memory first, so that a file cannot ask for more than it brings.
     """
     with torch.device("meta"):
-        model = build(config.model)
+        model = build_model(config.model)
     check_weights(model, weights, path)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     return model

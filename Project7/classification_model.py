@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from Project7 import color, encoder
 from Project7.batch import Batch, BatchRandom, Estimate, Step
-from Project7.config import ClassificationConfig
 from Project7.encoder import Encoder, Maps
 from Project7.errors import ProjectError, sentence
 from Project7.export_parts import ExportParts, one_pass
 from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.layers import AttentionGate, FiLM, ResBlock, SelfAttention2d, group_norm
+from Project7.model_config import ClassificationConfig
 from Project7.palette import Palette, SoftEncoder, annealed_mean, palette_weights, rarity_weights
 
 HISTOGRAM_BINS = 64  # a channel

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from Project7 import errors, flags, model_folder
-from Project7.config import ClassificationConfig, ColorizeConfig, DataConfig, EvaluateConfig, TrainingConfig, build
+from Project7.answer_config import ColorizeConfig, EvaluateConfig
 from Project7.errors import ProjectError, UsageError
+from Project7.model_config import ClassificationConfig
 from Project7.processes import own_share, several_processes, start_missing_processes
+from Project7.settings import parse_settings
+from Project7.training_config import DataConfig, TrainingConfig
 
 _RECIPES = """training is done by the scripts, which ask what they need:
   python -m Project7.train_diffusion        diffusion, mean squared error alone
@@ -71,7 +74,7 @@ def colorize(arguments: argparse.Namespace) -> int:
 
     start_missing_processes()
     console = Console(stderr=True, soft_wrap=True)
-    settings: ColorizeConfig = build(ColorizeConfig, flags.given(arguments, ColorizeConfig))
+    settings: ColorizeConfig = parse_settings(ColorizeConfig, flags.given(arguments, ColorizeConfig))
     weights = model_folder.find_weights(arguments.model or default_model(arguments.models_dir), arguments.models_dir)
     left_out: list[tuple[Path, str]] = []
     found = find_photos(arguments.photos, skipped=left_out)
@@ -159,7 +162,7 @@ def add_evaluate(commands) -> None:
 def evaluate(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    settings: EvaluateConfig = build(EvaluateConfig, flags.given(arguments, EvaluateConfig))
+    settings: EvaluateConfig = parse_settings(EvaluateConfig, flags.given(arguments, EvaluateConfig))
     paths = [model_folder.find_weights(model, arguments.models_dir) for model in arguments.model]
     names = [path.parent.name if path.name == "best_model.pth" else path.stem for path in paths]
     twice = next((name for name in names if names.count(name) > 1 or name in ("gray", "mean-colour")), None)
@@ -339,8 +342,8 @@ def data(arguments: argparse.Namespace) -> int:
     from Project7.metrics import colorfulness
     from Project7.report import counting
 
-    build(TrainingConfig, {"seed": arguments.seed})
-    config: DataConfig = build(DataConfig, flags.given(arguments, DataConfig))
+    parse_settings(TrainingConfig, {"seed": arguments.seed})
+    config: DataConfig = parse_settings(DataConfig, flags.given(arguments, DataConfig))
     with counting(Console(stderr=True)) as progress:
         parts = open_dataset(config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress)
     for part in parts:
@@ -368,9 +371,9 @@ def palette(arguments: argparse.Namespace) -> int:
     """Writes the palette, and a picture of it beside."""
     from rich.console import Console
 
-    settings = build(ClassificationConfig, {"bins": arguments.bins})
-    build(TrainingConfig, {"seed": arguments.seed})
-    config: DataConfig = build(DataConfig, flags.given(arguments, DataConfig))
+    settings = parse_settings(ClassificationConfig, {"bins": arguments.bins})
+    parse_settings(TrainingConfig, {"seed": arguments.seed})
+    config: DataConfig = parse_settings(DataConfig, flags.given(arguments, DataConfig))
 
     picture = arguments.output.with_suffix(".png")
     if picture == arguments.output:

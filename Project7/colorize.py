@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Project7 import color
+from Project7.answer_config import FAST_STEPS, ColorizeConfig
 from Project7.checkpoints import load_model
-from Project7.config import FAST_STEPS, ColorizeConfig, RunConfig
+from Project7.config import RunConfig
 from Project7.encoder import Maps, resize, view_shape
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.hints import Hint, Spot, find_spots, hint_maps, hold, influence, nearness

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from Project7.config import IMAGE_SUFFIXES, DataConfig
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.metrics import colorfulness
 from Project7.photo import MAX_PIXELS, PhotoError, open_photo
+from Project7.training_config import IMAGE_SUFFIXES, DataConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,10 @@ import numpy as np
 from rich.console import Console
 
 from Project7 import model_folder, recipe
-from Project7.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig
+from Project7.config import RunConfig
+from Project7.model_config import DiffusionConfig
 from Project7.model_folder import ModelFolder
+from Project7.training_config import DataConfig, TrainingConfig
 
 # The photos that are coloured, and never trained on, with what the model trained here can know of them.
 HELD_OUT = {

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from Project7.config import STEPS, DiffusionConfig
+from Project7.answer_config import STEPS
 from Project7.encoder import Maps
 from Project7.export_parts import VIEW, Channels, ExportGraph, ExportParts
 from Project7.guided_filter import pad_to_multiple
+from Project7.model_config import DiffusionConfig
 from Project7.samplers import make_sampler
 
 FINEST = 4  # pixels of L on a side that the network is shown of a cell; of larger cells, their means

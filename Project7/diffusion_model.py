@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from Project7 import color, encoder
+from Project7.answer_config import GUIDANCE, STEPS
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.candidates import calmed, choose
 from Project7.color_head import ColorHead, MeanHead
-from Project7.config import GUIDANCE, STEPS, DiffusionConfig
 from Project7.diffusion_export import cell_side, export_parts, known_channels
 from Project7.encoder import Encoder, Maps
 from Project7.errors import UsageError
 from Project7.export_parts import ExportParts
 from Project7.guided_filter import expand, pad_to_multiple, shrink
+from Project7.model_config import DiffusionConfig
 from Project7.neck import Neck, drop_features
 from Project7.palette import Palette, palette_weights
 from Project7.samplers import make_noise_scheduler, make_sampler, sample, scalable_noise

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from Project7 import color
-from Project7.config import ENCODER
 from Project7.errors import UsageError, sentence
 from Project7.feature_networks import FeaturesMissing, digest, read, save_weights, shipped
+from Project7.model_config import ENCODER
 
 SHIPPED = ENCODER
 STRIDES = (8, 16, 32)  # of the maps, fine to coarse

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from Project7 import color, metrics
+from Project7.answer_config import EvaluateConfig
 from Project7.atomic_file import as_json, write_text
 from Project7.batch import keyed_generator
 from Project7.checkpoints import load_model
 from Project7.colorize import Colorizer, pick_device
-from Project7.config import EvaluateConfig, RunConfig
+from Project7.config import RunConfig
 from Project7.dataset import ImageSet
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_networks import FeaturesMissing

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from Project7 import color
-from Project7.config import EvaluateConfig
+from Project7.answer_config import EvaluateConfig
 from Project7.errors import sentence
 from Project7.feature_networks import FeaturesMissing, JudgeFeatures, load_network, read_about, shipped
 

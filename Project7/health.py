@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from Project7.config import LOSS_WEIGHTS, RunConfig
+from Project7.config import RunConfig
+from Project7.loss_config import LOSS_WEIGHTS
 
 CRITIC_TERMS = ("adversarial", "feature_matching")  # opinions that change: no measure of progress
 GRAY = 10.0  # colorfulness below which a photo is nearly gray

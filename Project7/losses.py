@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from Project7 import color
-from Project7.config import LOSS_WEIGHTS, PRESETS, LossConfig
+from Project7.loss_config import LOSS_WEIGHTS, PRESETS, LossConfig
 from Project7.perceptual_loss import load_lpips, picture
 
 _GRAY, _SATURATED = 5.0, 35.0  # Lab units of chroma: below the one a pixel is gray, above the other saturated

@@ -3,8 +3,8 @@
 from torch import nn
 
 from Project7.classification_model import ClassificationColorizer
-from Project7.config import MethodConfig
 from Project7.diffusion_model import DiffusionColorizer
+from Project7.model_config import MethodConfig
 from Project7.regression_model import RegressionColorizer
 
 METHODS = {
@@ -14,6 +14,6 @@ METHODS = {
 }
 
 
-def build(config: MethodConfig) -> nn.Module:
+def build_model(config: MethodConfig) -> nn.Module:
     """A fresh, untrained model of `config.method`."""
     return METHODS[config.method](config)

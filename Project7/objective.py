@@ -20,10 +20,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from Project7 import color
 from Project7.batch import Estimate, Step
 from Project7.checkpoints import load_moments
-from Project7.config import LossConfig, ObjectiveConfig
 from Project7.discriminator import MultiScalePatchGAN, adversarial_loss, discriminator_loss, feature_matching_loss
+from Project7.loss_config import LossConfig
 from Project7.losses import make_loss
 from Project7.perceptual_loss import load_perceptual
+from Project7.training_config import ObjectiveConfig
 
 
 class Objective:

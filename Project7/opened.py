@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Project7 import color
+from Project7.answer_config import FAST_STEPS
 from Project7.batch import keyed_generator
-from Project7.config import FAST_STEPS
 from Project7.encoder import Maps
 from Project7.hints import Hint, Spot, find_spots, loosened, nearness, surfaces
 from Project7.painting import full_lightness, paint, photo_digest, shrink

@@ -29,8 +29,8 @@ from PIL import (
 )
 
 from Project7.atomic_file import replacing
-from Project7.config import IMAGE_SUFFIXES
 from Project7.errors import ProjectError, UsageError, sentence
+from Project7.training_config import IMAGE_SUFFIXES
 
 MAX_PIXELS = 120_000_000  # a 48-megapixel photo passes; a bomb (169 megapixels in 20 kB) is refused
 MAX_BYTES = 1 << 30  # MAX_PIXELS in 16-bit RGBA, uncompressed

@@ -10,7 +10,7 @@ from torch import nn
 from Project7 import color
 from Project7.batch import Batch, BatchRandom
 from Project7.config import RunConfig
-from Project7.methods import build
+from Project7.methods import build_model
 from Project7.palette import Palette
 
 ENOUGH = 1.15  # times as fast: below that the exact numbers are worth more
@@ -42,7 +42,7 @@ def settle_precision(config: RunConfig) -> tuple[RunConfig, str]:
 def bfloat16_gain(config: RunConfig, device: torch.device) -> float:
     """How many times as fast a training step is in bfloat16 as in float32. The two take turns; the best of each."""
     with torch.random.fork_rng():
-        model = build(config.model).to(device)
+        model = build_model(config.model).to(device)
     for module in model.modules():
         if hasattr(module, "set_palette"):  # any will do
             bins = config.model.bins

@@ -12,10 +12,10 @@ import questionary
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
-from Project7.config import Sections, build, extra, kept, setting_fields
 from Project7.errors import UsageError
 from Project7.flags import default_text
 from Project7.model_folder import ModelSummary, check_name, list_models, open_folder
+from Project7.settings import Sections, declared, inherited, parse_settings, setting_fields
 
 CREATE = "Create new model"
 CREATE_IN_STAGES = "Create new model, in two stages (recommended: the squared error first, then all terms)"
@@ -49,7 +49,7 @@ def can_ask() -> bool:
 
 def questions(sections: Sections) -> dict[str, tuple[str, FieldInfo]]:
     """The settings that are asked for, in order: name -> (section, field)."""
-    asked = {name: place for name, place in setting_fields(sections).items() if extra(place[1], "ask")}
+    asked = {name: place for name, place in setting_fields(sections).items() if declared(place[1], "ask")}
     return dict(sorted(asked.items(), key=lambda item: _ORDER.index(item[1][0])))
 
 
@@ -72,7 +72,7 @@ def default_of(name: str, config: type, answers: dict[str, Any]) -> Any:
     """What a setting is if it is not given, after the answers so far; None: there is no such thing then."""
     known = {n: value for n, value in answers.items() if n in config.model_fields}
     try:
-        return getattr(build(config, known), name)
+        return getattr(parse_settings(config, known), name)
     except UsageError:  # said where the settings are built
         return config.model_fields[name].default
 
@@ -144,7 +144,7 @@ def ask_settings(
     for name, (section, field) in questions(sections_with(given)).items():
         so_far = {**given, **answers}
         config = sections_with(so_far)[section]
-        known = (kept(current, so_far) if current else {}) | so_far
+        known = (inherited(current, so_far) if current else {}) | so_far
         default = default_of(name, config, known)
         if name in given or default is None or _idle(name, known):
             continue
@@ -167,13 +167,13 @@ def ask_setting(name: str, field: FieldInfo, config: type, known: dict[str, Any]
     def valid(text: str) -> bool | str:
         try:
             if text.strip():
-                beside = {n: known[n] for n in extra(field, "follows") or () if n in known}
-                build(config, beside | {name: text})
+                beside = {n: known[n] for n in declared(field, "follows") or () if n in known}
+                parse_settings(config, beside | {name: text})
         except UsageError as error:
             return str(error).removeprefix(f"--{name.replace('_', '-')} ")
         return True
 
-    return _ask(f"{extra(field, 'ask')} {shown}:", valid)
+    return _ask(f"{declared(field, 'ask')} {shown}:", valid)
 
 
 def ask_stage_epochs(given: dict[str, Any]) -> dict[str, str]:

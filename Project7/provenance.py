@@ -11,8 +11,9 @@ from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from Project7 import __version__
-from Project7.config import ColorizeConfig, explain
+from Project7.answer_config import ColorizeConfig
 from Project7.errors import UsageError
+from Project7.settings import explain
 
 KEY = "project7"  # of the text in a PNG
 MOST_HINTS = 1000

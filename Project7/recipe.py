@@ -16,20 +16,14 @@ from typing import Any
 from rich.console import Console
 
 from Project7 import flags, model_folder, prompts
-from Project7.config import (
-    ENCODER,
-    DataConfig,
-    LossConfig,
-    RegressionConfig,
-    RunConfig,
-    Sections,
-    TrainingConfig,
-    build,
-    with_defaults,
-)
+from Project7.config import RunConfig
 from Project7.errors import StopSignals, UsageError
+from Project7.loss_config import LOSS_TRAINING, LossConfig
+from Project7.model_config import ENCODER, RegressionConfig
 from Project7.model_folder import ModelFolder
 from Project7.processes import is_main_process, several_processes, start_missing_processes
+from Project7.settings import Sections, parse_settings, with_defaults
+from Project7.training_config import DataConfig, TrainingConfig
 
 STRATEGIES = ("resume", "new", "two-stage")
 
@@ -93,19 +87,6 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
     for section, config in recipe.sections.items():
         flags.add_settings(parser.add_argument_group(section), config)
     return parser
-
-
-LOSS_TRAINING: dict[str, dict[str, Any]] = {  # what each loss is documented with; the rest is as everywhere
-    "simple": {"learning_rate": 1e-4, "batch_size": 16},
-    "weighted": {
-        "learning_rate": 5e-5,
-        "batch_size": 16,
-        "weight_decay": 1e-5,
-        "lr_schedule": "one-cycle",
-        "epochs": 100,
-    },
-    "enhanced": {"learning_rate": 1e-4, "batch_size": 16},
-}
 
 
 def regression(script: str, description: str, *, loss: str, outputs: str) -> Recipe:
@@ -277,12 +258,12 @@ def train_new(recipe: Recipe, request: Request, arguments: argparse.Namespace, c
         known, start = starting_point(weights, kinds["model"], _of(kinds["model"], request.settings))
         console.print(f"weights    those of {weights}", highlight=False, markup=False)
     sections = {
-        name: known if known and name == "model" else build(config, _of(config, request.settings))
+        name: known if known and name == "model" else parse_settings(config, _of(config, request.settings))
         for name, config in kinds.items()
     }
     if known is None:
         sections["model"] = sections["model"].fitted(sections["data"].image_size, request.settings)
-    return fit(recipe, request.folder, build(RunConfig, sections), None, arguments, console, start)
+    return fit(recipe, request.folder, parse_settings(RunConfig, sections), None, arguments, console, start)
 
 
 def _of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
@@ -355,7 +336,7 @@ def settle_perceptual(config: RunConfig, console: Console, *, asking: bool) -> R
             network = {"alex": "AlexNet", "tiny": "TinyVGG"}.get(settings.perceptual_net, "VGG16")
             tiny = part == "objective" and settings.perceptual_net != "tiny"
             answers = prompts.ask_perceptual(str(error), network, tiny)
-            config = config.model_copy(update={part: build(type(settings), settings.model_dump() | answers)})
+            config = config.model_copy(update={part: parse_settings(type(settings), settings.model_dump() | answers)})
     return config
 
 

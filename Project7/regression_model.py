@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from Project7 import encoder
 from Project7.batch import Batch, BatchRandom, Estimate, Step
-from Project7.config import RegressionConfig
 from Project7.encoder import Encoder, Maps
 from Project7.export_parts import ExportParts, one_pass
 from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.layers import ResBlock, SelfAttention2d, group_norm
+from Project7.model_config import RegressionConfig
 from Project7.neck import Neck, drop_features
 
 

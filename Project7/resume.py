@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from Project7.checkpoints import CheckpointError, load_checkpoint, rebuild, unsealed_note
-from Project7.config import RunConfig, Sections, build, extra, from_dict, kept, setting_fields
+from Project7.config import RunConfig, from_dict
 from Project7.dataset import ImageSet
 from Project7.errors import UsageError
 from Project7.model_folder import ModelFolder, read_history, set_aside
 from Project7.processes import is_main_process
+from Project7.settings import Sections, declared, inherited, parse_settings, setting_fields
 
 _SCHEDULE = ("learning_rate", "warmup_steps")  # may be new together with an explicit --lr-schedule
 
@@ -50,17 +51,17 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
     refused = []
     for name, text in given.items():
         section, field = setting_fields(sections)[name]
-        value = getattr(build(sections[section], beside(name, given, stored, sections) | {name: text}), name)
+        value = getattr(parse_settings(sections[section], beside(name, given, stored, sections) | {name: text}), name)
         before = getattr(getattr(stored, section), name)
         if name == "epochs":
             value = done + value
-        elif value == before and not set(extra(field, "follows") or ()) & set(given):
+        elif value == before and not set(declared(field, "follows") or ()) & set(given):
             continue
         elif name == "data":
             pass  # the same images may lie elsewhere now; check_data compares the pictures themselves
         elif name == "lr_schedule" or (name in _SCHEDULE and "lr_schedule" in given):
             pass
-        elif extra(field, "fixed") and not (stored.shipped and section in ("data", "training")):
+        elif declared(field, "fixed") and not (stored.shipped and section in ("data", "training")):
             flag = "--" + name.replace("_", "-")
             hint = " (or start a new schedule with --lr-schedule as well)" if name in _SCHEDULE else ""
             refused.append(f"{flag} is {_show(before)} in this model, not {_show(value)}{hint}")
@@ -70,10 +71,10 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
             f"A resumed run keeps its settings: {'; '.join(refused)}. Leave those flags out, or train a new model."
         )
     # Built anew rather than copied: what goes together is checked together.
-    merged = {n: build(sections[n], kept(getattr(stored, n), new) | new) for n, new in changes.items()}
+    merged = {n: parse_settings(sections[n], inherited(getattr(stored, n), new) | new) for n, new in changes.items()}
     whole = {name: getattr(stored, name) for name in RunConfig.model_fields}
     plain = {name: part.model_dump() for name, part in merged.items()}  # a recipe's defaults have done their part
-    return build(RunConfig, whole | plain | {"shipped": False})
+    return parse_settings(RunConfig, whole | plain | {"shipped": False})
 
 
 def starting_point(weights: Path, kind: type, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -94,7 +95,7 @@ def starting_point(weights: Path, kind: type, given: dict[str, Any]) -> tuple[An
         flag = "--" + brought[0].replace("_", "-")
         raise UsageError(f"{flag} {given[brought[0]]}: it comes with the weights of --start-from; leave it out.")
     model = rebuild(RunConfig(model=config), stored["model_state_dict"], weights)
-    settings = build(kind, kept(config, given) | given)
+    settings = parse_settings(kind, inherited(config, given) | given)
     try:
         rebuild(RunConfig(model=settings), stored["model_state_dict"], weights)
     except CheckpointError as error:
@@ -116,7 +117,7 @@ def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:
         )
     for part in ("objective", "loss"):
         if part in sections and getattr(stored, part) is None:
-            stored = stored.model_copy(update={part: build(sections[part], {})})
+            stored = stored.model_copy(update={part: parse_settings(sections[part], {})})
     if "objective" not in sections and stored.objective is not None:
         raise UsageError(
             "This model is trained with the terms of train_diffusion_v2.py; continue it there "
@@ -129,7 +130,7 @@ def beside(name: str, given: dict[str, Any], stored: RunConfig, sections: Sectio
     """The settings without which a given one has no meaning: of the loss all; of a noise schedule the stored ones."""
     if setting_fields(sections)[name][0] == "loss":
         new = {n: value for n, value in given.items() if n in sections["loss"].model_fields}
-        return kept(stored.loss, new) | new
+        return inherited(stored.loss, new) | new
     related = ("prediction_type", "beta_schedule", "zero_terminal_snr")
     return {n: getattr(stored.model, n) for n in related} if name in related else {}
 

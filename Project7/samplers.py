@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from Project7.config import SAMPLERS, DiffusionConfig
+from Project7.answer_config import SAMPLERS
 from Project7.errors import UsageError
+from Project7.model_config import DiffusionConfig
 
 _PUBLISHED_STEPS = 1000  # the length that the published betas are for
 _BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "squaredcos_cap_v2": (1e-4, 0.02)}

@@ -14,9 +14,9 @@ from pydantic import Field, create_model
 from torch import Tensor
 
 from Project7 import model_folder
+from Project7.answer_config import ColorizeConfig
 from Project7.checkpoints import CheckpointError
 from Project7.colorize import Colorizer
-from Project7.config import SETTINGS, ColorizeConfig
 from Project7.errors import ProjectError, UsageError
 from Project7.hints import Hint
 from Project7.jobs import Worker
@@ -24,6 +24,7 @@ from Project7.opened import OpenPhoto
 from Project7.painting import full_lightness, photo_digest
 from Project7.photo import Photo, open_photo
 from Project7.provenance import Provenance, read_provenance
+from Project7.settings import SETTINGS
 
 _MODELS = 3  # that are kept loaded
 _OWN = ("sampler", "steps", "candidates", "calm", "temperature", "variety")  # each of some methods only

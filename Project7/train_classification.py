@@ -17,7 +17,10 @@ from Project7 import errors
 errors.check_requirements()
 
 from Project7 import recipe
-from Project7.config import SECTIONS, ClassificationConfig, ObjectiveConfig, with_defaults
+from Project7.config import SECTIONS
+from Project7.model_config import ClassificationConfig
+from Project7.settings import with_defaults
+from Project7.training_config import ObjectiveConfig
 
 # No perceptual term unless it is asked for; a discriminator, where it is wanted, on three scales and by its features.
 _OBJECTIVE = with_defaults(

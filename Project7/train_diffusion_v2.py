@@ -17,7 +17,8 @@ from Project7 import errors
 errors.check_requirements()
 
 from Project7 import recipe
-from Project7.config import SECTIONS, ObjectiveConfig
+from Project7.config import SECTIONS
+from Project7.training_config import ObjectiveConfig
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,14 +23,15 @@ from Project7 import augment, color, health, model_folder
 from Project7.atomic_file import as_json, replacing
 from Project7.batch import Batch, BatchRandom, Step
 from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint, load_moments, save_checkpoint
-from Project7.config import RunConfig, TrainingConfig
+from Project7.config import RunConfig
 from Project7.dataset import ImageSet, load_batches
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_cache import FeatureCache
-from Project7.methods import build
+from Project7.methods import build_model
 from Project7.metrics import colorfulness, psnr
 from Project7.model_folder import ModelFolder
 from Project7.objective import Objective
+from Project7.training_config import TrainingConfig
 
 VALIDATION_BATCH = 32  # fixed, because the noise of validation is keyed by it
 PICTURES = 8  # the fixed validation photos of the comparison pictures
@@ -201,7 +202,7 @@ class Run:
 
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
-            model = build(config.model)
+            model = build_model(config.model)
         if start and not resume:
             model.load_state_dict(model.state_dict() | start)
         if accelerator.device.type == "cuda":

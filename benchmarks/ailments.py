@@ -20,20 +20,14 @@ import torch
 from rich.console import Console
 
 from Project7 import color, health
-from Project7.config import (
-    ClassificationConfig,
-    DataConfig,
-    DiffusionConfig,
-    LossConfig,
-    ObjectiveConfig,
-    RegressionConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from Project7.config import RunConfig
 from Project7.dataset import open_dataset
+from Project7.loss_config import LossConfig
+from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
 from Project7.recipe import starting_weights
 from Project7.trainer import Collapsed, Run, make_accelerator
+from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 
 SIZE, PHOTOS = 32, 1000
 TRAINING = {"batch_size": 8, "learning_rate": 1e-3, "epochs": 10, "image_interval": 0, "ema_decay": 0.99}

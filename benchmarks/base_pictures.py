@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 
 from Project7 import color, errors
+from Project7.answer_config import EvaluateConfig
 from Project7.colorize import Colorizer
-from Project7.config import DataConfig, EvaluateConfig
 from Project7.dataset import open_photos, read, scan, split
 from Project7.evaluate import draw_hints, generator
 from Project7.photo import open_photo, side_by_side
 from Project7.report import sheet
+from Project7.training_config import DataConfig
 
 GAP = 12  # pixels between the blocks of a page
 QUALITY = 88

@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from Project7.config import DataConfig
 from Project7.dataset import epoch_order, load_batches, open_dataset
+from Project7.training_config import DataConfig
 
 
 def main() -> None:

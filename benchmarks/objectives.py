@@ -21,18 +21,13 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import numpy as np
 import torch
 
-from Project7.config import (
-    ClassificationConfig,
-    DiffusionConfig,
-    LossConfig,
-    ObjectiveConfig,
-    RegressionConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from Project7.config import RunConfig
 from Project7.dataset import ImageSet
+from Project7.loss_config import LossConfig
+from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
 from Project7.trainer import Run, make_accelerator
+from Project7.training_config import ObjectiveConfig, TrainingConfig
 
 CRITIC = {"gan": True, "gan_start": 0, "gan_warmup": 0}
 LOSS = {"perceptual_net": "random"}

@@ -17,8 +17,8 @@ import torch
 
 from Project7 import color
 from Project7.checkpoints import load_model
-from Project7.config import DataConfig
 from Project7.dataset import open_dataset
+from Project7.training_config import DataConfig
 
 TIMESTEPS = (0.999, 0.98, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1)  # as shares of the schedule
 

@@ -20,8 +20,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from Project7.batch import Batch, BatchRandom
-from Project7.config import DiffusionConfig
-from Project7.methods import build
+from Project7.methods import build_model
+from Project7.model_config import DiffusionConfig
 from Project7.trainer import compile_networks
 
 
@@ -37,7 +37,7 @@ def make_ways(device: str) -> dict[str, tuple[torch.dtype, bool, bool]]:
 
 
 def make_model(config: DiffusionConfig, device: str, channels_last: bool, compiled: bool):
-    model = build(config).to(device)
+    model = build_model(config).to(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)
     if compiled:

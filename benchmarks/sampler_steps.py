@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import numpy as np
 
 from Project7 import evaluate
-from Project7.config import SAMPLERS, EvaluateConfig
+from Project7.answer_config import SAMPLERS, EvaluateConfig
 from Project7.dataset import open_photos
 
 

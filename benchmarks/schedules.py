@@ -18,11 +18,13 @@ import torch
 
 from benchmarks.stages import answers
 from Project7 import color
-from Project7.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig
+from Project7.config import RunConfig
 from Project7.dataset import open_dataset
 from Project7.metrics import ab_rmse, colorfulness, energy_score, psnr
+from Project7.model_config import DiffusionConfig
 from Project7.model_folder import ModelFolder
 from Project7.trainer import Run, make_accelerator
+from Project7.training_config import DataConfig, TrainingConfig
 
 CLASSIC_SCALE = {"ab_mean": (0.0, 0.0), "ab_std": (110.0, 110.0)}
 UNIT_SCALE = {"ab_std": (12.6, 17.7)}

@@ -19,9 +19,9 @@ from PIL import Image
 from benchmarks.stages import answers, measures
 from Project7 import color
 from Project7.checkpoints import load_model
-from Project7.config import DataConfig
 from Project7.dataset import open_dataset
 from Project7.report import sheet
+from Project7.training_config import DataConfig
 
 TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14, 0.0)
 CLOSE = 10.0  # Lab units: what the confidence is about

@@ -30,12 +30,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from Project7 import color
 from Project7.batch import Batch, BatchRandom
-from Project7.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig
+from Project7.config import RunConfig
 from Project7.dataset import ImageSet, open_dataset
 from Project7.diffusion_model import DiffusionColorizer
+from Project7.model_config import DiffusionConfig
 from Project7.model_folder import ModelFolder
 from Project7.report import Report
 from Project7.trainer import make_accelerator, train
+from Project7.training_config import DataConfig, TrainingConfig
 
 STEPS = 4  # of each loop before the next one's turn
 

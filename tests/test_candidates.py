@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from Project7 import color
 from Project7.candidates import calmed, choose, chroma
-from Project7.config import DiffusionConfig
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.encoder import SHIPPED
+from Project7.model_config import DiffusionConfig
 from Project7.samplers import scalable_noise
 
 

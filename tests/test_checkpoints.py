@@ -20,9 +20,10 @@ from torch import nn
 
 from Project7.atomic_file import seal, seal_holds
 from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint, load_model, rebuild, save_checkpoint
-from Project7.config import DiffusionConfig, RunConfig
+from Project7.config import RunConfig
 from Project7.discriminator import MultiScalePatchGAN
-from Project7.methods import build
+from Project7.methods import build_model
+from Project7.model_config import DiffusionConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = RunConfig(model=DiffusionConfig(features=(8, 16), time_dim=8, timesteps=20))
@@ -31,7 +32,7 @@ CONFIG = RunConfig(model=DiffusionConfig(features=(8, 16), time_dim=8, timesteps
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     torch.manual_seed(7)
-    return build(CONFIG.model).eval()
+    return build_model(CONFIG.model).eval()
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_a_loaded_model_gives_the_same_colours_bit_for_bit(model, path, whole):
     loaded, config = load_model(path)
     assert config == CONFIG
     assert torch.equal(colours(loaded), colours(model))
-    assert not torch.equal(colours(loaded), colours(build(CONFIG.model).eval())), "an untrained one gives others"
+    assert not torch.equal(colours(loaded), colours(build_model(CONFIG.model).eval())), "an untrained one gives others"
 
 
 def test_a_loaded_model_is_ready_to_colour(path, whole):

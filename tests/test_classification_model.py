@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet34, resnet50
 
 from Project7 import color
+from Project7.answer_config import ColorizeConfig
 from Project7.batch import Batch, BatchRandom
 from Project7.checkpoints import load_model, save_checkpoint
 from Project7.classification_model import (
@@ -25,11 +26,13 @@ from Project7.classification_model import (
 )
 from Project7.cli import command
 from Project7.colorize import Colorizer, colorize_files, method_options, plan_outputs
-from Project7.config import ClassificationConfig, ColorizeConfig, DataConfig, DiffusionConfig, RunConfig
+from Project7.config import RunConfig
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.encoder import SHIPPED
 from Project7.errors import ProjectError, UsageError
+from Project7.model_config import ClassificationConfig, DiffusionConfig
 from Project7.palette import Palette, annealed_mean, rarity_weights
+from Project7.training_config import DataConfig
 
 BINS = 12
 TINY = {"width": 8, "blocks": (1, 1, 1, 1), "bins": BINS}

@@ -16,11 +16,13 @@ from PIL import Image
 
 from Project7 import cli, demo, model_folder
 from Project7.checkpoints import save_checkpoint
-from Project7.config import DataConfig, DiffusionConfig, ObjectiveConfig, RunConfig, to_json
+from Project7.config import RunConfig, to_json
 from Project7.dataset import sample_photos
 from Project7.errors import ProjectError, UsageError
-from Project7.methods import build
+from Project7.methods import build_model
+from Project7.model_config import DiffusionConfig
 from Project7.model_folder import ModelFolder
+from Project7.training_config import DataConfig, ObjectiveConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = RunConfig(
@@ -50,7 +52,7 @@ def place(tmp_path_factory):
     folder = place / "models" / "tiny"
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    weights = build(CONFIG.model).state_dict()
+    weights = build_model(CONFIG.model).state_dict()
     save_checkpoint(folder / "best_model.pth", {"model_state_dict": weights, "config": CONFIG.model_dump(mode="json")})
     (folder / "config.json").write_text(to_json(CONFIG))
     photos = place / "photos"

@@ -6,22 +6,17 @@ import torch
 from PIL import Image
 
 from Project7 import painting
+from Project7.answer_config import FAST_STEPS, ColorizeConfig
 from Project7.checkpoints import save_checkpoint
 from Project7.color import channels_first, rgb_to_lab
 from Project7.colorize import Colorizer, Job, colorize_files, method_options, plan_outputs
-from Project7.config import (
-    ENCODER,
-    FAST_STEPS,
-    ColorizeConfig,
-    DataConfig,
-    DiffusionConfig,
-    RegressionConfig,
-    RunConfig,
-)
+from Project7.config import RunConfig
 from Project7.errors import UsageError
-from Project7.methods import build
+from Project7.methods import build_model
+from Project7.model_config import ENCODER, DiffusionConfig, RegressionConfig
 from Project7.painting import photo_noise
 from Project7.photo import from_array
+from Project7.training_config import DataConfig
 
 CONFIG = RunConfig(
     model=DiffusionConfig(features=(8, 16), time_dim=16, hints=True, timesteps=50), data=DataConfig(image_size=16)
@@ -33,7 +28,7 @@ def weights(tmp_path_factory):
     """An untrained model whose answers are loud: every pixel gets some colour."""
     path = tmp_path_factory.mktemp("model") / "best_model.pth"
     torch.manual_seed(0)
-    model = build(CONFIG.model)
+    model = build_model(CONFIG.model)
     save_checkpoint(path, {"model_state_dict": model.state_dict(), "config": CONFIG.model_dump(mode="json")})
     return path
 
@@ -81,7 +76,7 @@ def test_fast_takes_few_steps_and_contradicts_none(colorizer):
     with pytest.raises(UsageError, match=r"--fast means --steps \d+, and --steps 9 was given"):
         method_options(colorizer, ColorizeConfig(fast=True, steps=9), {"fast", "steps"})
     model = RegressionConfig(model_channels=4, channel_multipliers=(1, 2))
-    one_pass = Colorizer(build(model), RunConfig(model=model))
+    one_pass = Colorizer(build_model(model), RunConfig(model=model))
     assert method_options(one_pass, ColorizeConfig(fast=True), {"fast"}) == {}  # it is fast already
 
 

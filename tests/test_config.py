@@ -7,31 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from Project7.config import (
-    ENCODER,
-    LOSS_WEIGHTS,
-    PRESETS,
-    SECTIONS,
-    ClassificationConfig,
-    ColorizeConfig,
-    DataConfig,
-    DiffusionConfig,
-    LossConfig,
-    ObjectiveConfig,
-    RegressionConfig,
-    RunConfig,
-    TrainingConfig,
-    build,
-    differences,
-    extra,
-    from_dict,
-    from_json,
-    setting_fields,
-    to_json,
-    with_defaults,
-)
+from Project7.answer_config import ColorizeConfig
+from Project7.config import SECTIONS, RunConfig, from_dict, from_json, to_json
 from Project7.errors import UsageError
 from Project7.flags import default_text
+from Project7.loss_config import LOSS_WEIGHTS, PRESETS, LossConfig
+from Project7.model_config import ENCODER, ClassificationConfig, DiffusionConfig, RegressionConfig
+from Project7.settings import declared, parse_settings, setting_fields, with_defaults
+from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 
 FILE = "models/my-model/config.json"
 V2_SECTIONS = SECTIONS | {"objective": ObjectiveConfig}
@@ -217,9 +200,9 @@ def test_a_field_is_described_and_its_default_can_be_typed(config, name):
     field = config.model_fields[name]
     assert len(field.description) > 5
     assert not field.description.endswith(".")
-    assert extra(field, "fixed") in (True, False)
+    assert declared(field, "fixed") in (True, False)
     assert not field.is_required()
-    typed = getattr(build(config, {name: default_text(field.default)}), name)
+    typed = getattr(parse_settings(config, {name: default_text(field.default)}), name)
     assert typed == getattr(config(), name)
     if not name.endswith("_weight") or config is not LossConfig:  # None there is: as the loss has it
         assert typed == field.default
@@ -253,14 +236,16 @@ def test_each_recipe_has_its_own_settings():
 
 def test_the_questions_of_the_objective_come_in_the_documents_order():
     asked = [
-        name for name, (section, f) in setting_fields(V2_SECTIONS).items() if section == "objective" and extra(f, "ask")
+        name
+        for name, (section, f) in setting_fields(V2_SECTIONS).items()
+        if section == "objective" and declared(f, "ask")
     ]
     assert asked == ["mse_weight", "perceptual_weight", "gan", "adversarial_weight"]
 
 
 def test_a_model_keeps_its_schedule_for_life_and_may_change_its_objective():
-    assert extra(DiffusionConfig.model_fields["noise_shift"], "fixed")
-    assert not any(extra(field, "fixed") for field in ObjectiveConfig.model_fields.values())
+    assert declared(DiffusionConfig.model_fields["noise_shift"], "fixed")
+    assert not any(declared(field, "fixed") for field in ObjectiveConfig.model_fields.values())
 
 
 def test_the_objective_is_the_documents_by_default():
@@ -290,7 +275,7 @@ def test_a_configuration_cannot_be_changed(config):
     ],
 )
 def test_a_prediction_type_brings_its_schedule(given, schedule):
-    config = build(DiffusionConfig, given)
+    config = parse_settings(DiffusionConfig, given)
     assert (config.prediction_type, config.beta_schedule, config.zero_terminal_snr) == schedule
 
 
@@ -308,7 +293,7 @@ def test_a_prediction_type_brings_its_schedule(given, schedule):
 )
 def test_a_combination_that_cannot_work_is_refused_with_its_cure(given, cure):
     with pytest.raises(UsageError) as caught:
-        build(DiffusionConfig, given)
+        parse_settings(DiffusionConfig, given)
     assert cure in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -329,23 +314,23 @@ def test_a_combination_that_cannot_work_is_refused_with_its_cure(given, cure):
     ],
 )
 def test_features_as_a_person_types_them(text, features):
-    assert build(DiffusionConfig, {"features": text}).features == features
+    assert parse_settings(DiffusionConfig, {"features": text}).features == features
 
 
 @pytest.mark.parametrize("text", ["64,x", "64,,128", "64,", "x", "", "64;128", "64 128", "0", "64,-1", "1e6", "64.5"])
 def test_features_that_are_none_are_refused_by_their_flag(text):
     with pytest.raises(UsageError, match=r"^--features"):
-        build(DiffusionConfig, {"features": text})
+        parse_settings(DiffusionConfig, {"features": text})
 
 
 def test_none_takes_a_limit_away():
-    assert build(DataConfig, {"limit": "none"}).limit is None
-    assert build(DataConfig, {"limit": "12"}).limit == 12
+    assert parse_settings(DataConfig, {"limit": "none"}).limit is None
+    assert parse_settings(DataConfig, {"limit": "12"}).limit == 12
 
 
 @pytest.mark.parametrize("path", ["photos", "summer, winter/photos", "(a)", "[a,b]", "64", "C:\\photos"])
 def test_a_folder_may_be_called_anything(path):
-    assert build(DataConfig, {"data": path}).data == (path,)
+    assert parse_settings(DataConfig, {"data": path}).data == (path,)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +377,7 @@ def test_a_folder_may_be_called_anything(path):
         (RegressionConfig, {"outputs": "rgb"}, "--outputs rgb: "),
         (RegressionConfig, {"fade": "0.96"}, "--fade 0.96: "),
         (RegressionConfig, {"fade": "-0.1"}, "--fade -0.1: "),
-        (RegressionConfig, {"ab_std": "0,17.7"}, "ab_std is (0.0, 17.7)"),
+        (RegressionConfig, {"ab_std": "0,17.7"}, "--ab-std: 0,17.7 must be above 0"),
         (LossConfig, {"loss": "fancy"}, "--loss fancy: "),
         (LossConfig, {"loss": "enhanced", "preset": "lively"}, "--preset lively: "),
         (LossConfig, {"preset": "lively"}, "--preset lively: "),
@@ -409,7 +394,7 @@ def test_a_folder_may_be_called_anything(path):
 )
 def test_a_bad_value_is_said_with_its_flag(config, given, said):
     with pytest.raises(UsageError) as caught:
-        build(config, given)
+        parse_settings(config, given)
     message = str(caught.value)
     assert message.startswith(said)
     assert "\n" not in message
@@ -418,7 +403,7 @@ def test_a_bad_value_is_said_with_its_flag(config, given, said):
 
 def test_all_bad_values_are_said_at_once():
     with pytest.raises(UsageError) as caught:
-        build(TrainingConfig, {"batch_size": "0", "epochs": "x"})
+        parse_settings(TrainingConfig, {"batch_size": "0", "epochs": "x"})
     assert "--batch-size 0: " in str(caught.value)
     assert "--epochs x: " in str(caught.value)
 
@@ -435,14 +420,14 @@ def test_all_bad_values_are_said_at_once():
     ],
 )
 def test_what_lies_just_within_the_bounds_is_taken(config, given):
-    built = build(config, given)
+    built = parse_settings(config, given)
     for name, value in ((n, getattr(built, n)) for n in given):
         assert value == type(value)(given[name])
 
 
 @pytest.mark.parametrize(("typed", "scale"), [("1", 1), ("2", 2), (2, 2)])
 def test_a_choice_of_numbers_can_be_typed(typed, scale):
-    assert build(DiffusionConfig, {"chroma_scale": typed}).chroma_scale == scale
+    assert parse_settings(DiffusionConfig, {"chroma_scale": typed}).chroma_scale == scale
 
 
 # -- the loss of direct regression -----------------------------------------------------------------------------------
@@ -484,7 +469,7 @@ def test_a_loss_brings_the_weights_of_its_document():
 
 @pytest.mark.parametrize("preset", DOCUMENTS_TABLE)
 def test_a_preset_brings_the_weights_of_the_documents_table(preset):
-    config = build(LossConfig, {"loss": "enhanced", "preset": preset})
+    config = parse_settings(LossConfig, {"loss": "enhanced", "preset": preset})
     found = config.perceptual_weight, config.l_weight, config.ab_weight, config.saturation_weight
     assert found == DOCUMENTS_TABLE[preset]
     assert (config.a_weight, config.b_weight) == (1, 1)
@@ -494,15 +479,15 @@ def test_a_preset_brings_the_weights_of_the_documents_table(preset):
 @pytest.mark.parametrize("loss", LOSS_WEIGHTS)
 def test_what_is_given_counts_more_than_what_the_loss_or_its_preset_brings(loss):
     for name in LOSS_WEIGHTS[loss]:
-        config = build(LossConfig, {"loss": loss, name: "0.125"})
+        config = parse_settings(LossConfig, {"loss": loss, name: "0.125"})
         assert weights_of(config) == LOSS_WEIGHTS[loss] | {name: 0.125}
-    config = build(LossConfig, {"loss": "enhanced", "preset": "maximum", "l_weight": "0", "b_weight": "2.5"})
+    config = parse_settings(LossConfig, {"loss": "enhanced", "preset": "maximum", "l_weight": "0", "b_weight": "2.5"})
     assert (config.l_weight, config.b_weight, config.ab_weight) == (0, 2.5, 5)
 
 
 def test_none_is_what_the_loss_and_its_preset_bring():
     """A stored configuration has null where a loss has no term; and a person may answer none."""
-    config = build(LossConfig, {"loss": "enhanced", "preset": "none", "saturation_weight": "none"})
+    config = parse_settings(LossConfig, {"loss": "enhanced", "preset": "none", "saturation_weight": "none"})
     assert config == LossConfig(loss="enhanced")
     assert LossConfig(**LossConfig(loss="weighted").model_dump()) == LossConfig(loss="weighted")
 
@@ -511,8 +496,10 @@ def test_a_recipe_with_another_default_loss_has_that_ones_weights():
     restoration = with_defaults(LossConfig, loss="enhanced")
     assert weights_of(restoration()) == LOSS_WEIGHTS["enhanced"]
     assert restoration().preset == "balanced"
-    assert weights_of(build(restoration, {"preset": "vibrant"})) == LOSS_WEIGHTS["enhanced"] | PRESETS["vibrant"]
-    assert weights_of(build(restoration, {"loss": "weighted"})) == LOSS_WEIGHTS["weighted"]
+    assert (
+        weights_of(parse_settings(restoration, {"preset": "vibrant"})) == LOSS_WEIGHTS["enhanced"] | PRESETS["vibrant"]
+    )
+    assert weights_of(parse_settings(restoration, {"loss": "weighted"})) == LOSS_WEIGHTS["weighted"]
     assert weights_of(LossConfig()) == LOSS_WEIGHTS["simple"]
 
 
@@ -524,13 +511,13 @@ FOREIGN = [
 @pytest.mark.parametrize(("loss", "name"), FOREIGN)
 def test_a_weight_that_the_loss_has_no_term_for_is_refused_with_the_losses_that_do(loss, name):
     with pytest.raises(UsageError) as caught:
-        build(LossConfig, {"loss": loss, name: "0.5"})
+        parse_settings(LossConfig, {"loss": loss, name: "0.5"})
     message = str(caught.value)
     assert message.startswith(f"the {loss} loss has no term for --{name.replace('_', '-')}")
     owners = {other for other, own in LOSS_WEIGHTS.items() if name in own}
     assert owners
     assert {other for other in LOSS_WEIGHTS if f"--loss {other}" in message} == owners
-    build(LossConfig, {"loss": loss, name: "0"})  # which asks for nothing
+    parse_settings(LossConfig, {"loss": loss, name: "0"})  # which asks for nothing
 
 
 @pytest.mark.parametrize(
@@ -545,7 +532,7 @@ def test_a_weight_that_the_loss_has_no_term_for_is_refused_with_the_losses_that_
 )
 def test_a_loss_that_cannot_be_is_refused_with_its_cure(given, cure):
     with pytest.raises(UsageError) as caught:
-        build(LossConfig, given)
+        parse_settings(LossConfig, given)
     assert cure in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -566,8 +553,8 @@ def test_an_ab_term_of_which_neither_a_nor_b_counts_is_none():
 
 def test_a_loss_may_be_changed_on_the_way_and_its_weights_follow_it():
     fields = LossConfig.model_fields
-    assert not any(extra(field, "fixed") for field in fields.values())
-    assert {name: extra(field, "follows") for name, field in fields.items() if extra(field, "follows")} == {
+    assert not any(declared(field, "fixed") for field in fields.values())
+    assert {name: declared(field, "follows") for name, field in fields.items() if declared(field, "follows")} == {
         "preset": ("loss",),
         **dict.fromkeys(ALL_WEIGHTS, ("loss", "preset")),
     }
@@ -666,7 +653,7 @@ def test_a_run_whose_parts_do_not_go_together_is_refused_with_its_cure(changes, 
         regression_run(**changes)
     assert said in str(caught.value)
     with pytest.raises(UsageError) as caught:  # by flags, as a recipe builds it
-        build(RunConfig, {"model": RegressionConfig(), "loss": LossConfig(), **changes})
+        parse_settings(RunConfig, {"model": RegressionConfig(), "loss": LossConfig(), **changes})
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -690,34 +677,31 @@ def test_a_run_whose_parts_go_together_is_taken_and_survives_json(changes):
     assert from_json(to_json(config), FILE) == config
 
 
-# -- differences -----------------------------------------------------------------------------------------------------
-
-
-def test_differences_are_listed_with_both_values():
-    ours, theirs = TrainingConfig(), TrainingConfig(epochs=3, learning_rate=1e-4 * (1 + 1e-15))
-    assert differences(ours, theirs) == {"epochs": (50, 3)}
-    assert differences(ours, ours) == {}
+# -- what follows from other settings -------------------------------------------------------------------------------
 
 
 def test_a_new_models_noise_follows_the_size_of_its_chroma_grid():
     """3 at 32 x 32 cells; less noise hides a grid of fewer cells. What was given, and the classic schedule, stay."""
     new = SECTIONS["model"]
-    shifts = [build(new, {"chroma_scale": s}).fitted(size, ()).noise_shift for size, s in ((64, 2), (64, 4), (256, 4))]
+    shifts = [
+        parse_settings(new, {"chroma_scale": s}).fitted(size, ()).noise_shift
+        for size, s in ((64, 2), (64, 4), (256, 4))
+    ]
     assert shifts == [3.0, 1.5, 6.0]
-    assert build(new, {"chroma_scale": 8}).fitted(32, ()).noise_shift == 1.0
-    assert build(new, {"noise_shift": 2}).fitted(64, {"noise_shift"}).noise_shift == 2
-    assert build(new, {"prediction_type": "epsilon"}).fitted(64, ()).noise_shift == 1
+    assert parse_settings(new, {"chroma_scale": 8}).fitted(32, ()).noise_shift == 1.0
+    assert parse_settings(new, {"noise_shift": 2}).fitted(64, {"noise_shift"}).noise_shift == 2
+    assert parse_settings(new, {"prediction_type": "epsilon"}).fitted(64, ()).noise_shift == 1
     assert RegressionConfig().fitted(64, ()) == RegressionConfig()
 
 
 def test_without_an_encoder_there_is_no_head():
     new = SECTIONS["model"]
-    assert (build(new, {}).encoder, build(new, {}).head) == (ENCODER, "classes")
-    assert build(new, {"encoder": "none"}).head == "none"
+    assert (parse_settings(new, {}).encoder, parse_settings(new, {}).head) == (ENCODER, "classes")
+    assert parse_settings(new, {"encoder": "none"}).head == "none"
     with pytest.raises(UsageError, match="head classes reads what an encoder sees"):
-        build(new, {"encoder": "none", "head": "classes"})
+        parse_settings(new, {"encoder": "none", "head": "classes"})
     with pytest.raises(UsageError, match="encoder_weights are those of an encoder"):
-        build(DiffusionConfig, {"encoder_weights": "file.pth"})
+        parse_settings(DiffusionConfig, {"encoder_weights": "file.pth"})
 
 
 @pytest.mark.parametrize(
@@ -730,12 +714,12 @@ def test_without_an_encoder_there_is_no_head():
 )
 def test_several_sources_are_described_one_by_one(settings, says):
     with pytest.raises(UsageError, match=says):
-        build(DataConfig, settings)
+        parse_settings(DataConfig, settings)
 
 
 def test_cached_features_and_what_changes_a_photo_exclude_each_other():
     for changed in ({"zoom": 0.5}, {"old_photos": 0.1}):
         with pytest.raises(UsageError, match="leave out --cache-features"):
-            build(TrainingConfig, {"cache_features": True, **changed})
+            parse_settings(TrainingConfig, {"cache_features": True, **changed})
     with pytest.raises(UsageError, match="this model has none; use --encoder"):
-        build(RunConfig, {"training": TrainingConfig(cache_features=True)})
+        parse_settings(RunConfig, {"training": TrainingConfig(cache_features=True)})

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from Project7 import dataset
-from Project7.config import DataConfig
 from Project7.dataset import epoch_order, load_batches, mixed_order, open_dataset
 from Project7.errors import ProjectError, UsageError
+from Project7.training_config import DataConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_IMAGENET = ROOT.parent / "shared" / "data" / "tiny-imagenet-200.zip"

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Project7.batch import Batch, BatchRandom
-from Project7.config import DiffusionConfig
 from Project7.diffusion_model import DiffusionColorizer, make_unet, pad_to_multiple
 from Project7.encoder import SHIPPED
 from Project7.errors import UsageError
+from Project7.model_config import DiffusionConfig
 
 EPSILON = {"prediction_type": "epsilon"}
 V = {"prediction_type": "v_prediction"}

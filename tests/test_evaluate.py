@@ -12,12 +12,15 @@ from skimage import metrics as reference
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from Project7 import evaluate
+from Project7.answer_config import EvaluateConfig
 from Project7.checkpoints import save_checkpoint
 from Project7.cli import command
-from Project7.config import DataConfig, DiffusionConfig, EvaluateConfig, RegressionConfig, RunConfig
+from Project7.config import RunConfig
 from Project7.dataset import ImageSet
 from Project7.errors import ProjectError, UsageError
-from Project7.methods import build
+from Project7.methods import build_model
+from Project7.model_config import DiffusionConfig, RegressionConfig
+from Project7.training_config import DataConfig
 
 SIZE = 32
 
@@ -48,7 +51,7 @@ def models(tmp_path_factory):
         torch.manual_seed(3)
         config = RunConfig(model=kind, data=DataConfig(image_size=SIZE))
         (folder / name).mkdir()
-        checkpoint = {"model_state_dict": build(kind).state_dict(), "config": config.model_dump(mode="json")}
+        checkpoint = {"model_state_dict": build_model(kind).state_dict(), "config": config.model_dump(mode="json")}
         save_checkpoint(folder / name / "best_model.pth", checkpoint)
         (folder / name / "config.json").write_text(json.dumps(checkpoint["config"]))
     return folder
@@ -141,7 +144,7 @@ def test_hints_reach_the_network_and_are_part_of_the_protocol(tmp_path):
     """An untrained model knows nothing of colours: with every pixel told, its answer changes."""
     kind = DiffusionConfig(features=(8, 16), timesteps=50, hints=True)
     config = RunConfig(model=kind, data=DataConfig(image_size=SIZE))
-    checkpoint = {"model_state_dict": build(kind).state_dict(), "config": config.model_dump(mode="json")}
+    checkpoint = {"model_state_dict": build_model(kind).state_dict(), "config": config.model_dump(mode="json")}
     save_checkpoint(tmp_path / "told.pth", checkpoint)
     photos = some_photos(2)
     plain, told = (

@@ -19,18 +19,21 @@ import torch.nn.functional as F
 from PIL import Image
 
 from Project7 import export as module
+from Project7.answer_config import STEPS
 from Project7.checkpoints import load_model, save_checkpoint
 from Project7.cli import command
 from Project7.color import channels_first, rgb_to_lab
 from Project7.colorize import Colorizer
-from Project7.config import STEPS, ClassificationConfig, DataConfig, DiffusionConfig, RegressionConfig, RunConfig
+from Project7.config import RunConfig
 from Project7.diffusion_export import known_channels
 from Project7.encoder import SHIPPED
 from Project7.errors import ProjectError, UsageError
 from Project7.export import export_model
 from Project7.export_parts import ExportGraph
-from Project7.methods import build
+from Project7.methods import build_model
+from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.samplers import make_sampler
+from Project7.training_config import DataConfig
 
 TINY = {"features": (8, 16), "time_dim": 16}
 SEEING = {"encoder": SHIPPED, "encoder_size": 48, "chroma_scale": 4}
@@ -66,7 +69,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for name, kind in KINDS.items():
         torch.manual_seed(1)
-        model = build(kind)
+        model = build_model(kind)
         if name.startswith("classes"):
             model.centres.normal_(0, 30)
         if name == "seeing":

@@ -8,18 +8,12 @@ import pytest
 from pydantic import BaseModel
 
 from Project7 import cli, errors, recipe
-from Project7.config import (
-    SECTIONS,
-    ColorizeConfig,
-    DataConfig,
-    ObjectiveConfig,
-    TrainingConfig,
-    build,
-    setting,
-    setting_fields,
-)
+from Project7.answer_config import ColorizeConfig
+from Project7.config import SECTIONS
 from Project7.errors import UsageError
 from Project7.flags import Parser, add_settings, default_text, given, hyphenated
+from Project7.settings import parse_settings, setting, setting_fields
+from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 
 V2 = SECTIONS | {"objective": ObjectiveConfig}
 RECIPES = {
@@ -97,7 +91,7 @@ def test_only_what_was_given_is_there():
 
 def test_flags_and_configuration_agree_about_what_a_person_types():
     typed = parse(SECTIONS["model"], "--features", "8,16", "--no-zero-terminal-snr", "--min_snr_gamma=5", "--hints")
-    config = build(SECTIONS["model"], typed)
+    config = parse_settings(SECTIONS["model"], typed)
     assert (config.features, config.zero_terminal_snr, config.min_snr_gamma, config.hints) == ((8, 16), False, 5, True)
 
 
@@ -168,7 +162,7 @@ def test_no_setting_of_a_recipe_has_the_flag_of_another():
 def test_the_flags_of_the_objective():
     parser = recipe.make_parser(RECIPES["v2"])
     typed = "--mse-weight 2 --perceptual-weight=0.2 --gan --adversarial_weight 0.05 --perceptual-net random"
-    objective = build(ObjectiveConfig, given(parser.parse_args(typed.split()), ObjectiveConfig))
+    objective = parse_settings(ObjectiveConfig, given(parser.parse_args(typed.split()), ObjectiveConfig))
     assert (objective.mse_weight, objective.perceptual_weight, objective.perceptual_net) == (2, 0.2, "random")
     assert (objective.gan, objective.adversarial_weight) == (True, 0.05)
     assert given(parser.parse_args(["--no-gan"]), ObjectiveConfig) == {"gan": False}

@@ -6,11 +6,13 @@ import torch
 
 from Project7 import color
 from Project7.colorize import Colorizer
-from Project7.config import DataConfig, DiffusionConfig, RegressionConfig, RunConfig
+from Project7.config import RunConfig
 from Project7.encoder import SHIPPED
 from Project7.errors import UsageError
 from Project7.hints import Spot, find_spots, hint_maps, hold, influence, nearness
-from Project7.methods import build
+from Project7.methods import build_model
+from Project7.model_config import DiffusionConfig, RegressionConfig
+from Project7.training_config import DataConfig
 
 
 def two_halves(size: int = 40, low: float = -0.3, high: float = 0.5) -> torch.Tensor:
@@ -30,7 +32,7 @@ def ab_of(picture) -> torch.Tensor:
 
 def colorizer(kind) -> Colorizer:
     torch.manual_seed(0)
-    return Colorizer(build(kind).eval(), RunConfig(model=kind, data=DataConfig(image_size=40)))
+    return Colorizer(build_model(kind).eval(), RunConfig(model=kind, data=DataConfig(image_size=40)))
 
 
 # -- a working picture -----------------------------------------------------------------------------------------------

@@ -17,7 +17,10 @@ PACKAGE = ROOT / "Project7"
 # A module imports only from the lines above its own.
 ORDER = """
 __init__ errors
-atomic_file config color processes
+settings
+atomic_file answer_config loss_config training_config color processes
+model_config
+config
 flags model_folder photo metrics batch guided_filter export_parts
 dataset download palette layers discriminator samplers augment candidates hints painting provenance
 feature_networks color_head

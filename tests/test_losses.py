@@ -10,7 +10,7 @@ from skimage.color import rgb2lab
 from torch import Tensor
 
 from Project7 import color, losses
-from Project7.config import LOSS_WEIGHTS, PRESETS, LossConfig
+from Project7.loss_config import LOSS_WEIGHTS, PRESETS, LossConfig
 from Project7.losses import ColorizationLossEnhanced, ColorizationLossSimple, ColorizationWeightedLoss, make_loss
 from Project7.perceptual_loss import load_lpips
 

@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from Project7.config import RunConfig, TrainingConfig
+from Project7.config import RunConfig
 from Project7.errors import ProjectError, UsageError
 from Project7.model_folder import (
     ModelFolder,
@@ -30,6 +30,7 @@ from Project7.model_folder import (
     write_config,
     write_history,
 )
+from Project7.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD_NAMES = ["a", "0", "model-1", "A.b_c-9", "x" * 64, "v2.0", "a--b"]

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from Project7 import color, losses
 from Project7.batch import Batch, BatchRandom, Estimate, Step
-from Project7.config import LOSS_WEIGHTS, PRESETS, DiffusionConfig, LossConfig, ObjectiveConfig, RegressionConfig
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.discriminator import adversarial_loss, discriminator_loss, feature_matching_loss
+from Project7.loss_config import LOSS_WEIGHTS, PRESETS, LossConfig
 from Project7.losses import make_loss
+from Project7.model_config import DiffusionConfig, RegressionConfig
 from Project7.objective import Objective
 from Project7.perceptual_loss import WeightsMissing
 from Project7.regression_model import RegressionColorizer
+from Project7.training_config import ObjectiveConfig
 
 SIZE = 16
 AB_MEAN, AB_STD = torch.tensor([2.1, 8.9]), torch.tensor([12.6, 17.7])

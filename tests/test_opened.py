@@ -8,21 +8,23 @@ from PIL import Image
 from Project7 import color
 from Project7.color_head import ColorHead
 from Project7.colorize import Colorizer
-from Project7.config import ENCODER, ClassificationConfig, DataConfig, DiffusionConfig, RegressionConfig, RunConfig
+from Project7.config import RunConfig
 from Project7.errors import UsageError
-from Project7.methods import build
+from Project7.methods import build_model
+from Project7.model_config import ENCODER, ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.opened import as_hex
 from Project7.painting import paint
 from Project7.palette import Palette
 from Project7.photo import from_array
 from Project7.provenance import read_provenance
+from Project7.training_config import DataConfig
 
 SMALL = {"features": (8, 16), "time_dim": 16, "hints": True, "timesteps": 50}
 
 
 def colorizer(kind) -> Colorizer:
     torch.manual_seed(0)
-    model = build(kind).eval().requires_grad_(False)
+    model = build_model(kind).eval().requires_grad_(False)
     if isinstance(getattr(model, "head", None), ColorHead):
         model.head.set_palette(Palette(torch.randn(kind.bins, 2) * 40, torch.ones(kind.bins)))
         model.head.project.weight.mul_(8)  # loud: places differ in what they know

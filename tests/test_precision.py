@@ -4,18 +4,12 @@ import pytest
 import torch
 
 from Project7 import precision
-from Project7.config import (
-    ENCODER,
-    ClassificationConfig,
-    DataConfig,
-    DiffusionConfig,
-    RegressionConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from Project7.config import RunConfig
 from Project7.errors import UsageError
-from Project7.methods import build
+from Project7.methods import build_model
+from Project7.model_config import ENCODER, ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.trainer import compile_networks, make_accelerator
+from Project7.training_config import DataConfig, TrainingConfig
 
 TINY = {
     "diffusion": DiffusionConfig(features=(8, 16), time_dim=16),
@@ -79,7 +73,7 @@ def test_compiling_is_refused_where_it_gains_nothing():
 
 @pytest.mark.parametrize("method", TINY)
 def test_compiled_networks_keep_the_names_of_their_weights(monkeypatch, method):
-    model = build(TINY[method])
+    model = build_model(TINY[method])
     names = list(model.state_dict())
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
@@ -92,7 +86,7 @@ def test_compiled_networks_keep_the_names_of_their_weights(monkeypatch, method):
 @pytest.mark.parametrize("method", TINY)
 def test_channels_last_changes_no_number(method):
     """On CUDA the weights are laid out so; the rest of the code must not care."""
-    model = build(TINY[method])
+    model = build_model(TINY[method])
     if method == "classification":
         model.set_palette(precision.Palette(torch.randn(8, 2) * 30, torch.ones(8)))
     L = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1

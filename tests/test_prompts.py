@@ -10,9 +10,11 @@ import pexpect
 import pytest
 
 from Project7 import prompts, recipe
-from Project7.config import SECTIONS, LossConfig, ObjectiveConfig, RunConfig, to_json
+from Project7.config import SECTIONS, RunConfig, to_json
+from Project7.loss_config import LossConfig
 from Project7.model_folder import list_models
 from Project7.prompts import missing_flags, questions
+from Project7.training_config import ObjectiveConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "Project7" / "train_diffusion.py"

@@ -4,18 +4,13 @@ import pytest
 from rich.console import Console
 
 from Project7 import prompts, recipe
-from Project7.config import (
-    SECTIONS,
-    LossConfig,
-    ObjectiveConfig,
-    RegressionConfig,
-    RunConfig,
-    TrainingConfig,
-    build,
-    to_json,
-)
+from Project7.config import SECTIONS, RunConfig, to_json
 from Project7.errors import UsageError
+from Project7.loss_config import LossConfig
+from Project7.model_config import RegressionConfig
 from Project7.perceptual_loss import WeightsMissing
+from Project7.settings import parse_settings
+from Project7.training_config import ObjectiveConfig, TrainingConfig
 
 MSE = recipe.Recipe("train.py", "About.", SECTIONS)
 V2 = recipe.Recipe("train_v2.py", "About.", SECTIONS | {"objective": ObjectiveConfig}, stages=True)
@@ -278,7 +273,8 @@ def test_a_recipe_without_consequences_has_the_same_settings_whatever_is_answere
 def test_what_is_answered_brings_the_other_defaults_along(of, given, loss, outputs, rate, course):
     kinds = of.sections_with(given)
     found = {
-        name: build(kind, {n: v for n, v in given.items() if n in kind.model_fields}) for name, kind in kinds.items()
+        name: parse_settings(kind, {n: v for n, v in given.items() if n in kind.model_fields})
+        for name, kind in kinds.items()
     }
     assert (found["loss"].loss, found["model"].outputs, found["data"].image_size) == (loss, outputs, 256)
     assert (found["training"].learning_rate, found["training"].lr_schedule) == (rate, course)
@@ -289,7 +285,7 @@ def test_what_is_answered_brings_the_other_defaults_along(of, given, loss, outpu
 def test_a_loss_that_does_not_exist_is_said_by_the_settings_and_not_here():
     kinds = SIMPLE.sections_with({"loss": "huber"})
     with pytest.raises(UsageError, match="--loss huber: input should be"):
-        build(kinds["loss"], {"loss": "huber"})
+        parse_settings(kinds["loss"], {"loss": "huber"})
 
 
 @pytest.mark.parametrize("of", [SIMPLE, RESTORATION])
@@ -347,7 +343,7 @@ def test_where_the_features_are_there_nothing_is_asked(monkeypatch):
 )
 def test_a_person_says_how_to_go_on_without_the_features(monkeypatch, answer):
     objective, asked = settle(monkeypatch, ObjectiveConfig(gan=True, mse_weight=2), answers=[answer])
-    assert objective == build(ObjectiveConfig, {"gan": True, "mse_weight": 2} | answer)
+    assert objective == parse_settings(ObjectiveConfig, {"gan": True, "mse_weight": 2} | answer)
     assert asked == [("They cannot be had.", "VGG16", True)]
 
 
@@ -406,5 +402,5 @@ def test_the_network_of_lpips_is_asked_for_by_its_name(monkeypatch, net, network
 def test_the_other_terms_of_a_loss_stay_where_lpips_has_no_network(monkeypatch, answer):
     given = {"loss": "enhanced", "preset": "vibrant", "ab_weight": 7, "b_weight": 2}
     loss, _ = settle_lpips(monkeypatch, LossConfig(**given), answers=[answer])
-    assert loss == build(LossConfig, given | answer)
+    assert loss == parse_settings(LossConfig, given | answer)
     assert (loss.ab_weight, loss.b_weight, loss.preset) == (7, 2, "vibrant")

@@ -12,11 +12,14 @@ from Project7 import colorize as painting
 from Project7.batch import Batch, BatchRandom
 from Project7.checkpoints import load_model, save_checkpoint
 from Project7.colorize import Colorizer
-from Project7.config import DataConfig, LossConfig, RegressionConfig, RunConfig
+from Project7.config import RunConfig
 from Project7.encoder import SHIPPED
 from Project7.guided_filter import enlarge
+from Project7.loss_config import LossConfig
+from Project7.model_config import RegressionConfig
 from Project7.objective import Objective
 from Project7.regression_model import RegressionColorizer
+from Project7.training_config import DataConfig
 
 LAB = {"outputs": "lab"}
 VARIANTS = {

@@ -6,21 +6,13 @@ import pytest
 
 from Project7 import recipe, resume
 from Project7.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
-from Project7.config import (
-    PRESETS,
-    SECTIONS,
-    ClassificationConfig,
-    DataConfig,
-    DiffusionConfig,
-    LossConfig,
-    ObjectiveConfig,
-    RegressionConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from Project7.config import SECTIONS, RunConfig
 from Project7.errors import UsageError
-from Project7.methods import build
+from Project7.loss_config import PRESETS, LossConfig
+from Project7.methods import build_model
+from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
+from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 
 HERE = Path("config.json")
 V2 = SECTIONS | {"objective": ObjectiveConfig}
@@ -307,7 +299,7 @@ def test_a_damaged_history_is_set_aside_and_said_and_the_run_goes_on(tmp_path):
 def trained(tmp_path_factory):
     """A file of weights: small, untrained, but a model's."""
     path = tmp_path_factory.mktemp("old") / "best_model.pth"
-    model = build(STORED.model)
+    model = build_model(STORED.model)
     save_checkpoint(path, {"model_state_dict": model.state_dict(), "config": STORED.model_dump(mode="json")})
     return path
 
@@ -339,7 +331,7 @@ def test_another_method_is_pointed_to_its_script(trained):
 def test_a_palette_comes_with_the_weights(tmp_path):
     config = RunConfig(model=ClassificationConfig(width=4, blocks=(1, 1, 1, 1), bins=8))
     path = tmp_path / "best_model.pth"
-    model = build(config.model)
+    model = build_model(config.model)
     model.centres.uniform_(-50, 50)
     save_checkpoint(path, {"model_state_dict": model.state_dict(), "config": config.model_dump(mode="json")})
     settings, weights = resume.starting_point(path, ClassificationConfig, {"rebalance": "0"})
@@ -351,7 +343,7 @@ def test_a_palette_comes_with_the_weights(tmp_path):
 
 def test_a_file_that_does_not_fit_itself_is_not_blamed_on_flags(tmp_path):
     path = tmp_path / "best_model.pth"
-    weights = build(DiffusionConfig(features=(8, 32))).state_dict()
+    weights = build_model(DiffusionConfig(features=(8, 32))).state_dict()
     save_checkpoint(path, {"model_state_dict": weights, "config": STORED.model_dump(mode="json")})
     with pytest.raises(CheckpointError, match="do not fit the model that its configuration describes"):
         resume.starting_point(path, DiffusionConfig, {"min_snr_gamma": "5"})

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from Project7 import config, samplers
-from Project7.config import SAMPLERS, DiffusionConfig
+from Project7 import samplers
+from Project7.answer_config import SAMPLERS
 from Project7.errors import UsageError
+from Project7.model_config import DiffusionConfig
 from Project7.samplers import even_places, make_noise_scheduler, make_sampler, respaced_betas, sample, shifted_betas
 
 MEAN, STD, COUNT = 0.2, 0.3, 4000
@@ -286,7 +287,7 @@ def test_zero_terminal_snr_leaves_the_first_step_as_it_is(timesteps):
 def test_refused_schedules_name_the_flags_that_cure(schedule):
     names = ("prediction_type", "beta_schedule", "zero_terminal_snr")
     with pytest.raises(UsageError) as error:
-        config.build(DiffusionConfig, dict(zip(names, schedule, strict=True)))
+        settings.build(DiffusionConfig, dict(zip(names, schedule, strict=True)))
     message = str(error.value)
     assert "--beta-schedule linear" in message
     if schedule[2]:
@@ -310,7 +311,7 @@ def test_a_schedule_that_leaves_a_picture_is_refused_here_too(timesteps):
 
 
 def test_classic_choices_alone_mean_the_classic_pair():
-    conf = config.build(DiffusionConfig, {"prediction_type": "epsilon"})
+    conf = settings.build(DiffusionConfig, {"prediction_type": "epsilon"})
     assert (conf.beta_schedule, conf.zero_terminal_snr) == ("linear", False)
     make_noise_scheduler(conf)
 
@@ -359,7 +360,7 @@ def test_a_shift_divides_the_signal_to_noise_ratio_by_its_square(schedule, times
 @every_shifted
 def test_a_shift_of_1_leaves_the_schedule_bit_for_bit(schedule):
     """Models of before keep their schedule."""
-    without = config.build(DiffusionConfig, dict(zip(("prediction_type", "beta_schedule"), schedule, strict=False)))
+    without = settings.build(DiffusionConfig, dict(zip(("prediction_type", "beta_schedule"), schedule, strict=False)))
     assert torch.equal(
         make_noise_scheduler(settings(schedule)).alphas_cumprod, make_noise_scheduler(without).alphas_cumprod
     )

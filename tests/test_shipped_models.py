@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from Project7 import evaluate, model_folder
+from Project7.answer_config import EvaluateConfig
 from Project7.checkpoints import load_checkpoint
-from Project7.config import EvaluateConfig
 from Project7.dataset import open_photos
 from Project7.model_folder import open_folder
 

@@ -20,22 +20,14 @@ from terminal import answer, open_terminal
 from Project7 import recipe, train_classification, train_diffusion, train_diffusion_v2
 from Project7.checkpoints import load_checkpoint
 from Project7.cli import command
-from Project7.config import (
-    SECTIONS,
-    ClassificationConfig,
-    DataConfig,
-    ObjectiveConfig,
-    RunConfig,
-    build,
-    extra,
-    from_json,
-    to_json,
-    with_defaults,
-)
+from Project7.config import SECTIONS, RunConfig, from_json, to_json
 from Project7.dataset import open_dataset
 from Project7.errors import ProjectError, UsageError
-from Project7.methods import build as build_model
+from Project7.methods import build_model
+from Project7.model_config import ClassificationConfig
 from Project7.palette import fit_palette, load_palette
+from Project7.settings import declared, parse_settings, with_defaults
+from Project7.training_config import DataConfig, ObjectiveConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "Project7" / "train_classification.py"
@@ -447,11 +439,11 @@ def test_other_defaults_for_a_recipe_leave_the_settings_as_they_are():
     changed = with_defaults(ObjectiveConfig, hide=("mse_weight",), perceptual_weight=0.0, gan_scales=3)
     assert changed().model_dump() == ObjectiveConfig().model_dump() | {"perceptual_weight": 0.0, "gan_scales": 3}
     assert (ObjectiveConfig().perceptual_weight, ObjectiveConfig().gan_scales) == (0.1, 1)
-    assert extra(changed.model_fields["mse_weight"], "ask") is None
-    assert extra(ObjectiveConfig.model_fields["mse_weight"], "ask") == "MSE weight"
-    assert extra(changed.model_fields["perceptual_weight"], "ask") == "Perceptual weight"
+    assert declared(changed.model_fields["mse_weight"], "ask") is None
+    assert declared(ObjectiveConfig.model_fields["mse_weight"], "ask") == "MSE weight"
+    assert declared(changed.model_fields["perceptual_weight"], "ask") == "Perceptual weight"
     with pytest.raises(UsageError, match="--gan-scales 4"):
-        build(changed, {"gan_scales": "4"})
+        parse_settings(changed, {"gan_scales": "4"})
     assert set(changed.model_fields) == set(ObjectiveConfig.model_fields)
 
 

@@ -27,13 +27,16 @@ from Project7.checkpoints import load_checkpoint
 from Project7.cli import command
 from Project7.color import channels_first, rgb_to_lab
 from Project7.colorize import Colorizer
-from Project7.config import PRESETS, LossConfig, RegressionConfig, RunConfig, TrainingConfig
+from Project7.config import RunConfig
 from Project7.dataset import ImageSet
 from Project7.errors import UsageError
+from Project7.loss_config import PRESETS, LossConfig
+from Project7.model_config import RegressionConfig
 from Project7.model_folder import ModelFolder
 from Project7.perceptual_loss import WeightsMissing
 from Project7.trainer import make_accelerator
 from Project7.trainer import train as train_steps
+from Project7.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "Project7" / "train_colorization_simple.py"

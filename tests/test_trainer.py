@@ -23,14 +23,16 @@ from accelerate.state import AcceleratorState
 from Project7 import color, model_folder, trainer
 from Project7.batch import Step
 from Project7.checkpoints import load_checkpoint, load_model
-from Project7.config import DiffusionConfig, ObjectiveConfig, RegressionConfig, RunConfig, TrainingConfig
+from Project7.config import RunConfig
 from Project7.dataset import ImageSet
 from Project7.encoder import SHIPPED, Encoder
 from Project7.feature_cache import open_features
 from Project7.health import Finding
+from Project7.model_config import DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
 from Project7.objective import Objective
 from Project7.trainer import Collapsed, TrainingFailed, learning_rate, make_accelerator, train
+from Project7.training_config import ObjectiveConfig, TrainingConfig
 
 WALL_CLOCK = ("seconds", "images_per_second")
 

@@ -26,13 +26,15 @@ from starlette.testclient import TestClient
 
 from Project7 import color, model_folder, web
 from Project7.checkpoints import save_checkpoint
-from Project7.config import DataConfig, DiffusionConfig, RegressionConfig, RunConfig
+from Project7.config import RunConfig
 from Project7.guard import limited
 from Project7.jobs import JobEnded, QueueFull, Worker
-from Project7.methods import build
+from Project7.methods import build_model
+from Project7.model_config import DiffusionConfig, RegressionConfig
 from Project7.painting import paint
 from Project7.provenance import read_provenance
 from Project7.studio import Limits, Studio
+from Project7.training_config import DataConfig
 
 KINDS = {
     "mine": DiffusionConfig(features=(8, 16), time_dim=16, hints=True, timesteps=50),
@@ -44,7 +46,7 @@ def write_model(folder: Path, kind, seed: int = 0) -> None:
     torch.manual_seed(seed)
     config = RunConfig(model=kind, data=DataConfig(image_size=32))
     folder.mkdir(parents=True, exist_ok=True)
-    weights = build(kind).state_dict()
+    weights = build_model(kind).state_dict()
     save_checkpoint(folder / "best_model.pth", {"model_state_dict": weights, "config": config.model_dump(mode="json")})
     model_folder.write_config(model_folder.ModelFolder(folder), config)
 

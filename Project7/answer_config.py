@@ -1,0 +1,120 @@
+"""How a trained model answers, in `colorize` and in `evaluate` alike."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel
+
+from Project7.settings import SETTINGS, setting
+
+STEPS = 10  # of denoising: more bring nothing (benchmarks/RESULTS.md)
+GUIDANCE = 2.0  # of models with an encoder
+CANDIDATES = 1  # answers drawn for one that is shown
+CALM = 0.0
+FAST_STEPS = 5  # of --fast: as good as 1,000 of ancestral sampling, a little paler than ten
+SAMPLERS = ("ddim", "ddpm", "dpm++", "dpm++-sde", "euler", "euler-a", "unipc")
+# How a model answers, in `colorize` and in `evaluate` alike.
+Steps = Annotated[int, setting(STEPS, "denoising steps of a diffusion model", ge=1, le=10_000)]
+Sampler = Annotated[Literal[SAMPLERS], setting("dpm++", "sampler of a diffusion model")]
+Guidance = Annotated[
+    float | None,
+    setting(
+        None,
+        "how much more a diffusion model heeds what its encoder sees: 1 is as trained, more is bolder and surer "
+        f"(default: {GUIDANCE:g} for models with an encoder)",
+        ge=1,
+        le=10,
+    ),
+]
+Candidates = Annotated[
+    int, setting(CANDIDATES, "answers that a diffusion model draws, to show the one they agree on most", ge=1, le=64)
+]
+Calm = Annotated[
+    float,
+    setting(
+        CALM, "0: the chosen answer, bold; 1: the mean of what is likely, right more often and plainer", ge=0, le=1
+    ),
+]
+Saturation = Annotated[
+    float, setting(1.0, "strength of the colours: 0 is gray, 1 as the model answers, 2 twice as strong", ge=0, le=2)
+]
+Warmth = Annotated[
+    float, setting(0.0, "Lab units by which all colours move towards yellow; below 0 towards blue", ge=-30, le=30)
+]
+Temperature = Annotated[
+    float | None,
+    setting(
+        None, "of a classification model's annealed mean: 1 is the mean, 0 the mode (default: as trained)", ge=0, le=10
+    ),
+]
+Precision = Annotated[
+    Literal["fp32", "bf16"],
+    setting(
+        "fp32", "arithmetic of the network: full, or autocast to bfloat16 (twice as fast where the hardware knows it)"
+    ),
+]
+Together = Annotated[int, setting(32, "pictures that go through the network together", ge=1, le=4096)]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], setting("auto", "where to compute")]
+
+
+class ColorizeConfig(BaseModel):
+    """How a trained model colours a photo."""
+
+    model_config = SETTINGS
+
+    seed: int = setting(0, "the same seed gives the same colours", ge=0, lt=2**63)
+    variants: int = setting(1, "different answers for each photo", ge=1, le=1000)
+    guidance: Guidance
+    candidates: Candidates
+    calm: Calm
+    saturation: Saturation
+    warmth: Warmth
+    steps: Steps
+    fast: bool = setting(False, f"one candidate in {FAST_STEPS} denoising steps: a fraction of the time")
+    sampler: Sampler
+    temperature: Temperature
+    variety: float | None = setting(
+        None, "how far a classification model leaves the likeliest answer (0; with --variants 1)", ge=0, le=10
+    )
+    format: Literal["png", "jpg", "webp"] = setting("png", "of the pictures: lossless, or smaller files")
+    confidence: bool = setting(False, "also write a classification model's map of where it is sure (white)")
+    precision: Precision
+    working_size: int | None = setting(
+        None,
+        "short side of the picture that the network sees, in pixels (default: as trained; a smaller photo's own)",
+        ge=8,
+        le=4096,
+    )
+    batch_size: Together
+    device: Device
+
+
+class EvaluateConfig(BaseModel):
+    """How models are measured."""
+
+    model_config = SETTINGS
+
+    limit: int | None = setting(None, "use only this many photos", ge=2)
+    size: int | None = setting(
+        None, "side of the centre squares in pixels (default: that of the first model's training)", ge=16, le=1024
+    )
+    samples: int = setting(1, "answers to each photo: more than 1 gives best-of and diversity", ge=1, le=1000)
+    seed: int = setting(0, "of the samples", ge=0, lt=2**63)
+    guidance: Guidance
+    candidates: Candidates
+    calm: Calm
+    saturation: Saturation
+    steps: Steps
+    sampler: Sampler
+    temperature: Temperature
+    hints: int = setting(
+        0, "random pixels of each photo whose true colours are told, to models trained with --hints", ge=0, le=4096
+    )
+    precision: Precision
+    lpips_weights: str | None = setting(
+        None, "file of torchvision's AlexNet, for LPIPS (default: torchvision's cache; never downloaded)", min_length=1
+    )
+    inception_weights: str | None = setting(
+        None, "file of torch-fidelity's Inception-v3, for FID (default: torch's cache; never downloaded)", min_length=1
+    )
+    batch_size: Together
+    device: Device
