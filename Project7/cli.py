@@ -113,7 +113,7 @@ def colorize(arguments: argparse.Namespace) -> int:
 
 def show_outcomes(outcomes, total: int, output: Path, console) -> int:
     """Progress, what was left out and why, and a last line. Returns 1 if a file failed."""
-    from Project7.report import counting
+    from Project7.counting import counting
 
     counts = {"done": 0, "exists": 0, "failed": 0}
     with counting(console) as progress:
@@ -173,8 +173,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from Project7 import evaluate as evaluation
     from Project7.checkpoints import load_checkpoint
     from Project7.config import from_dict
+    from Project7.counting import counting
     from Project7.dataset import open_photos
-    from Project7.report import counting, evaluation_table, write_evaluation_pictures
+    from Project7.report import evaluation_table, write_evaluation_pictures
 
     evaluation.check_files(settings)
     configs = {n: from_dict(load_checkpoint(path)["config"], path) for n, path in zip(names, paths, strict=True)}
@@ -338,9 +339,9 @@ def add_data(commands) -> None:
 def data(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from Project7.counting import counting
     from Project7.dataset import open_dataset
     from Project7.metrics import colorfulness
-    from Project7.report import counting
 
     parse_settings(TrainingConfig, {"seed": arguments.seed})
     config: DataConfig = parse_settings(DataConfig, flags.given(arguments, DataConfig))
@@ -379,10 +380,10 @@ def palette(arguments: argparse.Namespace) -> int:
     if picture == arguments.output:
         raise UsageError(f"--output {arguments.output}: that name is for the picture of the palette; use FILE.npz.")
 
+    from Project7.counting import counting
     from Project7.dataset import open_dataset
     from Project7.palette import draw_palette, fit_palette, save_palette
     from Project7.photo import save_png
-    from Project7.report import counting
 
     with counting(Console(stderr=True)) as progress:
         training, _ = open_dataset(config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress)
@@ -409,8 +410,8 @@ def add_download(commands) -> None:
 def download(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from Project7.counting import counting
     from Project7.download import download_tiny_imagenet
-    from Project7.report import counting
 
     address: dict[str, Any] = {"url": arguments.url} if arguments.url else {}
     with counting(Console(stderr=True)) as progress:

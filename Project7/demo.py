@@ -57,7 +57,7 @@ def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
         console.print(f"Colouring with the model that an earlier demo trained: {folder.path}.", highlight=False)
         return 0
     with console.status("Starting ..."):
-        from Project7.dataset import sample_photos
+        from Project7.photo_source import sample_photos
         from Project7.precision import settle_precision
         from Project7.trainer import make_accelerator, train
 
@@ -92,8 +92,8 @@ def show_photos(folder: ModelFolder, output: Path, console: Console) -> None:
     """Colours the held-out photos, and says where the pictures are."""
     from Project7.color import channels_first, channels_last, gray
     from Project7.colorize import Colorizer
-    from Project7.dataset import sample_photos
     from Project7.photo import open_photo, save_png, side_by_side
+    from Project7.photo_source import sample_photos
 
     samples = next(iter(sample_photos().values())).parent
     with console.status("Colouring ..."):

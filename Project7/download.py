@@ -6,10 +6,10 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 from Project7.atomic_file import write_text
+from Project7.counting import Counting
 from Project7.errors import ProjectError, UsageError, sentence
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -17,10 +17,8 @@ _NAME = "tiny-imagenet-200"
 _SILENCE = 30  # seconds without a byte, and the connection is given up
 _BLOCK = 1 << 18
 
-Counter = Callable[[str, int, int], None]
 
-
-def download_tiny_imagenet(to: Path, *, url: str = TINY_IMAGENET_URL, progress: Counter | None = None) -> Path:
+def download_tiny_imagenet(to: Path, *, url: str = TINY_IMAGENET_URL, progress: Counting | None = None) -> Path:
     """Returns the folder `to`/tiny-imagenet-200. Nothing is fetched again that is there already.
 
     Raises ProjectError, in one sentence with the cure, where the network or the archive is at fault.
@@ -38,7 +36,7 @@ def download_tiny_imagenet(to: Path, *, url: str = TINY_IMAGENET_URL, progress: 
     return folder
 
 
-def fetch(url: str, target: Path, progress: Counter | None) -> None:
+def fetch(url: str, target: Path, progress: Counting | None) -> None:
     """Downloads to `target`.part and renames it when it is whole.
 
     A part of the same file is continued (RFC 9110, 14.2).
@@ -67,7 +65,7 @@ def fetch(url: str, target: Path, progress: Counter | None) -> None:
     return None
 
 
-def receive(answer, part: Path, tag: Path, have: int, progress: Counter | None) -> None:
+def receive(answer, part: Path, tag: Path, have: int, progress: Counting | None) -> None:
     """Writes what the server sends behind the first `have` bytes.
 
     Raises OSError where it sends less than it promised.
@@ -87,7 +85,7 @@ def receive(answer, part: Path, tag: Path, have: int, progress: Counter | None) 
         raise OSError(f"{have:,} of {total:,} bytes came")
 
 
-def unpack(archive: Path, folder: Path, progress: Counter | None) -> None:
+def unpack(archive: Path, folder: Path, progress: Counting | None) -> None:
     """Unpacks beside and renames.
 
     The archive's own checksums are checked on the way; no member may leave the folder.

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from Project7.batch import keyed_generator
 from Project7.checkpoints import load_model
 from Project7.colorize import Colorizer, pick_device
 from Project7.config import RunConfig
-from Project7.dataset import ImageSet
+from Project7.counting import Counting
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_networks import FeaturesMissing
 from Project7.frechet import FRECHET, file_sha256, find_inception, find_networks, frechet
+from Project7.image_set import ImageSet
 from Project7.methods import METHODS
 from Project7.painting import paint, shrink
 
@@ -36,7 +37,6 @@ RESAMPLES = 1000  # of the bootstrap
 PROTOCOL = 2  # raise it when the same photos and answers give other numbers
 _TOGETHER = 64  # photos measured at a time
 Measures = dict[str, np.ndarray]  # name -> a value a photo (N,)
-Counter = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def baselines(photos: ImageSet) -> list[Answer]:
 
 @torch.no_grad()
 def answer(
-    weights: Path, name: str, photos: ImageSet, settings: EvaluateConfig, progress: Counter | None = None
+    weights: Path, name: str, photos: ImageSet, settings: EvaluateConfig, progress: Counting | None = None
 ) -> Answer:
     """Colours every photo `settings.samples` times. The noise of a sample is keyed by seed, sample and photo, so that
     neither the order of the photos nor the size of the batches matters."""
@@ -230,7 +230,7 @@ def evaluate(
     settings: EvaluateConfig,
     *,
     split: str | None = None,
-    progress: Counter | None = None,
+    progress: Counting | None = None,
 ) -> dict[str, Any]:
     """{"protocol": ..., "rows": [...], "differences": [...]}, as `--json` writes it.
 

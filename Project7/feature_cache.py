@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,15 @@ import torch
 from torch import Tensor
 
 from Project7 import color
-from Project7.dataset import ImageSet, default_cache_dir
+from Project7.counting import Counting
 from Project7.encoder import Encoder, Maps
 from Project7.errors import ProjectError, sentence
+from Project7.image_cache import default_cache_dir
+from Project7.image_set import ImageSet
 
 _VERSION = 1  # raise it when the same photos and encoder give other numbers
 _TOGETHER = 16  # photos at a time: more leave the processor's cache
 _CHUNK = 64  # rows written at a time
-
-Counter = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
 
 class FeatureCache:
@@ -54,7 +53,7 @@ def open_features(
     *,
     mirror: bool = True,
     cache_dir: Path | None = None,
-    progress: Counter | None = None,
+    progress: Counting | None = None,
 ) -> FeatureCache:
     """The features of a set from the cache, computed first where they are not there; a stopped computation goes on.
 
@@ -93,7 +92,7 @@ def map_shapes(encoder: Encoder, images: ImageSet) -> tuple[tuple[int, ...], ...
 
 
 def compute(
-    encoder: Encoder, images: ImageSet, part: Path, width: int, mirrored: bool, progress: Counter | None
+    encoder: Encoder, images: ImageSet, part: Path, width: int, mirrored: bool, progress: Counting | None
 ) -> None:
     """Appends row after row, so that a run that was stopped goes on behind the last whole row."""
     row_bytes, count = 2 * width, len(images.images)

@@ -5,7 +5,6 @@ the K-means centres of real pixels, dense where photos are. All ab here are in L
 """
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from Project7 import color
 from Project7.atomic_file import replacing
+from Project7.counting import Counting
 from Project7.errors import ProjectError, UsageError
 
 NEIGHBOURS = 5  # centres that share a pixel in the soft encoding
@@ -23,8 +23,6 @@ _LARGEST = 128  # |a| and |b| of every colour of sRGB are below it
 _STEP = 0.5  # Lab units: side of the cells in which pixels are counted before K-means
 _BATCH = 64  # photos whose colours are counted at a time
 _GRAY = 2.0  # a set whose colours all lie within this of gray has no palette
-
-Counter = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
 
 class Palette(NamedTuple):
@@ -38,7 +36,7 @@ def palette_weights(prefix: str, palette: Palette) -> dict[str, Tensor]:
 
 
 def fit_palette(
-    images: np.ndarray, bins: int = 313, *, photos: int = 20_000, seed: int = 0, progress: Counter | None = None
+    images: np.ndarray, bins: int = 313, *, photos: int = 20_000, seed: int = 0, progress: Counting | None = None
 ) -> Palette:
     """K-means on the colours of up to `photos` photos, (N, S, S, 3) uint8; every pixel of them counts.
 
@@ -63,7 +61,7 @@ def fit_palette(
     return Palette(torch.tensor(centres[by_frequency], dtype=torch.float32), torch.tensor(mass[by_frequency]))
 
 
-def count_colours(images: np.ndarray, order: np.ndarray, progress: Counter | None) -> tuple[np.ndarray, np.ndarray]:
+def count_colours(images: np.ndarray, order: np.ndarray, progress: Counting | None) -> tuple[np.ndarray, np.ndarray]:
     """The cells of ab that occur, (P, 2), at the mean of the cell, and how many pixels each has, (P,)."""
     side = round(2 * _LARGEST / _STEP)
     counts = torch.zeros(side * side, dtype=torch.float64)

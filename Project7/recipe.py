@@ -350,8 +350,8 @@ def starting_weights(config: RunConfig, images, console: Console) -> dict[str, A
 
 def make_palette(config: RunConfig, images, console: Console):
     """That of a file, or fitted to the training images."""
+    from Project7.counting import counting
     from Project7.palette import fit_palette, load_palette
-    from Project7.report import counting
 
     model = config.model
     if model.palette:
@@ -367,9 +367,9 @@ def look_at(config: RunConfig, images, cache_dir: Path | None, console: Console)
     """What the encoder sees in the training images, where that is to be computed once and kept; else None."""
     if not config.training.cache_features:
         return None
+    from Project7.counting import counting
     from Project7.encoder import Encoder
     from Project7.feature_cache import open_features
-    from Project7.report import counting
 
     encoder = Encoder(config.model.encoder, config.model.encoder_size)
     with counting(console) as progress:
@@ -395,8 +395,8 @@ def watch(run, folder: ModelFolder, config: RunConfig, accelerator, console: Con
 
 
 def open_images(config: RunConfig, cache_dir: Path | None, console: Console):
+    from Project7.counting import counting
     from Project7.dataset import open_dataset
-    from Project7.report import counting
 
     with counting(console) as progress:
         images = open_dataset(config.data, seed=config.training.seed, cache_dir=cache_dir, progress=progress)

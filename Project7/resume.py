@@ -5,8 +5,8 @@ from typing import Any
 
 from Project7.checkpoints import CheckpointError, load_checkpoint, rebuild, unsealed_note
 from Project7.config import RunConfig, from_dict
-from Project7.dataset import ImageSet
 from Project7.errors import UsageError
+from Project7.image_set import ImageSet
 from Project7.model_folder import ModelFolder, read_history, set_aside
 from Project7.processes import is_main_process
 from Project7.settings import Sections, declared, inherited, parse_settings, setting_fields

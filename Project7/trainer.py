@@ -24,9 +24,9 @@ from Project7.atomic_file import as_json, replacing
 from Project7.batch import Batch, BatchRandom, Step
 from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint, load_moments, save_checkpoint
 from Project7.config import RunConfig
-from Project7.dataset import ImageSet, load_batches
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_cache import FeatureCache
+from Project7.image_set import ImageSet, load_batches
 from Project7.methods import build_model
 from Project7.metrics import colorfulness, psnr
 from Project7.model_folder import ModelFolder

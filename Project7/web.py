@@ -225,7 +225,7 @@ async def open_photo(request: Request, studio: InStudio, image: Annotated[Upload
 @router.post("/api/photos/sample", status_code=201)
 async def open_sample(request: Request, studio: InStudio) -> dict[str, Any]:
     """Opens the photo that comes with the toolkit."""
-    from Project7.dataset import sample_photos
+    from Project7.photo_source import sample_photos
 
     content = sample_photos()[_SAMPLE].read_bytes()
     shelved = await finished(studio.light.submit(lambda job: studio.read(content)), request)

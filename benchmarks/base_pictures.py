@@ -21,9 +21,10 @@ from PIL import Image
 from Project7 import color, errors
 from Project7.answer_config import EvaluateConfig
 from Project7.colorize import Colorizer
-from Project7.dataset import open_photos, read, scan, split
+from Project7.dataset import open_photos
 from Project7.evaluate import draw_hints, generator
 from Project7.photo import open_photo, side_by_side
+from Project7.photo_source import hold_out, read_bytes, scan
 from Project7.report import sheet
 from Project7.training_config import DataConfig
 
@@ -63,10 +64,10 @@ def small_photos(colorizer: Colorizer, data: str, to: Path) -> None:
 
 def large_photos(colorizer: Colorizer, data: str, to: Path) -> None:
     source = scan(data)
-    _, held_out = split(source, DataConfig().val_fraction, seed=0)
+    _, held_out = hold_out(source, DataConfig().val_fraction, seed=0)
     rows = []
     for photo in held_out[:8]:
-        opened = open_photo(read(source.root, source.is_zip, photo.name))
+        opened = open_photo(read_bytes(source.root, source.is_zip, photo.name))
         gray = color.channels_last(color.gray(color.channels_first(opened.rgb)[None]))[0]
         rows.append(side_by_side([gray, np.asarray(colorizer.colorize(opened)), opened.rgb]))
     height = [max(row.shape[0] for row in rows[i : i + 2]) for i in range(0, 8, 2)]

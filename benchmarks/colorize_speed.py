@@ -21,7 +21,7 @@ sys.path[0] = str(ROOT)
 import numpy as np
 from PIL import Image
 
-from Project7.dataset import sample_photos
+from Project7.photo_source import sample_photos
 
 
 def large_photo(path: Path, megapixels: float) -> None:

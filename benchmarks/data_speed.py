@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from Project7.dataset import epoch_order, load_batches, open_dataset
+from Project7.dataset import open_dataset
+from Project7.image_set import epoch_order, load_batches
 from Project7.training_config import DataConfig
 
 

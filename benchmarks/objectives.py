@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from Project7.config import RunConfig
-from Project7.dataset import ImageSet
+from Project7.image_set import ImageSet
 from Project7.loss_config import LossConfig
 from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder

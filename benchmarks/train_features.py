@@ -27,9 +27,10 @@ from torch.nn import functional as F
 from Project7 import color, errors
 from Project7.atomic_file import replacing
 from Project7.colorize import pick_device
-from Project7.dataset import ImageSet, epoch_order, open_dataset
+from Project7.dataset import open_dataset
 from Project7.errors import ProjectError, StopSignals, UsageError, sentence
 from Project7.feature_networks import NETWORKS, SIZE, TinyVGG, folded, save_network, shipped
+from Project7.image_set import ImageSet, epoch_order
 from Project7.training_config import DataConfig
 
 BATCH = 128

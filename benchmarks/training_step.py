@@ -31,8 +31,9 @@ from torch.utils.data import DataLoader, Dataset
 from Project7 import color
 from Project7.batch import Batch, BatchRandom
 from Project7.config import RunConfig
-from Project7.dataset import ImageSet, open_dataset
+from Project7.dataset import open_dataset
 from Project7.diffusion_model import DiffusionColorizer
+from Project7.image_set import ImageSet
 from Project7.model_config import DiffusionConfig
 from Project7.model_folder import ModelFolder
 from Project7.report import Report

@@ -17,11 +17,11 @@ from PIL import Image
 from Project7 import cli, demo, model_folder
 from Project7.checkpoints import save_checkpoint
 from Project7.config import RunConfig, to_json
-from Project7.dataset import sample_photos
 from Project7.errors import ProjectError, UsageError
 from Project7.methods import build_model
 from Project7.model_config import DiffusionConfig
 from Project7.model_folder import ModelFolder
+from Project7.photo_source import sample_photos
 from Project7.training_config import DataConfig, ObjectiveConfig
 
 ROOT = Path(__file__).resolve().parent.parent

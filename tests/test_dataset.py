@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from Project7 import dataset
-from Project7.dataset import epoch_order, load_batches, mixed_order, open_dataset
+from Project7 import dataset, image_cache, image_set, photo_source
+from Project7.dataset import open_dataset
 from Project7.errors import ProjectError, UsageError
+from Project7.image_set import epoch_order, load_batches, mixed_order
 from Project7.training_config import DataConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,7 +146,7 @@ def test_the_cache_is_used_again_and_follows_the_source(tmp_path, monkeypatch):
     before, _ = opened(folder, tmp_path / "cache")
     assert before.summary.built
     with monkeypatch.context() as blocked:
-        blocked.setattr(dataset, "decode", lambda *a, **k: pytest.fail("decoded again"))
+        blocked.setattr(image_cache, "decode", lambda *a, **k: pytest.fail("decoded again"))
         again, _ = opened(folder, tmp_path / "cache")
         assert not again.summary.built
         assert np.array_equal(again.images, before.images)
@@ -215,14 +216,14 @@ def test_too_many_broken_files_stop_with_their_names(tmp_path, share):
 
 def test_a_file_deleted_while_building_counts_as_broken_and_afterwards_does_no_harm(tmp_path, monkeypatch):
     folder = folder_of(tmp_path / "photos", 40)
-    original = dataset.split
+    original = photo_source.hold_out
 
     def delete_one(source, fraction, seed):
         parts = original(source, fraction, seed)
         (folder / parts[0][0].name).unlink()
         return parts
 
-    monkeypatch.setattr(dataset, "split", delete_one)
+    monkeypatch.setattr(dataset, "hold_out", delete_one)
     training, _ = opened(folder, tmp_path / "cache")
     assert len(training.summary.broken) == 1
     shutil.rmtree(folder)
@@ -235,7 +236,7 @@ import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from Project7 import errors
-from Project7.config import DataConfig
+from Project7.training_config import DataConfig
 from Project7.dataset import open_dataset
 def progress(what, done, total):
     print(done, flush=True)
@@ -282,7 +283,7 @@ def test_of_two_builders_one_waits(tmp_path):
 def test_workers_and_no_workers_decode_alike(tmp_path, monkeypatch):
     data = folder_of(tmp_path / "photos", 560)
     pooled, _ = opened(data, tmp_path / "a")
-    monkeypatch.setattr(dataset, "_ALONE", 10_000)
+    monkeypatch.setattr(image_cache, "_ALONE", 10_000)
     alone, _ = opened(data, tmp_path / "b")
     assert pooled.names == alone.names
     assert pooled.fingerprint == alone.fingerprint
@@ -292,7 +293,7 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dataset, "write_pixels", full)
+    monkeypatch.setattr(image_cache, "write_pixels", full)
     with pytest.raises(ProjectError, match=r"No space left.*--cache-dir"):
         opened(folder_of(tmp_path / "photos", 3), tmp_path / "cache")
 
@@ -312,7 +313,7 @@ def test_batches_are_what_was_asked_for(tmp_path, workers):
 
 
 def test_a_worker_that_dies_gives_the_hint(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset._Pictures, "__getitem__", lambda self, indices: os._exit(1))
+    monkeypatch.setattr(image_set._Pictures, "__getitem__", lambda self, indices: os._exit(1))
     with pytest.raises(ProjectError, match="--num-workers 0"):
         list(load_batches(np.zeros((4, 8, 8, 3), np.uint8), [np.arange(2)] * 3, num_workers=1))
 
@@ -325,11 +326,11 @@ def test_epoch_order_is_a_pure_permutation():
 
 
 def test_the_built_in_photos(tmp_path):
-    assert len(dataset.sample_photos()) == 5
+    assert len(photo_source.sample_photos()) == 5
     training, validation = opened("samples", tmp_path / "cache", crops=3)
     assert len(training.images) == 12
     assert len(validation.images) == 3
-    content = io.BytesIO(next(iter(dataset.sample_photos().values())).read_bytes())
+    content = io.BytesIO(next(iter(photo_source.sample_photos().values())).read_bytes())
     assert Image.open(content).mode == "RGB"
 
 

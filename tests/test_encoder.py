@@ -11,13 +11,14 @@ from torch import nn
 
 from Project7 import color, encoder, feature_cache, feature_networks
 from Project7.batch import BatchRandom
-from Project7.dataset import ImageSet, sample_photos
 from Project7.encoder import SHIPPED, Encoder, fold_norms, view_shape
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_cache import open_features
 from Project7.feature_networks import FeaturesMissing
+from Project7.image_set import ImageSet
 from Project7.neck import Neck, drop_features
 from Project7.photo import open_photo
+from Project7.photo_source import sample_photos
 
 SMALL = "test_efficientnet"  # of timm: made for tests, the same kind of network
 

@@ -16,8 +16,8 @@ from Project7.answer_config import EvaluateConfig
 from Project7.checkpoints import save_checkpoint
 from Project7.cli import command
 from Project7.config import RunConfig
-from Project7.dataset import ImageSet
 from Project7.errors import ProjectError, UsageError
+from Project7.image_set import ImageSet
 from Project7.methods import build_model
 from Project7.model_config import DiffusionConfig, RegressionConfig
 from Project7.training_config import DataConfig

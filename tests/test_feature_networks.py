@@ -15,7 +15,6 @@ from PIL import Image
 from torch import nn
 
 from Project7 import feature_networks
-from Project7.dataset import ImageSet
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_networks import (
     NETWORKS,
@@ -30,6 +29,7 @@ from Project7.feature_networks import (
     save_network,
     shipped,
 )
+from Project7.image_set import ImageSet
 from Project7.perceptual_loss import WeightsMissing, load_perceptual
 
 ROOT = Path(__file__).resolve().parent.parent

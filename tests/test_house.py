@@ -18,10 +18,12 @@ PACKAGE = ROOT / "Project7"
 ORDER = """
 __init__ errors
 settings
-atomic_file answer_config loss_config training_config color processes
+counting atomic_file answer_config loss_config training_config color processes
 model_config
 config
 flags model_folder photo metrics batch guided_filter export_parts
+photo_source image_set
+image_cache
 dataset download palette layers discriminator samplers augment candidates hints painting provenance
 feature_networks color_head
 perceptual_loss encoder

@@ -1,4 +1,4 @@
-"""A fourth method is its own module, its settings, a line in methods.py, one in config.py and a recipe: nothing else.
+"""A fourth method is its own module, its settings, two lines (methods.py, model_config.py) and a recipe: nothing else.
 
 The package is copied, a toy is added (every photo gets one colour, which is learnt), and the public programs train,
 resume, diagnose, evaluate, export and colour with it.
@@ -117,7 +117,8 @@ RECIPE = '''
 import sys
 
 from Project7 import errors, recipe
-from Project7.config import SECTIONS, ConstantConfig
+from Project7.config import SECTIONS
+from Project7.model_config import ConstantConfig
 
 
 def main(argv=None):
@@ -136,11 +137,11 @@ def house(tmp_path_factory):
     package = shutil.copytree(ROOT / "Project7", root / "Project7", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "constant_model.py").write_text(MODULE)
     (package / "train_constant.py").write_text(RECIPE)
-    config = (package / "config.py").read_text().replace("METHOD_CONFIGS: ", SETTINGS, 1)
+    config = (package / "model_config.py").read_text().replace("METHOD_CONFIGS: ", SETTINGS, 1)
     config = config.replace(
         '"diffusion": DiffusionConfig,', '"diffusion": DiffusionConfig,\n    "constant": ConstantConfig,'
     )
-    (package / "config.py").write_text(config)
+    (package / "model_config.py").write_text(config)
     methods = (package / "methods.py").read_text()
     methods = methods.replace("METHODS = {", 'METHODS = {\n    "constant": ConstantColorizer,', 1)
     methods = methods.replace(

@@ -102,7 +102,7 @@ def test_a_training_step_on_cuda_waits_for_nothing(tmp_path, method):
     """No transfer to the host inside the step: torch raises on one."""
     import numpy as np
 
-    from Project7.dataset import ImageSet
+    from Project7.image_set import ImageSet
     from Project7.model_folder import ModelFolder
     from Project7.trainer import Run
 

@@ -45,7 +45,8 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from Project7 import errors, prompts
-from Project7.config import SECTIONS, ObjectiveConfig
+from Project7.config import SECTIONS
+from Project7.training_config import ObjectiveConfig
 
 def mse(given):
     return SECTIONS

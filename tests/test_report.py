@@ -7,10 +7,11 @@ import pytest
 from rich.console import Console
 
 from Project7.config import RunConfig
+from Project7.counting import counting
 from Project7.loss_config import LossConfig
 from Project7.model_config import ClassificationConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
-from Project7.report import Report, clock, counting, numbers, objective_text, run_table, sheet, terms
+from Project7.report import Report, clock, numbers, objective_text, run_table, sheet, terms
 from Project7.trainer import Comparison, Progress
 from Project7.training_config import DataConfig, ObjectiveConfig
 

@@ -28,8 +28,8 @@ from Project7.cli import command
 from Project7.color import channels_first, rgb_to_lab
 from Project7.colorize import Colorizer
 from Project7.config import RunConfig
-from Project7.dataset import ImageSet
 from Project7.errors import UsageError
+from Project7.image_set import ImageSet
 from Project7.loss_config import PRESETS, LossConfig
 from Project7.model_config import RegressionConfig
 from Project7.model_folder import ModelFolder

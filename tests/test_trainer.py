@@ -24,10 +24,10 @@ from Project7 import color, model_folder, trainer
 from Project7.batch import Step
 from Project7.checkpoints import load_checkpoint, load_model
 from Project7.config import RunConfig
-from Project7.dataset import ImageSet
 from Project7.encoder import SHIPPED, Encoder
 from Project7.feature_cache import open_features
 from Project7.health import Finding
+from Project7.image_set import ImageSet
 from Project7.model_config import DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
 from Project7.objective import Objective
@@ -639,7 +639,7 @@ def test_two_processes_train_as_one_with_every_term(tmp_path):
     """Two processes (gloo) with batches of two, and this one with batches of four: one model, one discriminator."""
     objective = terms(gan=True, feature_matching_weight=1.0, gan_start=1, gan_warmup=1)
     code = (
-        "import sys, test_trainer as t; from Project7.config import ObjectiveConfig as O;"
+        "import sys, test_trainer as t; from Project7.training_config import ObjectiveConfig as O;"
         "t.run(t.Path(sys.argv[1]), t.config(epochs=1, batch_size=2, objective=O.model_validate_json(sys.argv[2])))"
     )
     with socket.socket() as free:

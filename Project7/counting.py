@@ -1,0 +1,24 @@
+"""Work that can be counted: what it tells while it goes on, and the progress bar that shows it."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+Counting = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+
+
+@contextlib.contextmanager
+def counting(console: Console) -> Iterator[Counting]:
+    """A progress bar as a function (what, done, total), for work that counts. Silent where there is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield progress

@@ -1,0 +1,167 @@
+"""Which photos a data set holds: Tiny ImageNet, any folder or zip, or the built-in samples.
+
+No torch here: the command line lists and checks data without it.
+"""
+
+import importlib.util
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from Project7.errors import ProjectError, UsageError, sentence
+from Project7.training_config import IMAGE_SUFFIXES
+
+SAMPLES = "samples"
+_SAMPLE_FILES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+
+
+class SourcePhoto(NamedTuple):
+    """A file of a source: its name inside it, its class, and what changes when its content does."""
+
+    name: str
+    label: str
+    identity: str
+
+
+@dataclass(frozen=True)
+class Source:
+    root: str  # the folder, or the zip file
+    is_zip: bool
+    training: tuple[SourcePhoto, ...]
+    validation: tuple[SourcePhoto, ...] | None  # None: the set has no such part
+
+
+def sample_photos() -> dict[str, Path]:
+    """The real colour photos that scikit-image's package carries, found without importing it."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise ProjectError(
+            "The built-in photos come with scikit-image, which is not installed: pip install scikit-image."
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    return {Path(name).stem: folder / name for name in _SAMPLE_FILES if (folder / name).exists()}
+
+
+def scan(data: str) -> Source:
+    """What images a source holds, and how they are divided. Raises UsageError with the cure where there are none."""
+    cure = "give a folder or zip of images; `project7 download` gets Tiny ImageNet, --data samples needs nothing"
+    path = Path(data)
+    if data == SAMPLES and not path.exists():
+        files = sample_photos().values()
+        return Source(str(next(iter(files)).parent), False, tuple(_on_disk(f.parent, f.name) for f in files), None)
+    if path.is_dir():
+        photos = scan_folder(path)
+    elif zipfile.is_zipfile(path):
+        photos = scan_zip(path)
+    else:
+        what = "is neither a folder nor a zip" if path.exists() else "does not exist"
+        raise UsageError(f"--data {data} {what}; {cure}.")
+    if not photos:
+        raise UsageError(f"--data {data} holds no image ({', '.join(IMAGE_SUFFIXES)}); {cure}.")
+    return divide(str(path), not path.is_dir(), photos)
+
+
+def scan_folder(root: Path) -> list[SourcePhoto]:
+    names = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if _visible(name)]
+        inside = Path(folder).relative_to(root)
+        names += [(inside / name).as_posix() for name in files if _is_image(name)]
+    return [_on_disk(root, name) for name in sorted(names)]
+
+
+def _on_disk(root: Path, name: str) -> SourcePhoto:
+    try:
+        status = (root / name).stat()
+    except OSError:  # a dangling link: reading it will say so
+        return SourcePhoto(name, "", "unreadable")
+    return SourcePhoto(name, "", f"{status.st_size}:{status.st_mtime_ns}")
+
+
+def scan_zip(path: Path) -> list[SourcePhoto]:
+    """Members are known by their checksums: a zip that was moved or touched is still the same."""
+    try:
+        members = _archive(str(path)).infolist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        raise UsageError(f"--data {path} is a damaged zip ({sentence(error)}); copy or download it again.") from None
+    photos = [
+        SourcePhoto(m.filename, "", f"{m.file_size}:{m.CRC}")
+        for m in members
+        if _is_image(m.filename) and all(map(_visible, m.filename.split("/")))
+    ]
+    return sorted(photos)
+
+
+@cache
+def _archive(path: str) -> zipfile.ZipFile:
+    """One open archive a process: a ZipFile must not be shared by processes."""
+    return zipfile.ZipFile(path)
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and _visible(name.rsplit("/", 1)[-1])
+
+
+def divide(root: str, is_zip: bool, photos: Sequence[SourcePhoto]) -> Source:
+    """Finds the official layout of Tiny ImageNet, or any `train/` and `val/`, below at most one common folder."""
+    tops = {photo.name.split("/")[0] for photo in photos}
+    prefix = f"{tops.pop()}/" if len(tops) == 1 and not tops & {"train", "val"} else ""
+    parts: dict[str, list[SourcePhoto]] = {"train": [], "val": []}
+    for photo in photos:
+        part = photo.name.removeprefix(prefix).split("/")[0]
+        if part in parts:
+            parts[part].append(photo)
+    if not parts["train"] or not parts["val"]:
+        return Source(root, is_zip, tuple(photos), None)
+    labels = _val_labels(root, is_zip, f"{prefix}val/val_annotations.txt")
+    training = [p._replace(label=_wnid(p.name.removeprefix(prefix))) for p in parts["train"]]
+    validation = [p._replace(label=labels.get(PurePosixPath(p.name).name, "")) for p in parts["val"]]
+    return Source(root, is_zip, tuple(training), tuple(validation))
+
+
+def _wnid(name: str) -> str:
+    """train/n01443537/images/n01443537_0.JPEG -> n01443537"""
+    folders = name.split("/")
+    return folders[1] if len(folders) > 2 else ""
+
+
+def _val_labels(root: str, is_zip: bool, name: str) -> dict[str, str]:
+    try:
+        text = read_bytes(root, is_zip, name).decode()
+    except (OSError, KeyError, UnicodeDecodeError):
+        return {}
+    return {line.split("\t")[0]: line.split("\t")[1] for line in text.splitlines() if "\t" in line}
+
+
+def read_bytes(root: str, is_zip: bool, name: str) -> bytes:
+    return _archive(root).read(name) if is_zip else (Path(root) / name).read_bytes()
+
+
+def hold_out(source: Source, fraction: float, seed: int) -> tuple[tuple[SourcePhoto, ...], tuple[SourcePhoto, ...]]:
+    """Training and validation photos.
+
+    Where the set is not divided, a seeded share is kept for validation, photo by photo.
+    """
+    if source.validation:
+        return source.training, source.validation
+    order = shuffled(source.training, seed)
+    if len(order) == 1:
+        return order, order
+    kept = max(1, round(fraction * len(order)))
+    return tuple(sorted(order[kept:])), order[:kept]
+
+
+def shuffled(photos: Sequence[SourcePhoto], seed: int) -> tuple[SourcePhoto, ...]:
+    """A seeded order in which any first N are spread over the whole set."""
+    order = np.random.default_rng(seed).permutation(len(photos))
+    return tuple(photos[i] for i in order)
