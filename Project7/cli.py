@@ -86,7 +86,8 @@ def colorize(arguments: argparse.Namespace) -> int:
         )
 
     from Project7.checkpoints import unsealed_note
-    from Project7.colorize import Colorizer, colorize_files, method_options, plan_outputs
+    from Project7.colorize import Colorizer, method_options
+    from Project7.colorize_files import colorize_files, plan_outputs
 
     plan = {"variants": settings.variants, "confidence": settings.confidence, "suffix": f".{settings.format}"}
     jobs = own_share(plan_outputs(found, arguments.output, **plan))
@@ -175,7 +176,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from Project7.config import from_dict
     from Project7.counting import counting
     from Project7.dataset import open_photos
-    from Project7.report import evaluation_table, write_evaluation_pictures
+    from Project7.evaluation_report import evaluation_table, write_evaluation_pictures
 
     evaluation.check_files(settings)
     configs = {n: from_dict(load_checkpoint(path)["config"], path) for n, path in zip(names, paths, strict=True)}
@@ -213,7 +214,7 @@ def compare(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from Project7.evaluate import joined, read_result
-    from Project7.report import evaluation_table
+    from Project7.evaluation_report import evaluation_table
 
     results = [(str(path), read_result(path)) for path in arguments.results]
     rows = joined(results, despite=arguments.despite)
@@ -307,7 +308,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
     from Project7 import health
     from Project7.atomic_file import replacing
-    from Project7.report import draw_curves, show_diagnosis
+    from Project7.doctor_report import draw_curves, show_diagnosis
 
     folder = model_folder.existing_folder(arguments.models_dir, arguments.name)
     console = Console(width=None if sys.stdout.isatty() else 160)

@@ -4,12 +4,10 @@ The network works on a small copy of the photo's lightness; its chroma is enlarg
 lightness (guided_filter.py), which is kept as it is. So the cost of the network does not grow with the photo.
 """
 
-import dataclasses
 import hashlib
 import math
 import os
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,17 +22,16 @@ from Project7.answer_config import FAST_STEPS, ColorizeConfig
 from Project7.checkpoints import load_model
 from Project7.config import RunConfig
 from Project7.encoder import Maps, resize, view_shape
-from Project7.errors import ProjectError, UsageError, sentence
+from Project7.errors import UsageError
 from Project7.hints import Hint, Spot, find_spots, hint_maps, hold, influence, nearness
 from Project7.methods import METHODS
 from Project7.model_folder import default_models_dir, find_weights
 from Project7.opened import OpenPhoto
 from Project7.painting import as_photo, full_lightness, paint, photo_noise, shrink
-from Project7.photo import Photo, open_photo, save_photo, save_png, to_image
+from Project7.photo import Photo, to_image
 
 _LONGEST = 4  # sides of the working picture differ at most by this factor: a 65,500 x 1 strip stays cheap
 _AREA = 2.0  # training squares: a larger working picture is unlike any, and a panorama becomes a rainbow
-_PIXELS_TOGETHER = 16_000_000  # of the photos that wait for one batch
 
 
 class Colorizer:
@@ -345,122 +342,3 @@ def pick_device(name: str) -> torch.device:
     if not available.get(name):
         raise UsageError(f"--device {name}: there is no such device here; use --device auto.")
     return torch.device(name)
-
-
-# -- files and folders -----------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One photo and the files its answers go to."""
-
-    source: Path
-    targets: tuple[Path, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of a job: "done", "exists" (left as it is) or "failed"; `text` says why or what to know."""
-
-    job: Job
-    kind: str
-    text: str = ""
-
-
-def plan_outputs(
-    found: Sequence[tuple[Path, Path]], output: Path, *, variants: int, confidence: bool = False, suffix: str = ".png"
-) -> list[Job]:
-    """`found` (file, path relative to its folder) -> jobs: OUTPUT/<subfolder>/<stem>.png, or <stem>-1.png ... for
-    variants, with another suffix where that is given.
-
-    Two inputs of one stem keep their full names (a.jpg.png), so no answer overwrites another. Raises UsageError where
-    even those clash, or where an output would be an input.
-    """
-    short = [targets(output / relative.parent, relative.stem, variants, suffix) for _, relative in found]
-    names = Counter(path for paths in short for path in paths)
-    jobs = [
-        Job(
-            file,
-            paths
-            if all(names[p] == 1 for p in paths)
-            else targets(output / relative.parent, relative.name, variants, suffix),
-        )
-        for (file, relative), paths in zip(found, short, strict=True)
-    ]
-    sources = {file.resolve() for file, _ in found}
-    taken: set[Path] = set()
-    for job in jobs:
-        for path in (*job.targets, *[confidence_path(job)] * confidence):
-            if path in taken:
-                raise UsageError(
-                    f"{job.source}: another photo would be written to {path} as well; use another --output for it."
-                )
-            if path.resolve() in sources:
-                raise UsageError(f"{path} is one of the photos to be coloured; use another --output.")
-            taken.add(path)
-    return jobs
-
-
-def confidence_path(job: Job) -> Path:
-    return job.targets[0].with_name(f"{job.targets[0].stem}-confidence.png")
-
-
-def targets(folder: Path, name: str, variants: int, suffix: str) -> tuple[Path, ...]:
-    if variants == 1:
-        return (folder / f"{name}{suffix}",)
-    return tuple(folder / f"{name}-{k}{suffix}" for k in range(1, variants + 1))
-
-
-def colorize_files(
-    colorizer: Colorizer, jobs: Sequence[Job], *, seed: int, batch_size: int, force: bool, **options: Any
-) -> Iterator[Outcome]:
-    """Colours files one batch after the other. options: those of Colorizer.colorize_photos, and `confidence`.
-
-    A file that cannot be read or written is an Outcome; the rest goes on.
-    """
-    batch: list[tuple[Job, Photo]] = []
-    for job in jobs:
-        if not force and all(path.exists() for path in job.targets):
-            yield Outcome(job, "exists", f"{job.targets[0]} exists; --force makes it anew")
-            continue
-        try:
-            photo = open_photo(job.source)
-        except (ProjectError, OSError) as error:
-            yield Outcome(job, "failed", sentence(error))
-            continue
-        most = batch_size // (len(job.targets) * options.get("candidates", 1))
-        if batch and not fits(colorizer, batch, photo, most, options.get("working_size")):
-            yield from colorize_batch(colorizer, batch, seed=seed, **options)
-            batch = []
-        batch.append((job, photo))
-    if batch:
-        yield from colorize_batch(colorizer, batch, seed=seed, **options)
-
-
-def fits(
-    colorizer: Colorizer, batch: list[tuple[Job, Photo]], photo: Photo, most: int, working_size: int | None
-) -> bool:
-    """Whether a photo may go through the network with those waiting: one working shape, and little memory in all."""
-    first, size = batch[0][1].rgb.shape[:2], photo.rgb.shape[:2]
-    pixels = sum(p.rgb.shape[0] * p.rgb.shape[1] for _, p in batch) + size[0] * size[1]
-    same = colorizer.shapes(size, working_size) == colorizer.shapes(first, working_size)
-    return same and len(batch) < most and pixels <= _PIXELS_TOGETHER
-
-
-def colorize_batch(
-    colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, confidence: bool = False, **options: Any
-) -> Iterator[Outcome]:
-    seeds = range(seed, seed + len(batch[0][0].targets))
-    answers = colorizer.colorize_photos([photo for _, photo in batch], seeds=seeds, **options)
-    for (job, photo), pictures in zip(batch, answers, strict=True):
-        try:
-            for path, rgb in zip(job.targets, pictures, strict=True):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_photo(path, rgb, alpha=photo.alpha, exif=photo.exif)
-            if confidence:
-                sure = colorizer.confidence(photo, working_size=options.get("working_size"))
-                save_png(confidence_path(job), np.repeat((sure * 255).round().astype(np.uint8)[..., None], 3, axis=2))
-        except (ProjectError, OSError) as error:
-            yield Outcome(job, "failed", sentence(error))
-        else:
-            yield Outcome(job, "done", "; ".join(photo.notes))

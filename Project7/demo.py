@@ -92,8 +92,9 @@ def show_photos(folder: ModelFolder, output: Path, console: Console) -> None:
     """Colours the held-out photos, and says where the pictures are."""
     from Project7.color import channels_first, channels_last, gray
     from Project7.colorize import Colorizer
-    from Project7.photo import open_photo, save_png, side_by_side
+    from Project7.photo import open_photo, save_png
     from Project7.photo_source import sample_photos
+    from Project7.sheet import side_by_side
 
     samples = next(iter(sample_photos().values())).parent
     with console.status("Colouring ..."):

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -261,16 +261,6 @@ def _srgb_profile() -> bytes:
     """LittleCMS's sRGB, 588 bytes. Its date of creation (bytes 24 to 35) is now; here always the same."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return profile[:24] + bytes((7, 208, 0, 1, 0, 1)) + bytes(6) + profile[36:]  # 2000-01-01
-
-
-def side_by_side(pictures: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
-    """Pictures (H, W_i, 3) uint8 of one height in a row, with white gaps -> (H, W, 3) uint8."""
-    if not pictures or len({picture.shape[0] for picture in pictures}) > 1:
-        heights = [picture.shape[0] for picture in pictures]
-        raise ProjectError(f"pictures of one height go side by side, not of heights {heights}.")
-    white = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
-    row = [part for picture in pictures for part in (white, picture)][1:]
-    return np.concatenate(row, axis=1)
 
 
 # ---- from bytes to Photo

@@ -407,7 +407,7 @@ def open_images(config: RunConfig, cache_dir: Path | None, console: Console):
 
 
 def describe(folder: ModelFolder, config: RunConfig, images, accelerator):
-    from Project7.report import run_table
+    from Project7.run_summary import run_table
 
     return run_table(
         folder, config, training=len(images[0].images), validation=len(images[1].images), device=str(accelerator.device)

@@ -27,8 +27,9 @@ from Project7.jobs import Job, JobEnded
 from Project7.model_folder import ModelSummary
 from Project7.opened import Answer, OpenPhoto
 from Project7.painting import bands
-from Project7.photo import as_png, side_by_side
+from Project7.photo import as_png
 from Project7.provenance import MOST_HINTS, GivenHint, read_hints
+from Project7.sheet import side_by_side
 from Project7.studio import Asked, NotHere, Shelved, Studio
 
 _STATIC = Path(__file__).resolve().parent / "static"

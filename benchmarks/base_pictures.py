@@ -23,9 +23,9 @@ from Project7.answer_config import EvaluateConfig
 from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
 from Project7.evaluate import draw_hints, generator
-from Project7.photo import open_photo, side_by_side
+from Project7.photo import open_photo
 from Project7.photo_source import hold_out, read_bytes, scan
-from Project7.report import sheet
+from Project7.sheet import sheet, side_by_side
 from Project7.training_config import DataConfig
 
 GAP = 12  # pixels between the blocks of a page

@@ -24,7 +24,7 @@ from Project7.checkpoints import load_model
 from Project7.dataset import open_dataset
 from Project7.metrics import ab_rmse, colorfulness, energy_score, psnr
 from Project7.photo import save_png
-from Project7.report import sheet
+from Project7.sheet import sheet
 from Project7.training_config import DataConfig
 
 SAMPLERS = [("ddim", 5), ("ddim", 10), ("ddim", 20), ("dpm++", 5), ("dpm++", 10), ("dpm++", 20), ("unipc", 10),

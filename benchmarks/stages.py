@@ -21,7 +21,7 @@ from Project7 import color
 from Project7.checkpoints import load_model
 from Project7.dataset import open_dataset
 from Project7.metrics import ab_rmse, colorfulness, energy_score, psnr
-from Project7.report import sheet
+from Project7.sheet import sheet
 from Project7.training_config import DataConfig
 
 BANDS = {"dark": (0, 33), "middle": (33, 67), "light": (67, 101)}

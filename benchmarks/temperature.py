@@ -20,7 +20,7 @@ from benchmarks.stages import answers, measures
 from Project7 import color
 from Project7.checkpoints import load_model
 from Project7.dataset import open_dataset
-from Project7.report import sheet
+from Project7.sheet import sheet
 from Project7.training_config import DataConfig
 
 TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14, 0.0)

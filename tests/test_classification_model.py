@@ -25,7 +25,8 @@ from Project7.classification_model import (
     true_histograms,
 )
 from Project7.cli import command
-from Project7.colorize import Colorizer, colorize_files, method_options, plan_outputs
+from Project7.colorize import Colorizer, method_options
+from Project7.colorize_files import colorize_files, plan_outputs
 from Project7.config import RunConfig
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.encoder import SHIPPED

@@ -16,8 +16,8 @@ from test_evaluate import noisy, result_of, some_photos
 from Project7 import color, evaluate, feature_networks, frechet
 from Project7.answer_config import EvaluateConfig
 from Project7.errors import UsageError
+from Project7.evaluation_report import evaluation_table
 from Project7.feature_networks import JudgeResNet, save_network, shipped
-from Project7.report import evaluation_table
 
 
 class Colours(torch.nn.Module):

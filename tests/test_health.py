@@ -17,10 +17,10 @@ from rich.console import Console
 
 from Project7 import health, recipe, resume
 from Project7.config import SECTIONS, RunConfig
+from Project7.doctor_report import curves_of, draw_curves, show_diagnosis, sparkline
 from Project7.health import MATURE, Finding, Record, Window, diagnose
 from Project7.loss_config import LOSS_WEIGHTS, LossConfig
 from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
-from Project7.report import curves_of, draw_curves, show_diagnosis, sparkline
 from Project7.training_config import ObjectiveConfig, TrainingConfig
 
 # -- made-up runs ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "Project7"
 # A module imports only from the lines above its own.
 ORDER = """
 __init__ errors
-settings
+settings sheet
 counting atomic_file answer_config loss_config training_config color processes
 model_config
 config
@@ -34,8 +34,10 @@ checkpoints health
 objective precision
 opened
 trainer colorize resume
+colorize_files
 frechet
 evaluate export
+run_summary doctor_report evaluation_report
 report
 prompts
 recipe

@@ -26,9 +26,9 @@ from Project7.photo import (
     open_photo,
     save_photo,
     save_png,
-    side_by_side,
     to_image,
 )
+from Project7.sheet import side_by_side
 
 TAG, IFD = ExifTags.Base, ExifTags.IFD
 

@@ -11,7 +11,9 @@ from Project7.counting import counting
 from Project7.loss_config import LossConfig
 from Project7.model_config import ClassificationConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
-from Project7.report import Report, clock, numbers, objective_text, run_table, sheet, terms
+from Project7.report import Report, clock, numbers, terms
+from Project7.run_summary import objective_text, run_table
+from Project7.sheet import sheet
 from Project7.trainer import Comparison, Progress
 from Project7.training_config import DataConfig, ObjectiveConfig
 

@@ -1,0 +1,61 @@
+"""A run in words before it begins: its table, and the objective with the weights of its terms."""
+
+from rich.table import Table
+from rich.text import Text
+
+from Project7.config import RunConfig
+from Project7.model_folder import ModelFolder
+
+
+def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validation: int, device: str) -> Table:
+    """What is about to be trained, before it begins."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    model, settings = config.model, config.training
+    rows = {
+        "model": f"{folder.path}, {config.model.network_in_words()}",
+        model.method: config.model.method_in_words(),
+        "images": f"{training:,} + {validation:,} for validation, {config.data.image_size} px, from "
+        + ", ".join(config.data.data),
+        "objective": objective_text(config),
+        "training": f"{settings.epochs} epochs, batch {settings.batch_size}, learning rate {settings.learning_rate:g}",
+        "device": f"{device}, {'full precision' if settings.mixed_precision == 'no' else settings.mixed_precision}",
+    }
+    for name, value in rows.items():
+        table.add_row(Text(name, "bold"), Text(value))
+    return table
+
+
+def objective_text(config: RunConfig) -> str:
+    """The weights of the terms, before any network is loaded."""
+    objective = config.objective
+    if config.loss:
+        return loss_text(config.loss)
+    if objective is None:
+        return config.model.loss_in_words()
+    parts = [f"{objective.mse_weight:g} {config.model.own_loss}"]
+    if objective.perceptual_weight:
+        net = _net(objective)
+        parts.append(f"{objective.perceptual_weight:g} perceptual ({net})")
+    if objective.gan:
+        parts.append(f"{objective.adversarial_weight:g} adversarial")
+        if objective.feature_matching_weight:
+            parts.append(f"{objective.feature_matching_weight:g} feature matching")
+    epochs = "1 epoch" if objective.stage1_epochs == 1 else f"{objective.stage1_epochs} epochs"
+    stages = f", after {epochs} of mse alone" if objective.stage1_epochs else ""
+    return " + ".join(parts) + stages
+
+
+def loss_text(loss) -> str:
+    """enhanced: 0.5 perceptual + 0.3 l + ..."""
+    weights = {n.removesuffix("_weight"): getattr(loss, n) for n in type(loss).model_fields if n.endswith("_weight")}
+    parts = [f"{weight:g} {name}" for name, weight in weights.items() if weight and name not in ("a", "b")]
+    balance = f", a : b = {loss.a_weight:g} : {loss.b_weight:g}" if loss.a_weight != loss.b_weight else ""
+    net = f" ({loss.perceptual_weights or loss.perceptual_net})" if loss.perceptual_weight else ""
+    return f"{loss.loss}: {' + '.join(parts)}{balance}{net}"
+
+
+def _net(objective) -> str:
+    if objective.perceptual_net == "random":
+        return "random VGG16, untrained"
+    network = "tiny-vgg" if objective.perceptual_net == "tiny" else "VGG16"
+    return f"{network} from {objective.perceptual_weights}" if objective.perceptual_weights else network
