@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import secrets
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -146,3 +147,9 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file; `target` is the old one or the whole copy at every instant."""
+    with open(source, "rb") as old, replacing(target) as new:
+        shutil.copyfileobj(old, new)

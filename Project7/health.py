@@ -85,20 +85,34 @@ def read(
 
     Only what was trained under the latest objective counts: losses under different ones do not compare.
     """
-    objective = history[-1].get("objective") if history else None
-    same = [entry for entry in history if entry.get("objective") == objective]
+    same = [entry for entry in history if _same_objective(entry, history[-1])]
     windows = []
     for before, entry in zip([{}, *same], same, strict=False):
         windows += _windows(entry, steps=(number(entry.get("step")) or 0) - (number(before.get("step")) or 0))
-    return Record(name, config, same, [*windows, *(Window(int(step), *values) for step, *values in more)])
+    return Record(name, config, same, [*windows, *(window for row in more if (window := _window(row)))])
+
+
+def _same_objective(entry: dict[str, Any], other: dict[str, Any]) -> bool:
+    """By the key; earlier versions kept the name alone."""
+    keys = entry.get("objective_key"), other.get("objective_key")
+    return keys[0] == keys[1] if all(keys) else entry.get("objective") == other.get("objective")
+
+
+def _window(row: Any) -> Window | None:
+    """A stored window: its fields by name, or in their order as earlier versions kept them; None for anything else."""
+    names = [field.name for field in dataclasses.fields(Window)]
+    values = [row.get(name) for name in names] if isinstance(row, dict) else row
+    if not isinstance(values, list | tuple) or len(values) != len(names) or any(number(v) is None for v in values):
+        return None
+    step, steps, *means, skipped = values
+    return Window(int(step), int(steps), *means, int(skipped))
 
 
 def _windows(entry: dict[str, Any], steps: int) -> list[Window]:
     """Those of an epoch; the epoch itself where it has none (an older history)."""
     found = entry.get("windows")
     if isinstance(found, list):
-        rows = [w for w in found if isinstance(w, list | tuple) and len(w) == 7]
-        return [Window(*w) for w in rows if all(number(v) is not None for v in w)]
+        return [window for row in found if (window := _window(row))]
     numbers = [number(entry.get(key)) for key in ("step", "train_loss", "train_loss_std", "grad_norm")]
     if numbers[0] is None or numbers[1] is None:
         return []

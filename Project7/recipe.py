@@ -272,11 +272,10 @@ def _of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
 
 def copy_best(source: ModelFolder, target: ModelFolder) -> None:
     """The copy starts with the best weights so far, which it then has to beat. The source is left as it is."""
-    from Project7.atomic_file import replacing
+    from Project7.atomic_file import copy_file
 
     if source.best.exists():
-        with open(source.best, "rb") as old, replacing(target.best) as new:
-            shutil.copyfileobj(old, new)
+        copy_file(source.best, target.best)
 
 
 def fit(

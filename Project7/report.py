@@ -13,8 +13,8 @@ from Project7.errors import sentence
 from Project7.health import Finding
 from Project7.model_folder import ModelFolder
 from Project7.photo import save_png
+from Project7.run_history import WEIGHTED
 from Project7.sheet import sheet
-from Project7.trainer import WEIGHTED
 
 _SCALAR_INTERVAL = 10  # steps between the points of a TensorBoard curve
 

@@ -9,7 +9,6 @@ import contextlib
 import copy
 import dataclasses
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,35 +18,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from Project7 import augment, color, health, model_folder
-from Project7.atomic_file import as_json, replacing
+from Project7 import augment, collapse, color, health, model_folder
+from Project7.atomic_file import copy_file
 from Project7.batch import Batch, BatchRandom, Step
 from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint, load_moments, save_checkpoint
+from Project7.collapse import Collapsed, TrainingFailed
+from Project7.comparison import Comparison, compare, fixed_pictures
 from Project7.config import RunConfig
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_cache import FeatureCache
 from Project7.image_set import ImageSet, load_batches
+from Project7.learning_rate import learning_rate
 from Project7.methods import build_model
-from Project7.metrics import colorfulness, psnr
+from Project7.metrics import colorfulness
 from Project7.model_folder import ModelFolder
 from Project7.objective import Objective
+from Project7.run_history import WEIGHTED, RunState, count_step, count_window, history_entry
 from Project7.training_config import TrainingConfig
-
-VALIDATION_BATCH = 32  # fixed, because the noise of validation is keyed by it
-PICTURES = 8  # the fixed validation photos of the comparison pictures
-WEIGHTED = "weighted_"  # before the name of a term: times its weight in the objective
-BAD_STEPS_IN_A_ROW = 20  # so many steps without a finite gradient, and the run has failed
-WINDOWS = 20  # an epoch, of ten steps at least: the means that health.py reads
-ROLLBACKS = 2  # at most, in a run
-SLOWER = 0.4  # times the learning rate after each
-
-
-class TrainingFailed(ProjectError):
-    """The numbers went wrong. The last good state is in the folder."""
-
-
-class Collapsed(TrainingFailed):
-    """Training destroys what it had learnt. A lower learning rate may help."""
+from Project7.validation import validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,50 +55,8 @@ class Progress:
     seconds_left: float
     entry: dict[str, Any] | None = None  # the epoch's line of the history, when it has ended
     is_best: bool = False
-    comparison: "Comparison | None" = None
+    comparison: Comparison | None = None
     notes: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """The fixed validation photos, coloured by the EMA weights with fixed noise."""
-
-    gray: np.ndarray  # (K, H, W, 3) uint8
-    colour: np.ndarray
-    truth: np.ndarray
-    psnr: float  # dB, mean over the photos
-    colorfulness: float
-    colorfulness_truth: float
-    mean_ab: tuple[float, float]  # in Lab units
-    mean_ab_truth: tuple[float, float]
-    picture_ab: list[list[float]]  # (K, 2), of each photo
-    picture_ab_truth: list[list[float]]
-    ab_spread: float  # standard deviation within a photo, over both channels
-    ab_spread_truth: float
-
-
-@dataclasses.dataclass
-class RunState:
-    """Where a run stands: everything that is neither weights nor configuration."""
-
-    epoch: int = 0  # epochs finished
-    position: int = 0  # images of the current epoch that have been trained on
-    step: int = 0  # optimizer steps done
-    accumulation: int = 1  # micro-steps a step; doubled when memory runs out
-    best_val_loss: float = math.inf
-    scored_under: str = ""  # the objective that best_val_loss was measured under
-    stage: int = 0  # of a two-stage training: 1, then 2; 0 where there are none
-    critic_start: int = -1  # the step at which the discriminator began; -1: not yet
-    schedule_start: int = 0  # the step at which the learning-rate schedule began
-    schedule_steps: int = 0  # its length
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of the current epoch's measures
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # of the steps that had each
-    window: dict[str, float] = dataclasses.field(default_factory=dict)  # sums of the one that is not full yet
-    windows: list[list[float]] = dataclasses.field(default_factory=list)  # of the current epoch: health.Window
-    rate_scale: float = 1.0  # of the learning rate; lowered by each rollback
-    rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0  # spent in the current epoch
-    skipped_in_a_row: int = 0
 
 
 def make_accelerator(training: TrainingConfig) -> Accelerator:
@@ -127,29 +73,6 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     if training.compile and (on_cpu or not available["cuda"]):
         raise UsageError("--compile is for CUDA only: on other devices compiling takes minutes and gains nothing.")
     return Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu)
-
-
-def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0) in a schedule of `steps`: a pure function, so there is no scheduler to restore.
-
-    constant and cosine rise linearly over `warmup_steps`; one-cycle (Smith & Topin 2018) rises from 1/25 along a
-    half cosine over the first 10 % and falls to almost nothing, as torch's OneCycleLR does with pct_start=0.1.
-    """
-    highest = training.learning_rate
-    if training.lr_schedule == "one-cycle":
-        top = max(1.0, 0.1 * steps - 1)
-        if step <= top:
-            return _half_cosine(highest / 25, highest, step / top)
-        return _half_cosine(highest, highest / 25e4, min(1.0, (step - top) / max(1.0, steps - 1 - top)))
-    warm = min(1.0, (step + 1) / (training.warmup_steps + 1))
-    if training.lr_schedule == "cosine":
-        left = max(1, steps - training.warmup_steps)
-        return warm * _half_cosine(highest, 0.0, min(1.0, max(0, step - training.warmup_steps) / left))
-    return warm * highest
-
-
-def _half_cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 def train(
@@ -178,11 +101,6 @@ def compile_networks(model: nn.Module) -> None:
     for part in model.children():
         for network in part if isinstance(part, nn.ModuleList) else [part]:
             network.compile()
-
-
-def fixed_pictures(images: ImageSet) -> Tensor:
-    """(K, 3, H, W) uint8: the same few validation photos every time."""
-    return color.channels_first(np.array(images.images[:PICTURES]))
 
 
 class Run:
@@ -217,7 +135,7 @@ class Run:
             device=accelerator.device,
             seed=self.settings.seed,
             exact_critic=self.settings.mixed_precision == "fp16",
-            own=self.ema.LOSS,
+            method_loss=self.ema.LOSS,
             loss=config.loss,
         )
         if resume:
@@ -228,7 +146,7 @@ class Run:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.parameters = list(self.model.parameters())
         self.ema_parameters = list(self.ema.parameters())
-        self.truth = fixed_pictures(self.validation)
+        self.truth = fixed_pictures(self.validation.images)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -274,9 +192,11 @@ class Run:
             state.critic_start = -1
         elif state.critic_start < 0:
             state.critic_start = state.step
-        if state.scored_under == self.objective.score_name:
+        # Earlier versions kept the name in place of the key.
+        if state.scored_under in (self.objective.score_key, self.objective.score_name):
+            state.scored_under = self.objective.score_key
             return
-        state.sums, state.counts, state.window, state.windows = {}, {}, {}, []  # means are those of one objective
+        state.forget_means()
         if state.step or state.epoch:
             score = math.inf
             for means in self.validate():
@@ -287,7 +207,7 @@ class Run:
                 f"The weights as they come in score {score:.4f} under this objective ({self.objective.score_name}): "
                 "that is the best to beat."
             )
-        state.scored_under = self.objective.score_name
+        state.scored_under = self.objective.score_key
 
     def batches(self) -> Iterator[tuple[int, np.ndarray, Tensor, np.ndarray]]:
         """The rest of the epoch: each whole batch's size, this process's places in it, their pictures (b, S, S, 3) and
@@ -325,7 +245,7 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.objective.has_critic:
-            self.objective.critic_step(self.accelerator, bad)
+            self.objective.critic.step(self.accelerator, bad)
 
         self.update_ema(1 - bad)
         self.state.step += 1
@@ -360,17 +280,17 @@ class Run:
             batch = self.prepare(rgb[piece], numbers, first=int(places[piece[0]]), count=count)
             with contextlib.nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(self.model):
                 step: Step = self.model(batch)
-                found, loss = self.weigh(step)
+                found, loss = self.loss_of(step)
                 # DDP averages over the processes, and each has only its part of the sum
                 self.accelerator.backward(loss * (share * self.accelerator.num_processes))
             if self.objective.has_critic:
                 with self.accelerator.autocast():
-                    found |= self.objective.teach_critic(step.estimate, share)
+                    found |= self.objective.critic.teach(step.estimate, share)
             for name, values in found.items():
                 measures[name] = measures.get(name, 0) + values.detach().float().sum() * share
         return measures
 
-    def weigh(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
+    def loss_of(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
         """What the objective makes of a step: named measures, and the sum over the samples that is minimised."""
         weights = self.objective.weights(self.state.step - self.state.critic_start)
         with self.accelerator.autocast():
@@ -427,123 +347,43 @@ class Run:
             self.state.best_val_loss = means["loss"]
         entry = self.history_entry(means, comparison)
         self.history.append(entry)
-        collapse = self.examine(entry)
-        is_best &= not (collapse and self.settings.on_collapse == "rollback")  # these weights are given up
-        self.state = dataclasses.replace(
-            self.state, epoch=self.state.epoch + 1, position=0, sums={}, counts={}, windows=[], seconds=0.0
-        )
+        diagnosis = collapse.diagnose(self.folder.name, self.config, self.history)
+        entry["findings"] = [dataclasses.asdict(finding) for finding in diagnosis.findings]
+        self.notes += diagnosis.news
+        collapsed = collapse.agreed(diagnosis.collapse, self.accelerator)
+        is_best &= not (collapsed and self.settings.on_collapse == "rollback")  # these weights are given up
+        self.state.next_epoch()
         self.save_epoch(is_best)
-        if not collapse and not self.state.skipped_in_a_row and not self.suspicious():
+        if not (collapsed or self.state.skipped_in_a_row or diagnosis.suspicious):
             self.mark_healthy()
         report = self.report(comparison=comparison)
         yield dataclasses.replace(report, epoch=self.state.epoch, entry=entry, is_best=is_best)
-        if collapse and self.settings.on_collapse != "warn":
-            kept = f" The best weights are kept in {self.folder.best}." if self.folder.best.exists() else ""
-            raise Collapsed(collapse + kept)
+        if collapsed and self.settings.on_collapse != "warn":
+            best = f" The best weights are kept in {self.folder.best}." if self.folder.best.exists() else ""
+            raise Collapsed(collapsed + best)
 
     def validate(self) -> Iterator[dict[str, float]]:
-        """Yields the running means of the validation loss and its terms.
+        images, seed = self.validation.images, self.settings.seed
+        return validate(self.ema, self.objective, images, seed=seed, accelerator=self.accelerator)
 
-        EMA weights, noise and timesteps that never change, and no discriminator, whose opinion does.
-        """
-        names = ["loss", *self.objective.validation_weights(), *self.ema.METRICS, "count"]
-        total = torch.zeros(len(names))
-        count = len(self.validation.images)
-        starts = list(range(0, count, VALIDATION_BATCH))
-        for number in range(0, len(starts), self.accelerator.num_processes):
-            mine = starts[number : number + self.accelerator.num_processes][self.accelerator.process_index :][:1]
-            part = torch.zeros(len(names), device=self.accelerator.device)
-            for start in mine:
-                part = self.validation_sums(start)
-            total += self.accelerator.reduce(part, "sum").cpu()
-            yield dict(zip(names, (total / total[-1]).tolist(), strict=True))
-
-    @torch.no_grad()
-    def validation_sums(self, start: int) -> Tensor:
-        """Sums over one validation batch: of the loss, of each of its terms, and how many samples there are."""
-        rgb = torch.from_numpy(np.array(self.validation.images[start : start + VALIDATION_BATCH]))
-        rgb = rgb.to(self.accelerator.device).movedim(-1, 1)
-        random = BatchRandom(self.settings.seed, -1 - start, 0, len(rgb), len(rgb), str(self.accelerator.device))
-        constants, weights = (self.ema.ab_mean, self.ema.ab_std), self.objective.validation_weights()
-        batch = Batch(*color.split(rgb, *constants), random, self.objective.image_share)
-        with self.accelerator.autocast():
-            step = self.ema(batch)
-            terms = self.objective.terms(step, *constants, weights)
-        sums = torch.stack([terms[name].float().sum() for name in weights])
-        loss = sum(weight * value for weight, value in zip(weights.values(), sums, strict=True))
-        measured = [step.metrics[name].float().sum()[None] for name in self.ema.METRICS]
-        return torch.cat([loss[None], sums, *measured, torch.full_like(sums[:1], len(rgb))])
-
-    def history_entry(self, validation: dict[str, float], comparison: Comparison | None) -> dict[str, Any]:
-        """The epoch in numbers. Means are over the steps with a finite gradient."""
-        sums, seconds = self.state.sums, self.state.seconds + self.lap()
-        steps = sums.get("steps", 0)
-        # A term that came in late has its mean over its own steps; its part of the loss, over all.
-        over = {n: steps if n.startswith(WEIGHTED) else self.state.counts.get(n, steps) for n in sums}
-        mean = {name: value / over[name] if over[name] else math.nan for name, value in sums.items()}
-        terms = {n: mean[n] for n in sums if n not in ("steps", "skipped", "loss", "loss_squared", "grad_norm")}
-        weighted = {n.removeprefix(WEIGHTED): v for n, v in terms.items() if n.startswith(WEIGHTED)}
-        entry = {
-            "epoch": self.state.epoch + 1,
-            "step": self.state.step,
-            "train_loss": mean.get("loss", math.nan),
-            "val_loss": validation["loss"],
-            "best_val_loss": self.state.best_val_loss,
-            "objective": self.objective.name,
-            "terms": {n: v for n, v in terms.items() if not n.startswith(WEIGHTED)},
-            "weighted_terms": weighted,
-            "val_terms": {n: v for n, v in validation.items() if n not in ("loss", "count")},
-            "train_loss_std": max(0.0, mean.get("loss_squared", 0) - mean.get("loss", 0) ** 2) ** 0.5,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": mean.get("grad_norm", math.nan),
-            "skipped_steps": int(sums.get("skipped", 0)),
-            "images_per_second": len(self.training.images) / max(seconds, 1e-9),
-            "seconds": seconds,
-        }
-        entry |= {"windows": self.state.windows, "gray_share": self.gray_share}
-        if self.state.rollbacks:
-            entry["rollbacks"] = self.state.rollbacks
-        if self.state.stage:
-            entry["stage"] = self.state.stage
-        if comparison:
-            shown = dataclasses.asdict(comparison)
-            entry |= {k: v for k, v in shown.items() if not isinstance(v, np.ndarray)}
-        return as_json(entry)
-
-    # -- pictures ----------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
     def compare(self) -> Comparison | None:
-        """Colours the fixed validation photos.
-
-        Only the main process does; the others go on and meet it at the next step.
-        """
+        """Only the main process colours pictures; the others go on and meet it at the next step."""
         if not self.accelerator.is_main_process:
             return None
-        truth = self.truth.to(self.accelerator.device)
-        L, _ = color.split(truth, self.ema.ab_mean, self.ema.ab_std)
-        shown = self.ema.shown(L, BatchRandom(self.settings.seed, -1, 0, len(L), len(L), str(L.device)))
-        gray = color.gray(truth) if shown is L else color.without_chroma(shown)
-        L = shown
-        noise = [torch.Generator().manual_seed(self.settings.seed + k) for k in range(len(L))]
-        with self.accelerator.autocast():
-            ab = self.ema.colorize(L, generator=noise, **self.ema.comparison_options())
-        lab = color.join(L, ab, self.ema.ab_mean, self.ema.ab_std)
-        colour, true = color.channels_last(color.show(lab)), color.channels_last(truth)
-        ab, ab_truth = lab[:, 1:], color.rgb_to_lab(truth)[:, 1:]
-        return Comparison(
-            gray=color.channels_last(gray),
-            colour=colour,
-            truth=true,
-            psnr=float(psnr(colour, true).mean()),
-            colorfulness=float(colorfulness(colour).mean()),
-            colorfulness_truth=float(colorfulness(true).mean()),
-            mean_ab=tuple(ab.mean(dim=(0, 2, 3)).tolist()),
-            mean_ab_truth=tuple(ab_truth.mean(dim=(0, 2, 3)).tolist()),
-            picture_ab=ab.mean(dim=(2, 3)).tolist(),
-            picture_ab_truth=ab_truth.mean(dim=(2, 3)).tolist(),
-            ab_spread=float(ab.var(dim=(2, 3), correction=0).mean().sqrt()),
-            ab_spread_truth=float(ab_truth.var(dim=(2, 3), correction=0).mean().sqrt()),
+        return compare(self.ema, self.truth, seed=self.settings.seed, accelerator=self.accelerator)
+
+    def history_entry(self, validation: dict[str, float], comparison: Comparison | None) -> dict[str, Any]:
+        seconds = self.state.seconds + self.lap()
+        return history_entry(
+            self.state,
+            validation,
+            comparison,
+            objective=self.objective.name,
+            objective_key=self.objective.key,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            images_per_second=len(self.training.images) / max(seconds, 1e-9),
+            seconds=seconds,
+            gray_share=self.gray_share,
         )
 
     # -- measures and time -------------------------------------------------------------------------------------------
@@ -558,47 +398,10 @@ class Run:
         self.pending.clear()
         for number, row in enumerate(rows.tolist(), start=1 - len(rows)):
             self.latest = dict(zip(self.names, row, strict=True))
-            self.count(self.latest)
-            self.count_window(self.latest, step=self.state.step + number)
-
-    def count(self, row: dict[str, float]) -> None:
-        sums, state = self.state.sums, self.state
-        if row["skipped"] or not math.isfinite(row["loss"]):
-            sums["skipped"] = sums.get("skipped", 0) + 1
-            state.skipped_in_a_row += 1
-            if state.skipped_in_a_row >= BAD_STEPS_IN_A_ROW:
-                raise Collapsed(
-                    f"No finite gradient in {BAD_STEPS_IN_A_ROW} steps in a row (step {state.step}, learning rate "
-                    f"{self.settings.learning_rate:g}): the run has diverged and stops. The best and the last good "
-                    f"weights are kept in {self.folder.path}; train again with a lower --learning-rate."
-                )
-            return
-        state.skipped_in_a_row = 0
-        values = {n: v for n, v in row.items() if n != "skipped"}
-        values |= {"steps": 1, "loss_squared": row["loss"] ** 2}
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0) + value
-            state.counts[name] = state.counts.get(name, 0) + 1
-
-    def count_window(self, row: dict[str, float], *, step: int) -> None:
-        """Adds a step to the window that is not full yet, and begins a new one where it is."""
-        window = self.state.window
-        if row["skipped"] or not math.isfinite(row["loss"]):
-            values = {"skipped": 1}
-        else:
-            loss = row["loss"] - sum(row.get(WEIGHTED + name, 0) for name in health.CRITIC_TERMS)
-            values = {"steps": 1, "loss": loss, "loss_squared": loss**2, "grad_norm": row["grad_norm"]}
-            window["grad_max"] = max(window.get("grad_max", 0.0), row["grad_norm"])
-        for name, value in values.items():
-            window[name] = window.get(name, 0) + value
-        taken, skipped = window.get("steps", 0), window.get("skipped", 0)
-        an_epoch = math.ceil(len(self.training.images) / self.global_batch)
-        if taken < max(10, math.ceil(an_epoch / WINDOWS)):
-            return
-        loss, squared, norm = (window[name] / taken for name in ("loss", "loss_squared", "grad_norm"))
-        spread = max(0.0, squared - loss**2) ** 0.5
-        self.state.windows.append([step, taken, loss, spread, norm, window["grad_max"], skipped])
-        self.state.window = {}
+            count_step(self.state, self.latest)
+            collapse.check_divergence(self.state, self.settings, self.folder)
+            step, steps_per_epoch = self.state.step + number, math.ceil(len(self.training.images) / self.global_batch)
+            count_window(self.state, self.latest, step=step, steps_per_epoch=steps_per_epoch)
 
     # -- health ------------------------------------------------------------------------------------------------------
 
@@ -609,36 +412,16 @@ class Run:
         if finding := health.gray_share_finding(self.gray_share):
             self.notes.append(f"Health: {finding.line()}")
 
-    def examine(self, entry: dict[str, Any]) -> str | None:
-        """Adds what health.py finds to the epoch's entry, and says what is new. Returns a sentence of the collapse
-        that --on-collapse is about, if there is one; all processes agree."""
-        record = health.read(self.folder.name, self.config, self.history)
-        findings = health.diagnose(record)
-        entry["findings"] = [dataclasses.asdict(finding) for finding in findings]
-        known = {f["ailment"] for old in self.history[-2:-1] for f in old.get("findings", [])} | {"gray data"}
-        self.notes += [f"Health: {finding.line()}" for finding in findings if finding.ailment not in known]
-        collapses = [finding.line() for finding in findings if finding.collapse]
-        vote = torch.tensor(float(bool(collapses)), device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:  # only the main process has pictures to judge by
-            vote = self.accelerator.reduce(vote, "sum")
-        return (collapses[0] if collapses else "Another process found a collapse.") if vote.item() else None
-
-    def suspicious(self) -> bool:
-        """Whether the latest loss is far above the lowest: a divergence needs more windows before it is certain."""
-        windows = health.read(self.folder.name, self.config, self.history).windows
-        return bool(windows) and windows[-1].loss > 1.5 * min(window.loss for window in windows)
-
     def mark_healthy(self) -> None:
         """The state that was just saved is where a rollback goes."""
         if self.settings.on_collapse == "rollback" and self.accelerator.is_main_process:
-            with open(self.folder.last, "rb") as saved, replacing(self.folder.healthy) as copy_of_it:
-                shutil.copyfileobj(saved, copy_of_it)
+            copy_file(self.folder.last, self.folder.healthy)
 
     def roll_back(self, failure: Collapsed) -> bool:
         """Goes back to the last healthy state with a lower learning rate. False: not wanted, or not again."""
-        past, scale = self.state.rollbacks, self.state.rate_scale * SLOWER
-        if self.settings.on_collapse != "rollback" or len(past) >= ROLLBACKS:
+        if not collapse.may_roll_back(self.state, self.settings):
             return False
+        past, scale = self.state.rollbacks, self.state.rate_scale * collapse.ROLLBACK_RATE
         self.accelerator.wait_for_everyone()
         checkpoint = load_checkpoint(self.folder.healthy)
         self.pending.clear()
@@ -648,7 +431,7 @@ class Run:
         self.state.rollbacks, self.state.rate_scale = [*past, event], scale
         self.notes.append(
             f"Rolled back from step {at} to step {self.state.step}, the last healthy one; the learning rate is now "
-            f"{scale:g} of what was set ({len(past) + 1} of {ROLLBACKS} rollbacks). {failure}"
+            f"{scale:g} of what was set ({len(past) + 1} of {collapse.ROLLBACKS} rollbacks). {failure}"
         )
         self.save_last()
         return True

@@ -21,7 +21,7 @@ settings sheet
 counting atomic_file answer_config loss_config training_config color processes
 model_config
 config
-flags model_folder photo metrics batch guided_filter export_parts
+flags model_folder photo metrics batch guided_filter export_parts learning_rate
 photo_source image_set
 image_cache
 dataset download palette layers discriminator samplers augment candidates hints painting provenance
@@ -30,8 +30,10 @@ perceptual_loss encoder
 losses neck feature_cache diffusion_export
 diffusion_model classification_model regression_model
 methods
-checkpoints health
-objective precision
+checkpoints health comparison
+critic run_history
+objective collapse precision
+validation
 opened
 trainer colorize resume
 colorize_files

@@ -74,13 +74,15 @@ def settle(objective: Objective) -> Objective:
     """Spectral norm's power iterations, one a forward pass, come to rest: then the answers repeat."""
     with torch.no_grad():
         for _ in range(300):
-            objective.discriminator(torch.zeros(1, 1, SIZE, SIZE), torch.zeros(1, 2, SIZE, SIZE))
+            objective.critic.discriminator(torch.zeros(1, 1, SIZE, SIZE), torch.zeros(1, 2, SIZE, SIZE))
     return objective
 
 
 def critics_opinions(objective: Objective, L: Tensor, estimate: Estimate) -> tuple[float, float]:
     with torch.no_grad():
-        answers = [-adversarial_loss(objective.discriminator(L, ab)).mean() for ab in (estimate.truth, estimate.ab_hat)]
+        answers = [
+            -adversarial_loss(objective.critic.discriminator(L, ab)).mean() for ab in (estimate.truth, estimate.ab_hat)
+        ]
     return answers[0].item(), answers[1].item()
 
 
@@ -92,7 +94,7 @@ def test_without_a_configuration_the_methods_own_loss_is_all():
     assert objective.weights(10_000) == {"mse": 1.0}
     assert objective.image_share == 0
     assert not objective.has_critic
-    assert objective.perceptual is objective.discriminator is objective.critic_optimizer is None
+    assert objective.perceptual is objective.critic is None
 
 
 def test_the_default_weights_are_those_of_the_document():
@@ -199,7 +201,7 @@ def test_terms_are_those_of_their_equations():
     assert torch.equal(terms["mse"], step.loss)
     ab_hat, truth, L, weight, _ = estimate
     with torch.no_grad():
-        fake, real = objective.discriminator(L, ab_hat), objective.discriminator(L, truth)
+        fake, real = objective.critic.discriminator(L, ab_hat), objective.critic.discriminator(L, truth)
         distance = objective.perceptual.of_chroma(L, ab_hat, truth, AB_MEAN, AB_STD)
     close = {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(terms["perceptual"], weight * distance, **close)
@@ -242,7 +244,7 @@ def test_the_size_of_a_term_does_not_depend_on_its_share():
     for share in (0.1, 0.25, 1.0):
         objective, model, total = make(image_share=share), tiny(features=(8,)), 0.0
         objective.perceptual = types.SimpleNamespace(of_chroma=lambda L, *rest: torch.ones(len(L)))
-        model.denoise = lambda x_t, t, L, hints=None, known=None: x_t
+        model.denoise = lambda x_t, t, L, hints=None, knmethod_loss=None: x_t
         for step in range(100):
             batch = make_batch(16, image_share=objective.image_share, step=step)
             terms = objective.terms(model(batch), AB_MEAN, AB_STD, {"mse": 1.0, "perceptual": 0.1})
@@ -277,11 +279,11 @@ def test_a_batch_without_low_noise_adds_nothing_and_no_nan():
     assert {len(terms[name]) for name in ALL_TERMS} == {0, 2}
     sum(values.sum() for values in terms.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    before = [p.detach().clone() for p in objective.discriminator.parameters()]
-    measures = objective.teach_critic(none, 0.5)
+    before = [p.detach().clone() for p in objective.critic.discriminator.parameters()]
+    measures = objective.critic.teach(none, 0.5)
     assert {len(values) for values in measures.values()} == {0}
-    objective.critic_step(ONE_PROCESS, GOOD)
-    for p, was in zip(objective.discriminator.parameters(), before, strict=True):
+    objective.critic.step(ONE_PROCESS, GOOD)
+    for p, was in zip(objective.critic.discriminator.parameters(), before, strict=True):
         assert torch.equal(p, was)  # no weight decay either
 
 
@@ -292,7 +294,7 @@ def test_the_generators_pass_leaves_no_gradient_in_the_critic():
     objective, model, batch = make(gan=True), tiny(), make_batch()
     terms = objective.terms(model(batch), AB_MEAN, AB_STD, ALL_TERMS)
     sum(values.sum() for values in terms.values()).backward()
-    for parameter in objective.discriminator.parameters():
+    for parameter in objective.critic.discriminator.parameters():
         assert parameter.grad is None
         assert parameter.requires_grad  # it can learn again
 
@@ -304,10 +306,10 @@ def test_the_critic_can_learn_again_after_an_error(monkeypatch):
     def out_of_memory(*pictures):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(objective.discriminator, "forward", out_of_memory)
+    monkeypatch.setattr(objective.critic.discriminator, "forward", out_of_memory)
     with contextlib.suppress(torch.OutOfMemoryError):
         objective.terms(tiny()(batch), AB_MEAN, AB_STD, ALL_TERMS)
-    assert all(p.requires_grad for p in objective.discriminator.parameters())
+    assert all(p.requires_grad for p in objective.critic.discriminator.parameters())
 
 
 def test_identical_features_match():
@@ -339,8 +341,11 @@ def test_the_critics_loss_is_the_hinge_and_its_answers_are_reported():
     objective, L = settle(make(gan=True)), rand(2, 1, SIZE, SIZE, seed=1)
     estimate = an_estimate(2)._replace(weight=torch.tensor([0.5, 2.0]))
     with torch.no_grad():
-        real, fake = objective.discriminator(L, estimate.truth), objective.discriminator(L, estimate.ab_hat)
-    measures = objective.teach_critic(estimate._replace(L=L), 0.5)
+        real, fake = (
+            objective.critic.discriminator(L, estimate.truth),
+            objective.critic.discriminator(L, estimate.ab_hat),
+        )
+    measures = objective.critic.teach(estimate._replace(L=L), 0.5)
     close = {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(measures["critic"], estimate.weight * discriminator_loss(real, fake), **close)
     torch.testing.assert_close(measures["critic_of_truth"], -estimate.weight * adversarial_loss(real), **close)
@@ -355,8 +360,8 @@ def test_the_critic_learns_to_tell_truth_from_estimate(precision):
     of_truth, of_estimate = critics_opinions(objective, L, estimate)
     for _ in range(12):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            objective.teach_critic(estimate._replace(L=L), 1 / 4)
-        objective.critic_step(ONE_PROCESS, GOOD)
+            objective.critic.teach(estimate._replace(L=L), 1 / 4)
+        objective.critic.step(ONE_PROCESS, GOOD)
     truth_now, estimate_now = critics_opinions(objective, L, estimate)
     assert truth_now - estimate_now > of_truth - of_estimate + 0.5
     assert truth_now > estimate_now
@@ -364,8 +369,8 @@ def test_the_critic_learns_to_tell_truth_from_estimate(precision):
 
 def gradients_after(objective: Objective, *parts: tuple[Estimate, Tensor, float]) -> list[Tensor]:
     for estimate, L, share in parts:
-        objective.teach_critic(estimate._replace(L=L), share)
-    return [p.grad.clone() for p in objective.discriminator.parameters()]
+        objective.critic.teach(estimate._replace(L=L), share)
+    return [p.grad.clone() for p in objective.critic.discriminator.parameters()]
 
 
 def test_gradients_of_micro_steps_add_up_to_that_of_the_batch():
@@ -384,21 +389,21 @@ def test_two_processes_make_the_step_of_one():
     two_processes = types.SimpleNamespace(num_processes=2, reduce=lambda gradient, how: gradient + other)
     shared, alone = settle(make(gan=True)), settle(make(gan=True))
     gradients_after(shared, first)
-    shared.critic_step(two_processes, GOOD)
+    shared.critic.step(two_processes, GOOD)
     gradients_after(alone, (estimate, L, 1 / 4))
-    alone.critic_step(ONE_PROCESS, GOOD)
+    alone.critic.step(ONE_PROCESS, GOOD)
     # Adam's first step is as long as the learning rate, whatever the gradient: what tells them apart is the moments.
     for ours, expected in zip(
-        shared.critic_optimizer.state.values(), alone.critic_optimizer.state.values(), strict=True
+        shared.critic.optimizer.state.values(), alone.critic.optimizer.state.values(), strict=True
     ):
         torch.testing.assert_close(ours["exp_avg"], expected["exp_avg"], rtol=1e-3, atol=1e-6)
-    assert any(moments["exp_avg"].any() for moments in alone.critic_optimizer.state.values())
+    assert any(moments["exp_avg"].any() for moments in alone.critic.optimizer.state.values())
 
 
 def snapshot(objective: Objective) -> dict[str, Tensor]:
     """The critic's weights and its AdamW's moments and step counts."""
-    flat = {f"weight {n}": p.detach().clone() for n, p in objective.discriminator.named_parameters()}
-    for number, moments in objective.critic_optimizer.state_dict()["state"].items():
+    flat = {f"weight {n}": p.detach().clone() for n, p in objective.critic.discriminator.named_parameters()}
+    for number, moments in objective.critic.optimizer.state_dict()["state"].items():
         flat |= {f"{name} {number}": value.clone() for name, value in moments.items()}
     return flat
 
@@ -406,18 +411,18 @@ def snapshot(objective: Objective) -> dict[str, Tensor]:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(value):
     objective, L, estimate = make(gan=True), rand(3, 1, SIZE, SIZE, seed=1), an_estimate()
-    objective.teach_critic(estimate._replace(L=L), 1 / 3)
-    objective.critic_step(ONE_PROCESS, GOOD)
+    objective.critic.teach(estimate._replace(L=L), 1 / 3)
+    objective.critic.step(ONE_PROCESS, GOOD)
     before = snapshot(objective)
-    objective.teach_critic(estimate._replace(L=L), 1 / 3)
-    next(objective.discriminator.parameters()).grad.flatten()[0] = value
-    objective.critic_step(ONE_PROCESS, GOOD)
+    objective.critic.teach(estimate._replace(L=L), 1 / 3)
+    next(objective.critic.discriminator.parameters()).grad.flatten()[0] = value
+    objective.critic.step(ONE_PROCESS, GOOD)
     after = snapshot(objective)
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
-    objective.teach_critic(estimate._replace(L=L), 1 / 3)  # and the next good one counts again
-    objective.critic_step(ONE_PROCESS, GOOD)
+    objective.critic.teach(estimate._replace(L=L), 1 / 3)  # and the next good one counts again
+    objective.critic.step(ONE_PROCESS, GOOD)
     assert all(value.isfinite().all() for value in snapshot(objective).values())
     assert not torch.equal(snapshot(objective)["weight scales.0.0.bias"], before["weight scales.0.0.bias"])
 
@@ -425,38 +430,51 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value):
 def test_an_estimate_of_nan_changes_nothing():
     """What a generator that has diverged hands over, spectral norm's vectors included."""
     objective, L, estimate = make(gan=True), rand(3, 1, SIZE, SIZE, seed=1), an_estimate()
-    objective.teach_critic(estimate._replace(ab_hat=estimate.ab_hat * torch.nan, L=L), 1 / 3)
-    objective.critic_step(ONE_PROCESS, GOOD)
-    assert all(value.isfinite().all() for value in objective.discriminator.state_dict().values())
+    objective.critic.teach(estimate._replace(ab_hat=estimate.ab_hat * torch.nan, L=L), 1 / 3)
+    objective.critic.step(ONE_PROCESS, GOOD)
+    assert all(value.isfinite().all() for value in objective.critic.discriminator.state_dict().values())
 
 
 def test_gradients_are_used_once_and_clipped():
     objective, L, estimate = make(gan=True), rand(3, 1, SIZE, SIZE, seed=1), an_estimate()
-    objective.teach_critic(estimate._replace(L=L), 1e6)
-    objective.critic_step(ONE_PROCESS, GOOD)
-    assert all(p.grad is None for p in objective.discriminator.parameters())
-    first_moments = [state["exp_avg"] for state in objective.critic_optimizer.state.values()]
+    objective.critic.teach(estimate._replace(L=L), 1e6)
+    objective.critic.step(ONE_PROCESS, GOOD)
+    assert all(p.grad is None for p in objective.critic.discriminator.parameters())
+    first_moments = [state["exp_avg"] for state in objective.critic.optimizer.state.values()]
     norm = torch.stack([m.square().sum() for m in first_moments]).sum().sqrt() / (1 - 0.5)  # beta_1 of the paper
     assert norm.item() == pytest.approx(1, rel=1e-3)
 
 
 def test_gradients_of_a_micro_step_that_failed_are_forgotten():
     objective = make(gan=True)
-    objective.teach_critic(an_estimate()._replace(L=rand(3, 1, SIZE, SIZE)), 1 / 3)
+    objective.critic.teach(an_estimate()._replace(L=rand(3, 1, SIZE, SIZE)), 1 / 3)
     objective.forget_gradients()
-    assert all(p.grad is None for p in objective.discriminator.parameters())
+    assert all(p.grad is None for p in objective.critic.discriminator.parameters())
     make().forget_gradients()  # nothing to forget without a critic
 
 
 @pytest.mark.parametrize(("exact", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
 def test_the_critic_can_be_kept_out_of_autocast(exact, dtype):
     objective, batch, seen = make(gan=True, exact_critic=exact), make_batch(), []
-    objective.discriminator.register_forward_hook(lambda module, given, answers: seen.append(answers[0][-1].dtype))
+    objective.critic.discriminator.register_forward_hook(
+        lambda module, given, answers: seen.append(answers[0][-1].dtype)
+    )
     with torch.autocast("cpu", torch.bfloat16):
         step = tiny()(batch)
         objective.terms(step, AB_MEAN, AB_STD, {"adversarial": 1.0})
-        objective.teach_critic(step.estimate, 1.0)
+        objective.critic.teach(step.estimate, 1.0)
     assert set(seen) == {dtype}
+
+
+def test_the_identity_of_a_score_is_that_of_its_settings_and_not_of_its_name():
+    """A name rounds; and a discriminator takes part in what is trained, not in what is measured."""
+    one, nearly = (make(perceptual_weight=weight) for weight in (0.1, 0.1 + 1e-9))
+    assert one.score_name == nearly.score_name
+    assert one.score_key != nearly.score_key
+    assert one.score_key == make(perceptual_weight=0.1).score_key
+    judged = make(perceptual_weight=0.1, gan=True)
+    assert judged.score_key == one.score_key
+    assert judged.key != one.key
 
 
 # ---- its first weights
@@ -464,17 +482,17 @@ def test_the_critic_can_be_kept_out_of_autocast(exact, dtype):
 
 def test_the_critics_first_weights_are_a_function_of_the_seed():
     torch.manual_seed(1)
-    first, state = make(gan=True, seed=4).discriminator.state_dict(), torch.get_rng_state()
-    again = make(gan=True, seed=4).discriminator.state_dict()
+    first, state = make(gan=True, seed=4).critic.discriminator.state_dict(), torch.get_rng_state()
+    again = make(gan=True, seed=4).critic.discriminator.state_dict()
     assert torch.equal(torch.get_rng_state(), state)  # and the global generator has no part in it
     assert all(torch.equal(again[name], first[name]) for name in first)
-    other = make(gan=True, seed=5).discriminator.state_dict()
+    other = make(gan=True, seed=5).critic.discriminator.state_dict()
     assert not torch.equal(other["scales.0.0.bias"], first["scales.0.0.bias"])
 
 
 def test_scales_and_width_are_settings():
     objective = make(gan=True, image_size=64, gan_scales=2, gan_width=12)
-    assert [scale[0].out_channels for scale in objective.discriminator.scales] == [12, 12]
+    assert [scale[0].out_channels for scale in objective.critic.discriminator.scales] == [12, 12]
 
 
 def test_weights_that_cannot_be_had_are_never_replaced_in_silence(tmp_path):
@@ -501,8 +519,8 @@ def taught(steps: int = 2, **settings) -> Objective:
 
 
 def teach(objective: Objective) -> None:
-    objective.teach_critic(an_estimate()._replace(L=rand(3, 1, SIZE, SIZE, seed=1)), 1 / 3)
-    objective.critic_step(ONE_PROCESS, GOOD)
+    objective.critic.teach(an_estimate()._replace(L=rand(3, 1, SIZE, SIZE, seed=1)), 1 / 3)
+    objective.critic.step(ONE_PROCESS, GOOD)
 
 
 def test_the_state_has_the_documents_keys():
@@ -526,7 +544,7 @@ def test_a_stored_critic_goes_on_bit_for_bit():
     for _ in range(2):
         teach(objective)
         teach(again)
-    expected, found = objective.discriminator.state_dict(), again.discriminator.state_dict()
+    expected, found = objective.critic.discriminator.state_dict(), again.critic.discriminator.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert snapshot(objective).keys() == snapshot(again).keys()
     assert all(torch.equal(value, snapshot(again)[name]) for name, value in snapshot(objective).items())
@@ -535,7 +553,7 @@ def test_a_stored_critic_goes_on_bit_for_bit():
 def test_the_learning_rate_is_that_of_the_settings_not_of_the_file():
     again = make(gan=True, gan_learning_rate=0.5)
     assert again.load_state_dict(stored(taught())) is None
-    assert [group["lr"] for group in again.critic_optimizer.param_groups] == [0.5]
+    assert [group["lr"] for group in again.critic.optimizer.param_groups] == [0.5]
 
 
 def test_without_a_gan_a_stored_critic_is_let_go():
@@ -551,7 +569,7 @@ ANOTHER_SHAPE = {
     "another layout": lambda: {"model.0.weight": torch.zeros(3)},
     "empty": dict,
     "no dict": lambda: [1, 2],
-    "no tensors": lambda: dict.fromkeys(make(gan=True).discriminator.state_dict(), 0),
+    "no tensors": lambda: dict.fromkeys(make(gan=True).critic.discriminator.state_dict(), 0),
 }
 
 
@@ -579,9 +597,9 @@ def test_a_critic_with_nan_in_it_is_said_and_a_new_one_starts():
 
 
 def assert_untouched(objective: Objective, fresh: Objective) -> None:
-    expected, found = fresh.discriminator.state_dict(), objective.discriminator.state_dict()
+    expected, found = fresh.critic.discriminator.state_dict(), objective.critic.discriminator.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert not objective.critic_optimizer.state
+    assert not objective.critic.optimizer.state
     teach(objective)  # and it learns
 
 
@@ -590,9 +608,9 @@ def test_a_critic_without_its_optimizer_is_kept_and_what_is_missing_is_said():
     del state["discriminator_optimizer_state_dict"]
     again = make(gan=True)
     assert "AdamW starts afresh" in again.load_state_dict(state)
-    expected = objective.discriminator.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in again.discriminator.state_dict().items())
-    assert not again.critic_optimizer.state
+    expected = objective.critic.discriminator.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.critic.discriminator.state_dict().items())
+    assert not again.critic.optimizer.state
 
 
 # ---- a loss of losses.py in place of the method's own
@@ -749,7 +767,7 @@ def test_a_loss_without_a_perceptual_weight_builds_no_network(monkeypatch):
     monkeypatch.setattr(losses, "load_lpips", lambda *arguments: pytest.fail("a network was asked for"))
     for kind in EVERY_TERM:
         objective = with_loss(image_size=8, **{**EVERY_TERM[kind], "perceptual_weight": 0})
-        assert objective.loss.perceptual is objective.perceptual is objective.discriminator is None
+        assert objective.loss.perceptual is objective.perceptual is objective.critic is None
 
 
 def test_lpips_that_cannot_be_had_is_never_replaced_in_silence(tmp_path):
@@ -776,7 +794,7 @@ def test_after_a_micro_step_that_failed_a_loss_goes_on():
 
 
 def test_without_a_loss_a_regression_model_has_its_squared_error():
-    objective = Objective(None, image_size=32, device=torch.device("cpu"), own=RegressionColorizer.LOSS)
+    objective = Objective(None, image_size=32, device=torch.device("cpu"), method_loss=RegressionColorizer.LOSS)
     objective.begin(0)
     assert objective.name == "1 mse"
     step, _batch, _ = answered(photos(), photos(seed=1), restores=False)

@@ -20,18 +20,20 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from Project7 import color, model_folder, trainer
+from Project7 import color, model_folder, run_history, trainer, validation
 from Project7.batch import Step
 from Project7.checkpoints import load_checkpoint, load_model
+from Project7.collapse import Collapsed, TrainingFailed
 from Project7.config import RunConfig
+from Project7.critic import Critic
 from Project7.encoder import SHIPPED, Encoder
 from Project7.feature_cache import open_features
 from Project7.health import Finding
 from Project7.image_set import ImageSet
+from Project7.learning_rate import learning_rate
 from Project7.model_config import DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
-from Project7.objective import Objective
-from Project7.trainer import Collapsed, TrainingFailed, learning_rate, make_accelerator, train
+from Project7.trainer import make_accelerator, train
 from Project7.training_config import ObjectiveConfig, TrainingConfig
 
 WALL_CLOCK = ("seconds", "images_per_second")
@@ -338,7 +340,7 @@ def test_the_loss_falls_and_the_colours_come(tmp_path):
 def test_a_step_answers_per_sample():
     """What lets several processes agree: forward gives one loss a sample, not a mean."""
     settings = config()
-    model = trainer.build(settings.model)
+    model = trainer.build_model(settings.model)
     batch = trainer.Batch(torch.zeros(3, 1, 16, 16), torch.zeros(3, 2, 16, 16), trainer.BatchRandom(0, 0, 0, 3, 3))
     step = model(batch)
     assert isinstance(step, Step)
@@ -603,7 +605,7 @@ def test_a_discriminator_without_its_optimizer_is_taken_over_and_that_is_said(tm
     settings = config(epochs=3, objective=V2["gan"])
     run_ = trainer.Run(settings, ModelFolder(tmp_path), IMAGES, make_accelerator(settings.training), source)
     stored = source["loss_state_dict"]["discriminator_state_dict"]
-    assert_equal(stored, dict(run_.objective.discriminator.state_dict()), "discriminator")
+    assert_equal(stored, dict(run_.objective.critic.discriminator.state_dict()), "discriminator")
     assert "AdamW starts afresh" in " ".join(run_.notes)
 
 
@@ -620,7 +622,7 @@ def gradients(folder, accumulation: int = 1) -> tuple[torch.Tensor, torch.Tensor
     assert not list(run_.begin_epoch())
     run_.state.accumulation = accumulation
     measures = run_.backward(7, np.arange(7), torch.from_numpy(np.array(IMAGES[0].images[:7])))
-    parts = (run_.parameters, list(run_.objective.discriminator.parameters()))
+    parts = (run_.parameters, list(run_.objective.critic.discriminator.parameters()))
     return *(torch.cat([p.grad.flatten() for p in part]) for part in parts), measures
 
 
@@ -676,7 +678,7 @@ def test_two_processes_train_as_one_with_every_term(tmp_path):
 def test_running_out_of_memory_leaves_no_gradient_in_the_discriminator(tmp_path, monkeypatch):
     """The memory ends when the discriminator has its gradient: the step is repeated, and that one not counted twice."""
     settings = config(epochs=1, objective=terms(gan=True))
-    kept, teach, step = [], Objective.teach_critic, Objective.critic_step
+    kept, teach, step = [], Critic.teach, Critic.step
 
     def keep(self, *arguments):
         kept.append(torch.cat([p.grad.flatten() for p in self.discriminator.parameters()]))
@@ -690,8 +692,8 @@ def test_running_out_of_memory_leaves_no_gradient_in_the_discriminator(tmp_path,
         return measures
 
     tight_once = [True]
-    monkeypatch.setattr(Objective, "critic_step", keep)
-    monkeypatch.setattr(Objective, "teach_critic", tight)
+    monkeypatch.setattr(Critic, "step", keep)
+    monkeypatch.setattr(Critic, "teach", tight)
     run(tmp_path / "calm", settings, leave=lambda p: True)
     tight_once.clear()
     seen = run(tmp_path / "tight", settings, leave=lambda p: True)
@@ -808,7 +810,7 @@ def test_a_bad_step_changes_neither_the_model_nor_its_discriminator(tmp_path, mo
     found = []
     with contextlib.closing(run_.progress()) as steps:
         for progress in steps:
-            parts = (run_.parameters, run_.ema_parameters, list(run_.objective.discriminator.parameters()))
+            parts = (run_.parameters, run_.ema_parameters, list(run_.objective.critic.discriminator.parameters()))
             found.append([torch.cat([p.detach().flatten().clone() for p in part]) for part in parts])
     assert progress.entry["skipped_steps"] == 2
     for number, part in enumerate(("model", "EMA", "discriminator")):
@@ -825,12 +827,12 @@ def test_the_gradient_of_the_model_stays_out_of_the_discriminator_and_the_other_
     assert not list(run_.begin_epoch())
     batch = run_.prepare(torch.from_numpy(np.array(IMAGES[0].images[:4])), first=0, count=4)
     step = run_.model(batch)
-    run_.weigh(step)[1].backward()
-    critic = list(run_.objective.discriminator.parameters())
+    run_.loss_of(step)[1].backward()
+    critic = list(run_.objective.critic.discriminator.parameters())
     assert all(p.grad is None for p in critic)
     assert all(p.requires_grad for p in critic)
     before = [p.grad.clone() for p in run_.parameters]
-    run_.objective.teach_critic(step.estimate, 0.25)
+    run_.objective.critic.teach(step.estimate, 0.25)
     assert all(torch.equal(p.grad, b) for p, b in zip(run_.parameters, before, strict=True))
     assert all(p.grad.abs().sum() > 0 for p in critic)
 
@@ -864,23 +866,25 @@ def entries_of(seen: list[trainer.Progress]) -> list[dict]:
 @pytest.mark.parametrize(("windows", "length"), [(20, 10), (1, 11)])
 def test_the_windows_of_a_run_are_those_of_its_steps(tmp_path, monkeypatch, windows, length):
     """Of eleven steps an epoch, so many windows are wanted, and ten steps at least: they go on over its end."""
-    monkeypatch.setattr(trainer, "WINDOWS", windows)
+    monkeypatch.setattr(run_history, "WINDOWS", windows)
     seen = run(tmp_path, quick(batch_size=2))
     steps = steps_of(seen)
     found = [w for entry in entries_of(seen) for w in entry["windows"]]
-    assert [w[:2] for w in found] == [[length * n, length] for n in (1, 2, 3)]
-    for number, (_, _, loss, spread, norm, highest, skipped) in enumerate(found):
+    assert [(w["step"], w["steps"]) for w in found] == [(length * n, length) for n in (1, 2, 3)]
+    for number, window in enumerate(found):
         part = steps[length * number :][:length]
         losses, norms = [p.losses["loss"] for p in part], [p.grad_norm for p in part]
-        assert (loss, norm) == pytest.approx((np.mean(losses), np.mean(norms)), rel=1e-5)
-        assert spread == pytest.approx(np.std(losses), rel=1e-3)
-        assert (highest, skipped) == (max(norms), 0)
+        assert window["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+        assert window["loss_std"] == pytest.approx(np.std(losses), rel=1e-3)
+        assert window["grad_norm"] == pytest.approx(np.mean(norms), rel=1e-5)
+        assert (window["grad_max"], window["skipped"]) == (max(norms), 0)
 
 
 def test_the_windows_leave_out_the_opinion_of_the_discriminator(tmp_path):
     objective = terms(gan=True, feature_matching_weight=2.0, adversarial_weight=3.0, gan_start=4, gan_warmup=2)
     seen = run(tmp_path, config(epochs=1, batch_size=2, objective=objective))
-    ((*_, loss, _, _, _, _),) = seen[-1].entry["windows"]
+    (window,) = seen[-1].entry["windows"]
+    loss = window["loss"]
     parts = [[p.losses.get(f"weighted_{name}", 0) for name in ("mse", "perceptual")] for p in steps_of(seen)[:10]]
     assert loss == pytest.approx(np.sum(parts, axis=1).mean(), rel=1e-5)
     assert abs(loss - np.mean([p.losses["loss"] for p in steps_of(seen)[:10]])) > 0.01
@@ -892,11 +896,11 @@ def test_the_windows_count_the_steps_that_were_left_out(tmp_path, monkeypatch, b
     poison(monkeypatch, bad, loss_too=False)
     seen = run(tmp_path, quick(epochs=3, batch_size=2))
     windows = [w for entry in entries_of(seen) for w in entry["windows"]]
-    assert sum(w[-1] for w in windows) == len(bad)
+    assert sum(w["skipped"] for w in windows) == len(bad)
     good = [p.losses["loss"] for p in steps_of(seen) if p.step - 1 not in bad]
-    taken = sum(w[1] for w in windows)
+    taken = sum(w["steps"] for w in windows)
     assert taken >= len(good) - 10
-    mean = sum(w[1] * w[2] for w in windows) / taken
+    mean = sum(w["steps"] * w["loss"] for w in windows) / taken
     assert mean == pytest.approx(np.mean(good[: int(taken)]), rel=1e-4)
 
 
@@ -905,7 +909,7 @@ def test_a_window_of_few_steps_does_not_claim_to_be_exact(tmp_path, monkeypatch)
     poison(monkeypatch, range(1, 15), loss_too=False)
     windows = [w for entry in entries_of(run(tmp_path, quick(epochs=3, batch_size=2))) for w in entry["windows"]]
     assert windows
-    assert all(spread > 0 for _, _, _, spread, _, _, _ in windows)
+    assert all(window["loss_std"] > 0 for window in windows)
 
 
 @pytest.fixture(scope="module")
@@ -933,14 +937,15 @@ def test_the_windows_of_an_epoch_are_those_of_one_objective(tmp_path):
     source = load_checkpoint(tmp_path / "last_model.pth")
     assert source["progress"]["window"]["steps"] == 8
     seen = run(tmp_path, config(epochs=1, batch_size=1, objective=terms(mse_weight=3.0)), resume=source)
-    ((step, steps, loss, *_),) = seen[-1].entry["windows"]
-    assert (step, steps) == (18, 10)
-    assert loss == pytest.approx(np.mean([p.losses["loss"] for p in steps_of(seen)[:10]]), rel=1e-5)
+    (window,) = seen[-1].entry["windows"]
+    assert (window["step"], window["steps"]) == (18, 10)
+    assert window["loss"] == pytest.approx(np.mean([p.losses["loss"] for p in steps_of(seen)[:10]]), rel=1e-5)
 
 
 def test_the_history_is_json_even_where_a_measure_is_no_number(tmp_path, monkeypatch):
     """JSON has no NaN, and other programs that read the file would refuse it."""
-    monkeypatch.setattr(trainer.Run, "validation_sums", lambda self, start: torch.tensor([math.nan, math.inf, 9.0]))
+    sums = torch.tensor([math.nan, math.inf, 9.0])
+    monkeypatch.setattr(validation, "validation_sums", lambda *arguments, **settings: sums)
     run(tmp_path, quick(epochs=1))
     text = (tmp_path / "training_history.json").read_text()
     (entry,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
