@@ -142,6 +142,14 @@ class OpenPhoto:
         """The hints that the network hears."""
         return self.hints if self.colorizer.takes_hints else ()
 
+    def latest(self, seed: int) -> Answer | None:
+        """The last answer to this seed, whatever hints it heard: what is shown while the next one is made."""
+        wanted = tuple(sorted(self.options.items()))
+        kept = (
+            answer for (of, _, options), answer in reversed(self._answers.items()) if (of, options) == (seed, wanted)
+        )
+        return next(kept, None)
+
     def first(self) -> Answer | None:
         """The mean colour in one pass, while the answers are not there yet; None of a model that has no head for it."""
         ab = self.colorizer.mean(self.small, self.maps, self.spots)
@@ -158,9 +166,9 @@ class OpenPhoto:
         return self.colorizer.finish(answer.ab[None], self.small, spots=self.spots, shares=self.shares(), **tone)
 
     def fields(self, answer: Answer) -> Tensor:
-        """(6, h, w): all that makes a picture of any saturation s and warmth w, for a page that lays it onto L itself.
+        """(7, h, w): all that makes a picture of any saturation s and warmth w, for a page that lays it onto L itself.
 
-        Channels: change of L; a and b of the answer; a and b of the hints; share of the hints. In Lab units,
+        Channels: L; change of L; a and b of the answer; a and b of the hints; share of the hints. In Lab units,
         ab = s * answer + w * (0, 1 - share) + hints. At the size of the working picture, or of a smaller photo.
         """
         constants = self.colorizer.model.ab_mean.cpu(), self.colorizer.model.ab_std.cpu()
@@ -172,7 +180,7 @@ class OpenPhoto:
             ab = loosened(ab, shares, spots)
             told = torch.einsum("khw,kc->chw", shares, torch.tensor([spot.ab for spot in spots]))
             share = shares.sum(dim=0, keepdim=True)
-        fields = torch.cat([change, ab[0], told, share])
+        fields = torch.cat([color.level(self.small[0]), change, ab[0], told, share])
         if all(full <= small for full, small in zip(self.size, fields.shape[-2:], strict=True)):
             fields = F.interpolate(fields[None], self.size, mode="bilinear", antialias=True)[0]
         return fields

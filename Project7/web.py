@@ -42,7 +42,7 @@ _SAMPLE = "coffee"
 router = APIRouter(route_class=GuardedRoute)
 
 
-def find_studio(request: Request) -> Studio:
+async def find_studio(request: Request) -> Studio:
     """That of the app, `app.state.studio`; one with the usual settings where it has none."""
     if not hasattr(request.app.state, "studio"):
         request.app.state.studio = Studio()
@@ -266,7 +266,7 @@ def gray_png(shelved: Shelved) -> bytes:
 
 @router.post("/api/photos/{id}/answers", response_class=StreamingResponse)
 async def answers(id: str, asked: Answers, studio: InStudio) -> StreamingResponse:
-    """Server-sent events: `first` (a head's mean, at once), `step` (the first answer forming), `answer` for each seed.
+    """Server-sent events: `first` (what there is at once), `step` (the first answer forming), `answer` for each seed.
 
     Each carries what `OpenPhoto.fields` gives: int16, little endian, 128 to a Lab unit, base64.
     """
@@ -274,7 +274,7 @@ async def answers(id: str, asked: Answers, studio: InStudio) -> StreamingRespons
 
     def work(job: Job) -> list[int]:
         opened = studio.opened(shelved, asked, asked.all_hints())
-        if (first := opened.first()) is not None:
+        if (first := opened.latest(asked.seeds[0]) or opened.first()) is not None:
             job.say("first", fields(opened, first))
         for number, seed in enumerate(asked.seeds if opened.colorizer.model.OPTIONS else asked.seeds[:1]):
             opened.seed = seed
@@ -289,11 +289,12 @@ async def answers(id: str, asked: Answers, studio: InStudio) -> StreamingRespons
 def fields(opened: OpenPhoto, answer: Answer) -> dict[str, Any]:
     found = opened.fields(answer)
     if not opened.hints:
-        found = found[:3]  # the others are zero
+        found = found[:4]  # the others are zero
     steps = (found * _SCALE).round().clamp(-32768, 32767).short().numpy().astype("<i2")
     channels, height, width = steps.shape
     data = base64.b64encode(steps.tobytes()).decode()
-    return {"height": height, "width": width, "channels": channels, "data": data}
+    flat = (height, width) != tuple(opened.small.shape[-2:])  # of the photo's own size: nothing is enlarged
+    return {"height": height, "width": width, "channels": channels, "flat": flat, "data": data}
 
 
 @router.post("/api/photos/{id}/suggest")

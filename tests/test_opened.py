@@ -113,7 +113,7 @@ def test_the_fields_make_the_picture(name, size, request):
     """What the page lays onto L is what the server writes, at every strength and warmth."""
     opened = request.getfixturevalue(name).open(gray(*size), working_size=24).hint(4, 5, "#2040c0")
     opened.saturation, opened.warmth = 1.7, -9.0
-    change, *parts, share = opened.fields(opened.answers([1])[0]).split([1, 2, 2, 1])
+    change, *parts, share = opened.fields(opened.answers([1])[0])[1:].split([1, 2, 2, 1])
     ab = opened.saturation * parts[0] + opened.warmth * torch.cat([share * 0, 1 - share]) + parts[1]
     whole = torch.cat([change / 50, ab])[None] if name == "regression" else ab[None]
     small = opened.small if whole.shape[-2:] == opened.small.shape[-2:] else opened.L

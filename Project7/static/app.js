@@ -1,0 +1,694 @@
+// The page: what is open, what is wanted of it, and what is shown.
+
+import * as api from "./api.js";
+import { LIGHTNESS, toHex } from "./color.js";
+import { decode } from "./fields.js";
+import { makeHistory } from "./history.js";
+import { makeMarks } from "./marks.js";
+import { grayLevels, makePainter, paint } from "./paint.js";
+import { makePicker } from "./picker.js";
+import { makeView } from "./view.js";
+
+const $ = (id) => document.getElementById(id);
+const ANSWERS = 6; // in the strip
+const THUMBNAIL = 76; // CSS pixels of its height
+const KEPT = 12; // sets of answers
+const STROKE = 40; // points of a stroke at most
+const DOUBT = 30; // Lab units that are shown in full strength
+
+let models = [];
+let photo = null; // {id, name, width, height, gray: ImageBitmap, scale, levels, thumb}
+let state = null; // {model, seed, seeds, hints, saturation, warmth}; replaced, never changed
+let fields = new Map(); // seed -> fields, of the present model and hints
+let shown = null; // the fields in the large pane
+let painter = null;
+let second = null; // {painter, fields, model} of the pane beside it
+let running = null; // AbortController of the answers
+let asking = null; // of a suggestion
+let pending = null; // a hint without a colour yet
+let selected = null; // id of a hint
+let cursor = null; // place of the keyboard's cross
+let dropping = false; // the next click takes a colour from the photo
+let nextId = 1;
+const cache = new Map();
+
+// -- messages --------------------------------------------------------------------------------------------------------
+
+let hushed = 0;
+function say(text, seconds = 6) {
+  clearTimeout(hushed);
+  $("said").textContent = text;
+  $("said").classList.toggle("shown", Boolean(text));
+  if (text) hushed = setTimeout(() => say(""), seconds * 1000);
+}
+const fail = (error) => error.name !== "AbortError" && say(error.message, 10);
+
+// -- opening ---------------------------------------------------------------------------------------------------------
+
+async function open(getPhoto, name) {
+  try {
+    say("Opening …", 60);
+    const opened = await getPhoto();
+    const gray = await createImageBitmap(await api.gray(opened.id), { colorSpaceConversion: "none" });
+    running?.abort();
+    if (photo) api.closePhoto(photo.id);
+    say(opened.notes.join("; "));
+    show({ ...opened, name, gray });
+    start(opened.made);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+const openFile = (file) => open(() => api.openPhoto(file), file.name ?? "photo");
+const openSample = () => open(api.openSample, "sample");
+
+function show(opened) {
+  const { gray } = opened;
+  const height = Math.round(THUMBNAIL * Math.min(2, devicePixelRatio));
+  const width = Math.max(1, Math.min(3 * height, Math.round((height * gray.width) / gray.height)));
+  const thumb = { width, height, levels: grayLevels(gray, width, height) };
+  photo = { ...opened, scale: gray.width / opened.width, levels: grayLevels(gray, gray.width, gray.height), thumb };
+  $("welcome").hidden = true;
+  $("work").hidden = false;
+  $("save").removeAttribute("aria-disabled");
+  painter?.close();
+  painter = makePainter(fresh($("pane-a").querySelector(".picture")), gray);
+  view.fit(opened.width, opened.height);
+  cache.clear();
+  history.clear();
+  unselect();
+}
+
+// A canvas keeps the kind and the loss of its context: each photo gets a new one.
+function fresh(canvas) {
+  const copy = canvas.cloneNode();
+  canvas.replaceWith(copy);
+  return copy;
+}
+
+function start(made) {
+  const known = made && models.some((model) => model.name === made.model);
+  if (made && !known) say(`This picture was made by ${made.model || "another model"}, which is not here.`);
+  const seed = made?.seed ?? 0;
+  state = {
+    model: known ? made.model : $("model").value,
+    seed,
+    seeds: Array.from({ length: ANSWERS }, (_, n) => seed + n),
+    hints: (made?.hints ?? []).map(({ x, y, color }) => ({ id: nextId++, points: [[x, y]], color })),
+    saturation: made?.saturation ?? 1,
+    warmth: made?.warmth ?? 0,
+    options: made?.options ?? {},
+  };
+  history.push(state, made ? "As it was saved" : "First answer");
+  refresh();
+}
+
+// -- state -----------------------------------------------------------------------------------------------------------
+
+function change(changes, words) {
+  state = { ...state, ...changes };
+  history.push(state, words);
+  refresh();
+}
+
+const history = makeHistory($("history"), (earlier) => {
+  state = earlier;
+  unselect();
+  refresh();
+});
+
+const modelOf = (name) => models.find((model) => model.name === name) ?? models[0];
+const tone = () => ({ saturation: state.saturation, warmth: state.warmth });
+
+function asked(extra = {}) {
+  const { model, hints, options } = state;
+  const kind = modelOf(model).method;
+  const points = hints.flatMap(({ points: places, color }) => places.map(([x, y]) => ({ x, y, color })));
+  const own = kind === "classification" ? { variety: 1 } : {};
+  const kept = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== null));
+  const given = kind === photo.made?.method ? kept : {};  // of a picture that goes on
+  return { model, hints: points, ...own, ...given, ...extra };
+}
+
+// -- answers ---------------------------------------------------------------------------------------------------------
+
+async function refresh() {
+  controls();
+  const one = modelOf(state.model).answers === 1;
+  const seeds = one ? [state.seed] : state.seeds;
+  const key = JSON.stringify([state.model, state.hints.map(({ points, color }) => [points, color]), state.options]);
+  if (!cache.has(key)) cache.set(key, new Map());
+  fields = cache.get(key);
+  while (cache.size > KEPT) cache.delete(cache.keys().next().value);
+  running?.abort();
+  running = null;
+  strip(seeds);
+  doubt();
+  beside();
+  if (fields.has(state.seed)) display(fields.get(state.seed), true);
+  const missing = seeds.filter((seed) => !fields.has(seed));
+  if (!missing.length) return progress(null);
+  const order = [...missing].sort((a, b) => (b === state.seed) - (a === state.seed));
+  running = new AbortController();
+  const mine = running;
+  const target = fields;
+  progress(0.03);
+  try {
+    await api.answers(photo.id, asked({ seeds: order }), mine.signal, (kind, value) => {
+      if (mine.signal.aborted) return;
+      const first = order[0] === state.seed && !target.has(state.seed);
+      if (kind === "step") progress((target.size + value.step / value.steps) / seeds.length);
+      if (kind === "answer") {
+        target.set(value.seed, decode(value));
+        tile(value.seed);
+        if (value.seed === state.seed) display(target.get(value.seed), true);
+      } else if (first && value.data) display(decode(value), false);
+    });
+  } catch (error) {
+    fail(error);
+  } finally {
+    if (running === mine) progress(null);
+  }
+}
+
+function progress(share) {
+  const bar = document.querySelector(".progress");
+  bar.hidden = share === null;
+  bar.firstElementChild.style.width = `${100 * (share ?? 0)}%`;
+  if (share !== null) bar.setAttribute("aria-valuenow", Math.round(100 * share));
+  document.body.dataset.busy = share === null ? "" : "yes";
+}
+
+let frame = 0;
+function display(found, whole) {
+  shown = found;
+  redraw();
+  if (whole) history.picture(thumbnail(found));
+}
+
+// Once a frame, however many estimates have come in.
+function redraw() {
+  cancelAnimationFrame(frame);
+  frame = requestAnimationFrame(() => {
+    if (shown) painter.draw(shown, tone(), divide());
+    if (second?.fields) second.painter.draw(second.fields, tone());
+  });
+}
+
+function thumbnail(found) {
+  const { width, height, levels } = photo.thumb;
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [width, height];
+  canvas.getContext("2d").putImageData(paint(levels, width, height, found, tone()), 0, 0);
+  return canvas;
+}
+
+// -- the strip -------------------------------------------------------------------------------------------------------
+
+function strip(seeds) {
+  const tiles = seeds.map((seed) => {
+    const button = document.createElement("button");
+    button.className = "answer waits";
+    button.dataset.seed = seed;
+    button.setAttribute("role", "radio");
+    button.setAttribute("aria-label", `Answer of seed ${seed}`);
+    button.title = `Seed ${seed}`;
+    const label = document.createElement("span");
+    label.textContent = seed;
+    const before = $("strip").querySelector(`[data-seed="${seed}"] canvas`);
+    if (before) button.append(before);
+    button.append(label);
+    button.addEventListener("click", () => choose(seed));
+    return button;
+  });
+  $("strip").replaceChildren(...tiles);
+  for (const seed of seeds) if (fields.has(seed)) tile(seed);
+  mark();
+}
+
+function tile(seed) {
+  const button = $("strip").querySelector(`[data-seed="${seed}"]`);
+  if (!button) return;
+  button.querySelector("canvas")?.remove();
+  button.prepend(thumbnail(fields.get(seed)));
+  button.classList.remove("waits");
+}
+
+function mark() {
+  for (const button of $("strip").children) {
+    const chosen = Number(button.dataset.seed) === state.seed;
+    button.setAttribute("aria-checked", chosen);
+    button.tabIndex = chosen ? 0 : -1;
+  }
+}
+
+function choose(seed) {
+  if (seed !== state.seed) change({ seed }, `Seed ${seed}`);
+}
+
+$("strip").addEventListener("keydown", (event) => {
+  const way = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
+  if (!way) return;
+  const tiles = [...$("strip").children];
+  const next = tiles[(tiles.indexOf(document.activeElement) + way + tiles.length) % tiles.length];
+  choose(Number(next.dataset.seed));
+  $("strip").querySelector(`[data-seed="${next.dataset.seed}"]`).focus();
+  event.preventDefault();
+});
+
+$("others").addEventListener("click", () => {
+  const seeds = state.seeds.map((_, n) => Math.max(...state.seeds) + 1 + n);
+  change({ seeds, seed: seeds[0] }, "Other answers");
+});
+
+// -- the pane --------------------------------------------------------------------------------------------------------
+
+const view = makeView($("pane-a"), $("pane-a").querySelector(".holder"), {
+  changed() {
+    marks?.draw();
+    line();
+    $("zoom-level").textContent = view.whole ? "Fit" : `${Math.round(100 * view.zoom)} %`;
+  },
+  movesOnly: () => $("tool-move").getAttribute("aria-checked") === "true" && !dropping,
+  gesture: {
+    tap(x, y) {
+      if (!view.contains(x, y)) unselect();
+      else if (dropping) take(x, y);
+      else ask([[x, y]]);
+    },
+    begin: (x, y) => stroke([[x, y]]),
+    move: (x, y) => pending && stroke([...pending.points, [x, y]]),
+    end: () => pending && ask(thinned(pending.points)),
+    cancel: () => unselect(),
+  },
+});
+const viewB = makeView($("pane-b"), $("pane-b").querySelector(".holder"), { movesOnly: () => true });
+[view.twins, viewB.twins] = [[viewB], [view]];
+
+const marks = makeMarks($("pane-a").querySelector(".marks"), view, {
+  select: (id) => select(id),
+  moved(id, dx, dy) {
+    const inside = ([x, y]) => [
+      Math.min(photo.width - 0.01, Math.max(0, x + dx)),
+      Math.min(photo.height - 0.01, Math.max(0, y + dy)),
+    ];
+    const move = (hint) => (hint.id === id ? { ...hint, points: hint.points.map(inside) } : hint);
+    if (pending?.id === id) return ask(pending.points.map(inside));
+    selected = id;
+    change({ hints: state.hints.map(move) }, "Hint moved");
+    suggestions();
+  },
+  remove: (id) => remove(id),
+});
+
+function stroke(points) {
+  const inside = points.filter(([x, y]) => view.contains(x, y));
+  if (!inside.length) return;
+  pending = { id: pending?.id ?? nextId++, points: inside, color: null };
+  selected = pending.id;
+  drawMarks();
+}
+
+// Points a good step apart, and not too many.
+function thinned(points) {
+  const step = Math.min(photo.width, photo.height) / 60;
+  const kept = [points[0]];
+  for (const [x, y] of points) {
+    const [lastX, lastY] = kept.at(-1);
+    if (Math.hypot(x - lastX, y - lastY) >= step) kept.push([x, y]);
+  }
+  const every = Math.ceil(kept.length / STROKE);
+  return kept.filter((_, n) => n % every === 0);
+}
+
+function drawMarks() {
+  marks.show({ hints: pending ? [...state.hints, pending] : state.hints, selected, cursor });
+}
+
+function line() {
+  const input = $("pane-a").querySelector(".divider");
+  const [left] = view.toPane(0, 0);
+  const [right] = view.toPane(view.width, 0);
+  input.style.left = `${left - 18}px`;
+  input.style.width = `${right - left + 36}px`;
+  $("pane-a").querySelector(".line").style.left = `${left + (input.value / 1000) * (right - left)}px`;
+}
+
+const comparing = () => $("compare").getAttribute("aria-pressed") === "true";
+let held = false;
+const divide = () => (held ? 1 : comparing() ? $("pane-a").querySelector(".divider").value / 1000 : 0);
+
+function split() {
+  for (const part of [".divider", ".line"]) $("pane-a").querySelector(part).hidden = !comparing();
+  line();
+  if (shown) painter.split(divide());
+}
+$("pane-a").querySelector(".divider").addEventListener("input", split);
+$("compare").addEventListener("click", () => {
+  press($("compare"));
+  split();
+});
+function hold(down) {
+  if (held === down) return;
+  held = down;
+  if (shown) painter.split(divide());
+}
+$("hold").addEventListener("pointerdown", () => hold(true));
+for (const kind of ["pointerup", "pointerleave", "pointercancel"]) $("hold").addEventListener(kind, () => hold(false));
+$("hold").addEventListener("keydown", (event) => [" ", "Enter"].includes(event.key) && hold(true));
+$("hold").addEventListener("keyup", () => hold(false));
+
+const press = (button, on = button.getAttribute("aria-pressed") !== "true") => button.setAttribute("aria-pressed", on);
+
+function tool(name) {
+  for (const one of ["hint", "move"]) $(`tool-${one}`).setAttribute("aria-checked", one === name);
+  $("pane-a").classList.toggle("moves", name === "move");
+}
+$("tool-hint").addEventListener("click", () => tool("hint"));
+$("tool-move").addEventListener("click", () => tool("move"));
+$("zoom-in").addEventListener("click", () => view.zoomTo(view.zoom * 1.5));
+$("zoom-out").addEventListener("click", () => view.zoomTo(view.zoom / 1.5));
+$("zoom").addEventListener("click", () => (view.whole ? view.zoomTo(1) : view.fit()));
+
+// -- hints -----------------------------------------------------------------------------------------------------------
+
+const picker = makePicker($("picker"), (color) => paintHint(color));
+const theHint = () => (pending?.id === selected ? pending : state.hints.find((hint) => hint.id === selected));
+
+function ask(points) {
+  pending = { id: pending?.id ?? nextId++, points, color: null };
+  select(pending.id);
+}
+
+function select(id) {
+  if (pending && pending.id !== id) pending = null;
+  selected = id;
+  $("no-hint").hidden = true;
+  $("hint").hidden = false;
+  drawMarks();
+  suggestions();
+}
+
+function unselect() {
+  asking?.abort();
+  [pending, selected] = [null, null];
+  press($("dropper"), (dropping = false));
+  $("pane-a").classList.remove("drops");
+  $("no-hint").hidden = false;
+  $("hint").hidden = true;
+  if (state) drawMarks();
+}
+
+function lightnessAt([x, y]) {
+  const [column, row] = [Math.floor(x * photo.scale), Math.floor(y * photo.scale)];
+  return LIGHTNESS[photo.levels[Math.min(photo.gray.height - 1, row) * photo.gray.width + column]] ?? 50;
+}
+
+async function suggestions() {
+  const hint = theHint();
+  if (!hint) return;
+  const [x, y] = hint.points[Math.floor(hint.points.length / 2)];
+  picker.show(lightnessAt([x, y]), hint.color);
+  asking?.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  $("hint-about").textContent = "Looking …";
+  try {
+    const { colors } = await api.suggest(photo.id, asked({ x, y }), signal);
+    if (signal.aborted) return;
+    $("hint-about").textContent = "Likely here";
+    $("swatches").replaceChildren(
+      ...colors.map(({ color, share }) => {
+        const button = document.createElement("button");
+        button.style.setProperty("--color", color);
+        button.title = `${color}, ${Math.round(100 * share)} %`;
+        button.setAttribute("aria-label", button.title);
+        button.setAttribute("aria-pressed", color === hint.color);
+        button.addEventListener("click", () => paintHint(color));
+        return button;
+      }),
+    );
+  } catch (error) {
+    fail(error);
+  }
+}
+
+function paintHint(color) {
+  const hint = theHint();
+  if (!hint || hint.color === color) return;
+  const painted = { ...hint, color };
+  const hints = hint === pending ? [...state.hints, painted] : state.hints.map((h) => (h.id === hint.id ? painted : h));
+  pending = null;
+  change({ hints }, `Hint ${color}`);
+  for (const button of $("swatches").children) button.setAttribute("aria-pressed", button.style.getPropertyValue("--color") === color);
+  picker.show(lightnessAt(hint.points[0]), color);
+}
+
+function remove(id) {
+  const was = state.hints.some((hint) => hint.id === id);
+  unselect();
+  if (was) change({ hints: state.hints.filter((hint) => hint.id !== id) }, "Hint removed");
+  $("pane-a").focus();
+}
+
+// The colour that the picture has at a place, for the hint that is selected.
+function take(x, y) {
+  const canvas = $("pane-a").querySelector(".picture");
+  const one = new OffscreenCanvas(1, 1).getContext("2d");
+  one.drawImage(canvas, Math.floor(x * photo.scale), Math.floor(y * photo.scale), 1, 1, 0, 0, 1, 1);
+  const color = toHex([...one.getImageData(0, 0, 1, 1).data].slice(0, 3));
+  press($("dropper"), (dropping = false));
+  $("pane-a").classList.remove("drops");
+  paintHint(color);
+}
+
+$("gray").addEventListener("click", () => paintHint("#808080"));
+$("remove").addEventListener("click", () => remove(selected));
+$("dropper").addEventListener("click", () => {
+  dropping = !dropping;
+  press($("dropper"), dropping);
+  $("pane-a").classList.toggle("drops", dropping);
+  if (dropping) say("Click where the colour is.", 4);
+});
+$("best").addEventListener("click", async () => {
+  try {
+    const { best } = await api.ambiguity(photo.id, asked());
+    ask([[best.x, best.y]]);
+  } catch (error) {
+    fail(error);
+  }
+});
+
+// -- mood ------------------------------------------------------------------------------------------------------------
+
+function moodText() {
+  $("saturation-value").textContent = `${Math.round(100 * $("saturation").value)} %`;
+  const warmth = Number($("warmth").value);
+  $("warmth-value").textContent = warmth > 0 ? `+${warmth}` : `${warmth}`.replace("-", "−");
+}
+for (const name of ["saturation", "warmth"]) {
+  $(name).addEventListener("input", () => {
+    state = { ...state, [name]: Number($(name).value) };
+    moodText();
+    redraw();
+  });
+  $(name).addEventListener("change", () => change({}, name === "warmth" ? "Warmth" : "Saturation"));
+  $(name).parentElement.addEventListener("dblclick", () => {
+    $(name).value = name === "warmth" ? 0 : 1;
+    change({ [name]: Number($(name).value) }, name === "warmth" ? "Warmth" : "Saturation");
+  });
+}
+
+// -- doubt -----------------------------------------------------------------------------------------------------------
+
+let doubting = null;
+async function doubt() {
+  const canvas = $("pane-a").querySelector(".unsure");
+  doubting?.abort();
+  if (!$("unsure").checked) {
+    canvas.hidden = true;
+    return marks.show({ best: null });
+  }
+  doubting = new AbortController();
+  const { signal } = doubting;
+  try {
+    const { width, height, data, best } = await api.ambiguity(photo.id, asked(), signal);
+    if (signal.aborted) return;
+    [canvas.width, canvas.height] = [width, height];
+    const image = new ImageData(width, height);
+    const rgb = getComputedStyle(document.documentElement).getPropertyValue("--doubt").trim().split(" ").map(Number);
+    const values = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+    values.forEach((v, n) => image.data.set([...rgb, 170 * Math.min(1, v / DOUBT) ** 1.5], 4 * n));
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    canvas.hidden = false;
+    marks.show({ best: [best.x, best.y] });
+  } catch (error) {
+    fail(error);
+  }
+}
+$("unsure").addEventListener("change", doubt);
+
+// -- two models ------------------------------------------------------------------------------------------------------
+
+let besides = null;
+async function beside() {
+  const on = $("two").getAttribute("aria-pressed") === "true";
+  $("pane-b").hidden = !on;
+  const chip = $("pane-a").querySelector(".chip");
+  chip.hidden = !on;
+  chip.textContent = state.model;
+  besides?.abort();
+  if (!on) {
+    second?.painter.close();
+    second = null;
+    return;
+  }
+  if (second?.photo !== photo.id) {
+    second?.painter.close();
+    second = { photo: photo.id, painter: makePainter(fresh($("pane-b").querySelector(".picture")), photo.gray) };
+    [viewB.width, viewB.height] = [photo.width, photo.height];
+    requestAnimationFrame(() => view.fit());
+  }
+  besides = new AbortController();
+  const { signal } = besides;
+  const model = $("model-b").value;
+  const variety = modelOf(model).method === "classification" ? { variety: 1 } : {};
+  const { hints } = asked();
+  try {
+    await api.answers(photo.id, { model, hints, ...variety, seeds: [state.seed] }, signal, (kind, value) => {
+      if (signal.aborted || !value.data) return;
+      second.fields = decode(value);
+      redraw();
+    });
+  } catch (error) {
+    fail(error);
+  }
+}
+$("two").addEventListener("click", () => {
+  press($("two"));
+  const other = models.find((model) => model.name !== state.model) ?? models[0];
+  if ($("model-b").value === state.model) $("model-b").value = other.name;
+  beside();
+});
+$("model-b").addEventListener("change", beside);
+
+// -- the bar ---------------------------------------------------------------------------------------------------------
+
+function controls() {
+  $("model").value = state.model;
+  $("saturation").value = state.saturation;
+  $("warmth").value = state.warmth;
+  moodText();
+  $("undo").disabled = !history.canUndo;
+  $("redo").disabled = !history.canRedo;
+  $("others").hidden = modelOf(state.model).answers === 1;
+  drawMarks();
+}
+$("model").addEventListener("change", () => state && change({ model: $("model").value }, `Model ${$("model").value}`));
+$("undo").addEventListener("click", history.undo);
+$("redo").addEventListener("click", history.redo);
+$("open").addEventListener("click", () => $("file").click());
+$("choose").addEventListener("click", () => $("file").click());
+$("sample").addEventListener("click", openSample);
+$("file").addEventListener("change", () => {
+  if ($("file").files[0]) openFile($("file").files[0]);
+  $("file").value = "";
+});
+
+for (const button of $("save").querySelectorAll("[data-kind]")) {
+  button.addEventListener("click", async () => {
+    $("save").open = false;
+    say("Writing the picture at full size …", 120);
+    try {
+      const blob = await api.exported(photo.id, asked({ seed: state.seed, ...tone(), kind: button.dataset.kind }));
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(blob);
+      link.download = `${photo.name.replace(/\.[^.]*$/, "") || "photo"}-${{ full: "colour", side: "both", layer: "layer" }[button.dataset.kind]}.png`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+      say("Saved.", 3);
+    } catch (error) {
+      fail(error);
+    }
+  });
+}
+document.addEventListener("click", (event) => {
+  if (!$("save").contains(event.target)) $("save").open = false;
+});
+
+// -- dropped, pasted, typed ------------------------------------------------------------------------------------------
+
+const filesOf = (transfer) => [...(transfer?.files ?? [])];
+let over = 0;
+document.addEventListener("dragenter", (event) => {
+  if (event.dataTransfer?.types.includes("Files")) document.body.classList.toggle("dragging", ++over > 0);
+});
+document.addEventListener("dragleave", () => document.body.classList.toggle("dragging", (over = Math.max(0, over - 1)) > 0));
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.toggle("dragging", Boolean((over = 0)));
+  const [file] = filesOf(event.dataTransfer);
+  if (file) openFile(file);
+});
+document.addEventListener("paste", (event) => {
+  const [file] = filesOf(event.clipboardData);
+  if (file) openFile(file);
+});
+
+$("pane-a").addEventListener("keydown", (event) => {
+  if (event.target !== $("pane-a")) return;
+  const step = (event.shiftKey ? 0.1 : 0.02) * Math.min(photo.width, photo.height);
+  const way = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
+  if (way) {
+    const [x, y] = cursor ?? [photo.width / 2, photo.height / 2];
+    const within = (v, size) => Math.min(size - 0.5, Math.max(0.5, v));
+    cursor = cursor ? [within(x + way[0], photo.width), within(y + way[1], photo.height)] : [x, y];
+    drawMarks();
+  } else if (event.key === "Enter" && cursor) {
+    if (dropping) take(...cursor);
+    else {
+      ask([cursor]);
+      $("picker").focus();
+    }
+  } else if (event.key === "+" || event.key === "=") view.zoomTo(view.zoom * 1.5);
+  else if (event.key === "-") view.zoomTo(view.zoom / 1.5);
+  else return;
+  event.preventDefault();
+});
+$("pane-a").addEventListener("blur", () => {
+  cursor = null;
+  if (state) drawMarks();
+});
+
+const typing = (target) => target.closest("input, select, textarea");
+document.addEventListener("keydown", (event) => {
+  if (!state) return;
+  const key = event.key.toLowerCase();
+  if ((event.ctrlKey || event.metaKey) && key === "z") {
+    event.preventDefault();
+    return event.shiftKey ? history.redo() : history.undo();
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return undefined;
+  if (key === "b") hold(true);
+  if (key === "c") tool("hint");
+  if (key === "m") tool("move");
+  if (key === "escape") {
+    $("save").open = false;
+    unselect();
+  }
+  return undefined;
+});
+document.addEventListener("keyup", (event) => event.key.toLowerCase() === "b" && hold(false));
+
+// -- the start -------------------------------------------------------------------------------------------------------
+
+try {
+  ({ models } = await api.listModels());
+  if (!models.length) throw new Error("There are no models here yet; train one, or start with --models-dir.");
+  for (const list of ["model", "model-b"]) $(list).replaceChildren(...models.map(({ name, about }) => Object.assign(new Option(name), { title: about })));
+} catch (error) {
+  fail(error);
+}
+$("save").setAttribute("aria-disabled", "true");
