@@ -3,6 +3,7 @@
 What the network sees of the photo is computed once, so that a new hint costs only the denoising.
 """
 
+import copy
 import dataclasses
 import functools
 import io
@@ -123,6 +124,9 @@ class OpenPhoto:
         if missing:
             extra = {"watch": watch} if watch is not None and "steps" in self.colorizer.model.OPTIONS else {}
             count, maps = len(missing), self.maps
+            if self._told() and self.knows:  # the answers without hints count as well, and are kept
+                bare = copy.copy(self).tell(()).answers(missing, watch=watch, **options)
+                extra["untold"] = torch.stack([answer.ab for answer in bare])
             ab = self.colorizer.answer(
                 self.small.expand(count, -1, -1, -1),
                 None if maps is None else tuple(part.expand(count, -1, -1, -1) for part in maps),
@@ -269,21 +273,10 @@ class OpenPhoto:
         return to_image(self.picture(seed), alpha=self.photo.alpha)
 
     def provenance(self, seed: int | None = None) -> Provenance:
-        """How the picture of a seed is made: what its PNG carries, and `Provenance.reopen` goes on from."""
-        return Provenance(
-            model=self.colorizer.name,
-            model_sha256=self.colorizer.sha256,
-            method=self.colorizer.config.model.method,
-            noise=self.digest,
-            width=self.size[1],
-            height=self.size[0],
-            seed=self.seed if seed is None else seed,
-            saturation=self.saturation,
-            warmth=self.warmth,
-            working_size=self.working_size,
-            hints=[GivenHint(x=x, y=y, color=colour) for x, y, colour in self.hints],
-            options=self.options,
-        )
+        """How the picture of a seed is made: what its PNG carries."""
+        settings = {name: getattr(self, name) for name in ("saturation", "warmth", "working_size", "options")}
+        seed = self.seed if seed is None else seed
+        return provenance(self.colorizer, self.photo, self.digest, seed, hints=self.hints, **settings)
 
     def save(self, path: str | Path, seed: int | None = None) -> None:
         """Writes the picture at full size; a PNG carries how it was made."""
@@ -296,6 +289,24 @@ class OpenPhoto:
         image.thumbnail((_SHOWN, _SHOWN))
         image.save(content, "PNG")
         return content.getvalue()
+
+
+def provenance(
+    colorizer: Any, photo: Photo, digest: str, seed: int, *, hints: Sequence[Hint] = (), **settings: Any
+) -> Provenance:
+    """How a Colorizer makes the answer of a seed to a photo. settings: fields of Provenance."""
+    height, width = photo.rgb.shape[:2]
+    return Provenance(
+        model=colorizer.name,
+        model_sha256=colorizer.sha256,
+        method=colorizer.config.model.method,
+        noise=digest,
+        width=width,
+        height=height,
+        seed=seed,
+        hints=[GivenHint(x=x, y=y, color=colour) for x, y, colour in hints],
+        **settings,
+    )
 
 
 def as_hex(level: float, ab: Sequence[float]) -> str:

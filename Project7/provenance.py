@@ -17,7 +17,7 @@ from Project7.settings import explain
 
 KEY = "project7"  # of the text in a PNG
 MOST_HINTS = 1000
-_OPTIONS = ("sampler", "steps", "candidates", "calm", "temperature", "variety")  # of the methods
+OPTIONS = ("sampler", "steps", "guidance", "candidates", "calm", "temperature", "variety")  # of the methods
 
 
 class GivenHint(BaseModel):
@@ -54,7 +54,7 @@ class Provenance(BaseModel):
 
     @model_validator(mode="after")
     def _settings_hold(self):
-        if strange := set(self.options) - set(_OPTIONS):
+        if strange := set(self.options) - set(OPTIONS):
             raise ValueError(f"there is no option {min(strange)}")
         ColorizeConfig(**self.settings())
         return self

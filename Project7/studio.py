@@ -23,12 +23,11 @@ from Project7.jobs import Worker
 from Project7.opened import OpenPhoto
 from Project7.painting import full_lightness, photo_digest
 from Project7.photo import Photo, open_photo
-from Project7.provenance import Provenance, read_provenance
+from Project7.provenance import OPTIONS, Provenance, read_provenance
 from Project7.settings import SETTINGS
 
 _MODELS = 3  # that are kept loaded
-_OWN = ("sampler", "steps", "candidates", "calm", "temperature", "variety")  # each of some methods only
-_ASKED = (*_OWN, "seed", "saturation", "warmth", "working_size")
+_ASKED = (*OPTIONS, "seed", "saturation", "warmth", "working_size")
 
 # What may be asked of a model, with the bounds of `colorize`; what is not given is the model's to choose.
 Asked: Any = create_model(
@@ -42,7 +41,7 @@ Asked: Any = create_model(
 def own_options(asked: Any, colorizer: Colorizer) -> dict[str, Any]:
     """The options that the model's method has. Raises UsageError where one was given that it has not."""
     known = colorizer.model.OPTIONS
-    if strange := [name for name in _OWN if name in asked.model_fields_set and name not in known]:
+    if strange := [name for name in OPTIONS if name in asked.model_fields_set and name not in known]:
         raise UsageError(f"{strange[0]} is no option of a {colorizer.config.model.method} model; leave it out.")
     return {name: value for name in known if (value := getattr(asked, name, None)) is not None}
 
