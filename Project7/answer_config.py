@@ -7,9 +7,10 @@ from pydantic import BaseModel
 from Project7.settings import SETTINGS, setting
 
 STEPS = 10  # of denoising: more bring nothing (benchmarks/RESULTS.md)
-GUIDANCE = 2.0  # of models with an encoder
-CANDIDATES = 1  # answers drawn for one that is shown
-CALM = 0.0
+# How models with an encoder answer unless told otherwise (benchmarks/RESULTS.md); others answer as they always did.
+GUIDANCE = 1.75
+CANDIDATES = 4
+CALM = 0.25
 FAST_STEPS = 5  # of --fast: as good as 1,000 of ancestral sampling, a little paler than ten
 SAMPLERS = ("ddim", "ddpm", "dpm++", "dpm++-sde", "euler", "euler-a", "unipc")
 # How a model answers, in `colorize` and in `evaluate` alike.
@@ -26,12 +27,23 @@ Guidance = Annotated[
     ),
 ]
 Candidates = Annotated[
-    int, setting(CANDIDATES, "answers that a diffusion model draws, to show the one they agree on most", ge=1, le=64)
+    int | None,
+    setting(
+        None,
+        "answers that a diffusion model draws, to show the one they agree on most "
+        f"(default: {CANDIDATES} for models with an encoder, else 1)",
+        ge=1,
+        le=64,
+    ),
 ]
 Calm = Annotated[
-    float,
+    float | None,
     setting(
-        CALM, "0: the chosen answer, bold; 1: the mean of what is likely, right more often and plainer", ge=0, le=1
+        None,
+        "0: the chosen answer, bold; 1: the mean of what is likely, right more often and plainer "
+        f"(default: {CALM:g} for models with an encoder, else 0)",
+        ge=0,
+        le=1,
     ),
 ]
 Saturation = Annotated[

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Project7 import color
-from Project7.answer_config import FAST_STEPS, ColorizeConfig
+from Project7.answer_config import FAST_STEPS, ColorizeConfig, EvaluateConfig
 from Project7.checkpoints import load_model
 from Project7.config import RunConfig
 from Project7.encoder import Maps, resize, view_shape
@@ -309,6 +309,12 @@ class Colorizer:
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def own_options(model: torch.nn.Module, settings: ColorizeConfig | EvaluateConfig) -> dict[str, Any]:
+    """The options of the model's method: as they were given, else as the model usually answers."""
+    chosen = {name: value for name in model.OPTIONS if (value := getattr(settings, name, None)) is not None}
+    return getattr(model, "usual", {}) | chosen
+
+
 def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collection[str]) -> dict[str, Any]:
     """The settings that are the model's own. Raises UsageError where one was given that is another method's.
 
@@ -325,7 +331,7 @@ def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collec
         if settings.fast and name in given:
             mine = getattr(settings, name)
             raise UsageError(f"--fast means --{name} {value}, and --{name} {mine} was given; leave one out.")
-    found = {name: value for name in options if (value := getattr(settings, name)) is not None}
+    found = own_options(colorizer.model, settings)
     if settings.fast and "steps" in options:
         found |= {"steps": FAST_STEPS, "candidates": 1}
     if "variety" in options:

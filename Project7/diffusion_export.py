@@ -82,7 +82,7 @@ def facts(model: nn.Module) -> dict[str, Any]:
         "sides_multiple_of": config.chroma_scale * 2 ** (len(config.features) - 1),
         "sample_channels": sample_channels(config),
         "hint_channels": 3 if config.hints else 0,
-        "guidance": model.usual_guidance,
+        "guidance": model.usual["guidance"],
         "prediction_type": config.prediction_type,
         "timesteps": scheduler.timesteps.tolist(),
         "alphas_cumprod": scheduler.alphas_cumprod.tolist(),

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from Project7 import color, encoder
-from Project7.answer_config import GUIDANCE, STEPS
+from Project7.answer_config import CALM, CANDIDATES, GUIDANCE, STEPS
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.candidates import calmed, choose
 from Project7.color_head import ColorHead, MeanHead
@@ -31,6 +31,7 @@ from Project7.palette import Palette, palette_weights
 from Project7.samplers import make_noise_scheduler, make_sampler, sample, scalable_noise
 
 _WEIGHT_FLOOR = 0.05  # of the min-SNR weight: at zero SNR it would be 0 and the last steps go untrained
+AS_DRAWN = {"guidance": 1.0, "candidates": 1, "calm": 0.0}  # one answer, untouched
 Hints = tuple[Tensor, Tensor]  # ab and a mask
 # Is shown the estimate of x_0 (B, 2, h, w) at each step; what it raises ends the sampling.
 Watch = Callable[[Tensor], None]
@@ -79,9 +80,9 @@ class DiffusionColorizer(nn.Module):
         return found | (palette_weights("head.", make_palette()) if config.head == "classes" else {})
 
     def comparison_options(self) -> dict[str, Any]:
-        """Options of `colorize` for the pictures of a run: the default steps, or as many as the model has, and the
-        model's own answers, without guidance."""
-        return {"steps": min(STEPS, self.config.timesteps), "guidance": 1.0}
+        """Options of `colorize` for the pictures of a run: the default steps, or as many as the model has, and one
+        answer as drawn, which shows what has been learnt."""
+        return {"steps": min(STEPS, self.config.timesteps), **AS_DRAWN}
 
     def shown(self, L: Tensor, random: BatchRandom) -> Tensor:
         """What the network is shown of a training photo: L itself."""
@@ -172,8 +173,8 @@ class DiffusionColorizer(nn.Module):
         sampler: str = "dpm++",
         steps: int = STEPS,
         guidance: float | None = None,
-        candidates: int = 1,
-        calm: float = 0.0,
+        candidates: int | None = None,
+        calm: float | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> a sample of ab (B, 2, H, W), in the network's range.
@@ -181,12 +182,14 @@ class DiffusionColorizer(nn.Module):
         hints: ab (B, 2, H, W) and a mask (B, 1, H, W) that is 1 where it is given; ValueError if the model was not
         trained with hints. generator: one for all, or one per picture. maps: what `look` has seen, of the photo itself
         where that is larger than L; None looks at L. guidance: how much more an answer heeds what the encoder sees, 1
-        being as trained; None takes the model's `usual_guidance`. candidates: answers drawn, of which one is chosen;
-        calm: how far that is drawn towards their mean (candidates.py).
+        being as trained. candidates: answers drawn, of which one is chosen; calm: how far that is drawn towards their
+        mean (candidates.py). Where these three are None they are the model's `usual` ones.
         """
         maps = self.look(L) if maps is None else maps
-        drawing = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates}
-        samples, context = self.draw(L, generator, hints, maps, watch=watch, **drawing)
+        asked = {"guidance": guidance, "candidates": candidates, "calm": calm}
+        chosen = self.usual | {name: value for name, value in asked.items() if value is not None}
+        calm = chosen.pop("calm")
+        samples, context = self.draw(L, generator, hints, maps, sampler=sampler, steps=steps, watch=watch, **chosen)
         return self.expand(self.settle(samples, context, calm), L)
 
     # -- what the head knows without any sampling --------------------------------------------------------------------
@@ -241,7 +244,7 @@ class DiffusionColorizer(nn.Module):
         *,
         sampler: str = "dpm++",
         steps: int = STEPS,
-        guidance: float | None = None,
+        guidance: float = 1.0,
         candidates: int = 1,
         watch: Watch | None = None,
     ) -> tuple[Tensor, Context]:
@@ -251,11 +254,10 @@ class DiffusionColorizer(nn.Module):
         if self.config.hints:
             hints = self.shrink_hints(*hints) if hints else self.no_hints(L)
         context = self.context(L, maps, hints)
-        guidance = self.usual_guidance if guidance is None else guidance
         blind = self.blind(L, maps, hints).known if guidance != 1 else None
+        each = generator if isinstance(generator, list) else [generator] * len(L)
+        generators = [one for one in each for _ in range(candidates)]
         L, hints, known, blind = repeated(candidates, L, hints, context.known, blind)
-        generators = generator if isinstance(generator, list) else [generator] * len(L)
-        generators = [g for g in generators for _ in range(candidates)]
         shape = (len(generators), 2, *(math.ceil(side / self.config.chroma_scale) for side in L.shape[-2:]))
         predict = self.guided(L, hints, known, blind, guidance)
         x_0 = sample(
@@ -297,9 +299,13 @@ class DiffusionColorizer(nn.Module):
         return watching
 
     @property
-    def usual_guidance(self) -> float:
-        """GUIDANCE for a model that was trained to do without its encoder now and then; 1, which is none, otherwise."""
-        return GUIDANCE if self.config.encoder and self.config.feature_dropout else 1.0
+    def usual(self) -> dict[str, Any]:
+        """How it answers unless told otherwise: what measured best (benchmarks/RESULTS.md) for a model with an encoder,
+        with guidance if training left that out now and then; for others one answer, as drawn."""
+        if not self.config.encoder:
+            return AS_DRAWN
+        guidance = GUIDANCE if self.config.feature_dropout else AS_DRAWN["guidance"]
+        return {"guidance": guidance, "candidates": CANDIDATES, "calm": CALM}
 
     def blind(self, L: Tensor, maps: Maps | None, hints: Hints | None) -> Context:
         """What is known where the encoder sees nothing, as some samples are trained (neck.drop_features).

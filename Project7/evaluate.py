@@ -22,7 +22,7 @@ from Project7.answer_config import EvaluateConfig
 from Project7.atomic_file import as_json, write_text
 from Project7.batch import keyed_generator
 from Project7.checkpoints import load_model
-from Project7.colorize import Colorizer, pick_device
+from Project7.colorize import Colorizer, own_options, pick_device
 from Project7.config import RunConfig
 from Project7.counting import Counting
 from Project7.errors import ProjectError, UsageError
@@ -73,7 +73,7 @@ def answer(
     where = pick_device(settings.device)
     model, config = load_model(weights, where)
     colorizer = Colorizer(model, config, where, precision=settings.precision)
-    options = {name: value for name in model.OPTIONS if (value := getattr(settings, name, None)) is not None}
+    options = own_options(model, settings)
     if "variety" in model.OPTIONS and settings.samples > 1:
         options["variety"] = 1.0
     check_hints(settings, {name: config})

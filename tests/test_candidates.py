@@ -108,7 +108,7 @@ def test_a_chosen_answer_is_one_of_the_candidates():
     assert (answer[:, None] - samples).abs().amax(dim=(0, 2, 3, 4)).min() < 1e-5
     calm = model.settle(samples, context, 1.0)
     assert not torch.allclose(calm, answer)
-    found = model.colorize(L, generator=generators(1), steps=2, candidates=5, calm=1.0)
+    found = model.colorize(L, generator=generators(1), steps=2, guidance=1.0, candidates=5, calm=1.0)
     torch.testing.assert_close(found, model.expand(calm, L), rtol=1e-4, atol=1e-4)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Project7.batch import Batch, BatchRandom
-from Project7.diffusion_model import DiffusionColorizer, make_unet, pad_to_multiple
+from Project7.diffusion_model import AS_DRAWN, DiffusionColorizer, make_unet, pad_to_multiple
 from Project7.encoder import SHIPPED
 from Project7.errors import UsageError
 from Project7.model_config import DiffusionConfig
@@ -566,15 +566,22 @@ def test_a_tiny_model_learns_the_colours_that_go_with_a_lightness():
 def test_guidance_leads_away_from_what_is_seen_without_the_encoder():
     """blind + w (seeing - blind): w = 1 is the model's own answer, and one step from noise to data is linear in w."""
     model, L = tiny(**ENCODER), rand(2, 1, 16, 16)
-    own, twice, thrice = (colours(model, L, steps=1, guidance=w) for w in (1.0, 2.0, 3.0))
+    own, twice, thrice = (colours(model, L, steps=1, **AS_DRAWN | {"guidance": w}) for w in (1.0, 2.0, 3.0))
     assert (own - twice).abs().max() > 1e-4
     torch.testing.assert_close(thrice - twice, twice - own, rtol=1e-3, atol=1e-5)
-    assert colours(model, L, steps=1).equal(colours(model, L, steps=1, guidance=model.usual_guidance))
+
+
+def test_models_with_an_encoder_choose_among_answers_and_others_answer_as_they_always_did():
+    L = rand(2, 1, 16, 16)
+    for model, usual in (tiny(), AS_DRAWN), (tiny(**ENCODER), {"guidance": 1.75, "candidates": 4, "calm": 0.25}):
+        assert model.usual == usual
+        assert colours(model, L).equal(colours(model, L, **usual))
+    assert not colours(model, L).equal(colours(model, L, **AS_DRAWN))
 
 
 @pytest.mark.parametrize("changes", [{}, ENCODER | {"feature_dropout": 0.0}])
 def test_guidance_is_refused_where_training_never_left_the_encoder_out(changes):
     model, L = tiny(**changes), rand(1, 1, 16, 16)
-    assert colours(model, L, steps=1).equal(colours(model, L, steps=1, guidance=1.0))
+    assert model.usual["guidance"] == 1
     with pytest.raises(UsageError, match="--guidance"):
         colours(model, L, steps=1, guidance=2.0)
