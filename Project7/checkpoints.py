@@ -13,10 +13,11 @@ A checkpoint is a dict of tensors and plain Python values:
 The file is a zip archive of torch's; its comment holds the SHA-256 of the rest (see atomic_file.seal).
 """
 
+import hashlib
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import nn
@@ -32,6 +33,15 @@ _KEYS = ("model_state_dict", "config")
 
 class CheckpointError(ProjectError):
     """A file of weights that cannot be used; the message says what was expected, what was found and what to do."""
+
+
+class StoredModel(NamedTuple):
+    """A trained model, ready to colour, and what is known of the file it came from."""
+
+    model: Any  # of methods.METHODS
+    config: RunConfig
+    sha256: str  # of the whole file
+    note: str | None  # what to tell the person about a file without a checksum
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -51,6 +61,11 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint on the CPU. Raises CheckpointError for anything that is not a whole, harmless checkpoint."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str, bool]:
+    """The checkpoint, the SHA-256 of its file, and whether the file carries a checksum."""
     try:
         with open(path, "rb") as file:  # opened once: another process may replace the path at any time
             _check_kind(path, file)
@@ -58,6 +73,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 raise CheckpointError(f"{path} is damaged: its checksum does not hold; use another copy of it.")
             with warnings.catch_warnings(action="ignore"):  # torch's remarks on a pickle that it then refuses
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            sealed = is_sealed(file)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except CheckpointError:
         raise
     except FileNotFoundError:
@@ -75,21 +92,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     missing = [k for k in _KEYS if k not in checkpoint] if isinstance(checkpoint, dict) else list(_KEYS)
     if missing:
         raise CheckpointError(f"{path} is not a model of this toolkit: it has no {' and no '.join(missing)}.")
-    return checkpoint
+    return checkpoint, sha256, sealed
 
 
 def unsealed_note(path: Path) -> str | None:
     """What to tell the person about a file without a checksum; None for one that has it."""
     with open(path, "rb") as file:
-        return None if is_sealed(file) else f"{path} carries no checksum (not written by this toolkit): taken as it is."
+        return _note(path, is_sealed(file))
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, RunConfig]:
-    """The trained model, ready to colour, and its configuration, from `best_model.pth` alone."""
-    checkpoint = load_checkpoint(path)
+def _note(path: Path, sealed: bool) -> str | None:
+    return None if sealed else f"{path} carries no checksum (not written by this toolkit): taken as it is."
+
+
+def open_model(path: Path, device: torch.device | str = "cpu") -> StoredModel:
+    """The trained model, ready to colour, from `best_model.pth` alone. Raises CheckpointError."""
+    checkpoint, sha256, sealed = _read(path)
     config = from_dict(checkpoint["config"], path)
     model = rebuild(config, checkpoint["model_state_dict"], path)
-    return model.to(device).eval().requires_grad_(False), config
+    return StoredModel(model.to(device).eval().requires_grad_(False), config, sha256, _note(path, sealed))
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Any, RunConfig]:
+    """The trained model, ready to colour, and its configuration."""
+    return open_model(path, device)[:2]
 
 
 def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> nn.Module:

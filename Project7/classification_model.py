@@ -197,16 +197,20 @@ class ClassificationColorizer(nn.Module):
         maps: Maps | None = None,
         temperature: float | None = None,
         variety: float = 0.0,
+        watch_confidence: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> ab (B, 2, H, W), in the network's range, in one pass of the network.
 
         temperature: of the annealed mean; None is that of the model. variety: 0 is the likeliest answer; above it,
         noise from `generator` (one for all, or one per picture) tips the classes, by regions rather than by pixels.
         maps: what `look` has seen, of the photo itself where that is larger than L; None looks at L.
+        watch_confidence: called with what `confidence` gives, without a second pass of the network.
         """
         if hints is not None:
             raise ValueError("a classification model cannot take colour hints")
-        logits, residual, _, _ = self.network(L, maps)
+        logits, residual, confidence, _ = self.network(L, maps)
+        if watch_confidence:
+            watch_confidence(self.probability(confidence, L))
         if variety:
             logits = logits + variety * class_noise(self.centres, len(L), logits.shape[-2:], generator).to(logits)
         temperature = self.config.temperature if temperature is None else temperature
@@ -220,8 +224,11 @@ class ClassificationColorizer(nn.Module):
     @torch.no_grad()
     def confidence(self, L: Tensor, maps: Maps | None = None) -> Tensor:
         """L (B, 1, H, W) -> (B, 1, H, W): the probability that a place's colour is within 10 Lab units of the truth."""
-        found = torch.sigmoid(self.network(L, maps)[2].float())
-        return F.interpolate(found, L.shape[-2:], mode="bilinear", align_corners=False)
+        return self.probability(self.network(L, maps)[2], L)
+
+    def probability(self, confidence: Tensor, L: Tensor) -> Tensor:
+        """The answer of the confidence head (B, 1, h, w) -> (B, 1, H, W) in [0, 1], at the size of L."""
+        return F.interpolate(torch.sigmoid(confidence.float()), L.shape[-2:], mode="bilinear", align_corners=False)
 
     # -- the network -------------------------------------------------------------------------------------------------
 

@@ -70,35 +70,27 @@ def add_colorize(commands) -> None:
 def colorize(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from Project7.photo import find_photos
-
     start_missing_processes()
     console = Console(stderr=True, soft_wrap=True)
-    settings: ColorizeConfig = parse_settings(ColorizeConfig, flags.given(arguments, ColorizeConfig))
+    given = flags.given(arguments, ColorizeConfig)
+    settings: ColorizeConfig = parse_settings(ColorizeConfig, given)
     weights = model_folder.find_weights(arguments.model or default_model(arguments.models_dir), arguments.models_dir)
-    left_out: list[tuple[Path, str]] = []
-    found = find_photos(arguments.photos, skipped=left_out)
-    for path, reason in left_out:
-        console.print(f"Skipped {path}: {reason}", highlight=False, markup=False)
-    if not found:
-        raise UsageError(
-            f"No photos in {', '.join(map(str, arguments.photos))}; give JPEG, PNG, WebP, TIFF or BMP files."
-        )
+    photos = find_photos(arguments.photos, console)
 
-    from Project7.checkpoints import unsealed_note
     from Project7.colorize import Colorizer, method_options
     from Project7.colorize_files import colorize_files, plan_outputs
 
-    plan = {"variants": settings.variants, "confidence": settings.confidence, "suffix": f".{settings.format}"}
-    jobs = own_share(plan_outputs(found, arguments.output, **plan))
+    suffix, variants = f".{settings.format}", settings.variants
+    plan = plan_outputs(photos, arguments.output, variants=variants, confidence=settings.confidence, suffix=suffix)
+    jobs = own_share(plan)
     colorizer = Colorizer.load(weights, device=settings.device, precision=settings.precision)
-    if note := unsealed_note(weights):
-        console.print(note, highlight=False, markup=False)
+    if colorizer.note:
+        console.print(colorizer.note, highlight=False, markup=False)
     if settings.confidence:
         colorizer.check_confidence()
-    if settings.variants > 1 and not colorizer.model.OPTIONS:
+    if variants > 1 and not colorizer.model.OPTIONS:
         method = colorizer.config.model.method
-        raise UsageError(f"--variants {settings.variants}: a {method} model has one answer only; leave the flag out.")
+        raise UsageError(f"--variants {variants}: a {method} model has one answer only; leave the flag out.")
     outcomes = colorize_files(
         colorizer,
         jobs,
@@ -107,9 +99,25 @@ def colorize(arguments: argparse.Namespace) -> int:
         force=arguments.force,
         confidence=settings.confidence,
         working_size=settings.working_size,
-        **method_options(colorizer, settings, flags.given(arguments, ColorizeConfig)),
+        saturation=settings.saturation,
+        warmth=settings.warmth,
+        **method_options(colorizer, settings, given),
     )
     return show_outcomes(outcomes, len(jobs), arguments.output, console)
+
+
+def find_photos(places: list[Path], console) -> list[tuple[Path, Path]]:
+    """The photos to colour, each with its path inside its folder; says what is left out. Raises UsageError without
+    any."""
+    from Project7 import photo
+
+    left_out: list[tuple[Path, str]] = []
+    found = photo.find_photos(places, skipped=left_out)
+    for path, reason in left_out:
+        console.print(f"Skipped {path}: {reason}", highlight=False, markup=False)
+    if not found:
+        raise UsageError(f"No photos in {', '.join(map(str, places))}; give JPEG, PNG, WebP, TIFF or BMP files.")
+    return found
 
 
 def show_outcomes(outcomes, total: int, output: Path, console) -> int:
@@ -165,30 +173,29 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     settings: EvaluateConfig = parse_settings(EvaluateConfig, flags.given(arguments, EvaluateConfig))
     paths = [model_folder.find_weights(model, arguments.models_dir) for model in arguments.model]
-    names = [path.parent.name if path.name == "best_model.pth" else path.stem for path in paths]
+    names = [model_folder.name_of(path) for path in paths]
     twice = next((name for name in names if names.count(name) > 1 or name in ("gray", "mean-colour")), None)
     if twice:
         raise UsageError(f"Two rows of the table would be called {twice}; give models of different names.")
     console = Console(stderr=True, soft_wrap=True)
 
     from Project7 import evaluate as evaluation
-    from Project7.checkpoints import load_checkpoint
-    from Project7.config import from_dict
+    from Project7.colorize import Colorizer
     from Project7.counting import counting
     from Project7.dataset import open_photos
     from Project7.evaluation_report import evaluation_table, write_evaluation_pictures
 
     evaluation.check_files(settings)
-    configs = {n: from_dict(load_checkpoint(path)["config"], path) for n, path in zip(names, paths, strict=True)}
-    evaluation.check_hints(settings, configs)
-    size = settings.size or configs[names[0]].data.image_size
+    colorizers = [Colorizer.load(path, device=settings.device, precision=settings.precision) for path in paths]
+    evaluation.check_hints(settings, colorizers)
+    size = settings.size or colorizers[0].config.data.image_size
     where = {"split": arguments.split, "limit": settings.limit, "cache_dir": arguments.cache_dir}
     with counting(console) as progress:
         photos = open_photos(arguments.data, size=size, progress=progress, **where)
         answers = evaluation.baselines(photos)
-        for path, name in zip(paths, names, strict=True):
-            answers.append(evaluation.answer(path, name, photos, settings, progress=progress))
-        result = evaluation.evaluate(answers, photos, settings, split=arguments.split, progress=progress)
+        for colorizer in colorizers:
+            answers.append(evaluation.answer(colorizer, photos, settings, progress=progress))
+        result, found = evaluation.evaluate(answers, photos, settings, split=arguments.split, progress=progress)
     Console(width=None if sys.stdout.isatty() else 200).print(evaluation_table(result["rows"]))
     for line in evaluation.verdicts(result["differences"]):
         print(line)
@@ -197,7 +204,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         evaluation.write_result(arguments.json, result)
         print(f"Result: {arguments.json}")
     if arguments.pictures:
-        for path in write_evaluation_pictures(arguments.pictures, answers, photos):
+        for path in write_evaluation_pictures(arguments.pictures, answers, photos, found):
             print(f"Picture: {path}")
     return 0
 

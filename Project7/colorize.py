@@ -4,7 +4,6 @@ The network works on a small copy of the photo's lightness; its chroma is enlarg
 lightness (guided_filter.py), which is kept as it is. So the cost of the network does not grow with the photo.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Collection, Sequence
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from Project7 import color
 from Project7.answer_config import FAST_STEPS, ColorizeConfig, EvaluateConfig
-from Project7.checkpoints import load_model
+from Project7.checkpoints import open_model
 from Project7.config import RunConfig
 from Project7.encoder import Maps, resize, view_shape
 from Project7.errors import UsageError
 from Project7.hints import Hint, Spot, find_spots, hint_maps, hold, influence, nearness
 from Project7.methods import METHODS
-from Project7.model_folder import default_models_dir, find_weights
+from Project7.model_folder import default_models_dir, find_weights, name_of
 from Project7.opened import OpenPhoto
 from Project7.painting import as_photo, full_lightness, paint, photo_noise, shrink
 from Project7.photo import Photo, to_image
@@ -42,7 +41,7 @@ class Colorizer:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Any,  # a module of methods.METHODS
         config: RunConfig,
         device: torch.device | str = "cpu",
         *,
@@ -50,6 +49,7 @@ class Colorizer:
     ):
         self.model, self.config, self.device, self.precision = model, config, torch.device(device), precision
         self.name, self.sha256 = "", ""  # of the model and of its file, where it was loaded from one
+        self.note: str | None = None  # what to tell the person about that file
 
     def __repr__(self) -> str:
         model = self.config.model
@@ -68,10 +68,9 @@ class Colorizer:
         bf16. Raises ProjectError where the model cannot be used."""
         where = pick_device(device)
         weights = find_weights(str(model), models_dir or default_models_dir())
-        colorizer = cls(*load_model(weights, where), where, precision=precision)
-        colorizer.name = weights.parent.name if weights.name == "best_model.pth" else weights.stem
-        with open(weights, "rb") as file:
-            colorizer.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        stored = open_model(weights, where)
+        colorizer = cls(stored.model, stored.config, where, precision=precision)
+        colorizer.name, colorizer.sha256, colorizer.note = name_of(weights), stored.sha256, stored.note
         return colorizer
 
     def open(self, image: "str | Path | bytes | PIL.Image.Image | np.ndarray | Photo", **options: Any) -> OpenPhoto:
@@ -101,8 +100,7 @@ class Colorizer:
         yellow, below 0 towards blue. What no screen can show is brought back at its lightness.
         """
         photo = as_photo(image)
-        if "variety" in self.model.OPTIONS and (variants or 1) > 1:
-            options.setdefault("variety", 1.0)
+        options = usual_variety(self.model, variants or 1) | options
         answers = self.colorize_photos(
             [photo],
             seeds=range(seed, seed + (variants or 1)),
@@ -134,8 +132,15 @@ class Colorizer:
         if hints:
             size = self.working_shape(photos[0].rgb.shape[:2], working_size)
             spots = find_spots(hints, photos[0].rgb.shape[:2], shrink(lightness[0], size))
-        settings = {"working_size": working_size, "saturation": saturation, "warmth": warmth, "spots": spots}
-        small, ab = self.chroma(lightness, generators, **settings, **options)
+        small, ab = self.chroma(
+            lightness,
+            generators,
+            working_size=working_size,
+            saturation=saturation,
+            warmth=warmth,
+            spots=spots,
+            **options,
+        )
         mean, std = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
         return [
             [
@@ -254,7 +259,8 @@ class Colorizer:
         if not (spots and self.takes_hints):
             return None
         constants = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
-        ab, mask = hint_maps(spots, tuple(small.shape[-2:]), *constants, len(small))
+        h, w = small.shape[-2:]
+        ab, mask = hint_maps(spots, (h, w), *constants, len(small))
         return ab.to(self.device), mask.to(self.device)
 
     @property
@@ -272,8 +278,7 @@ class Colorizer:
         self.check_confidence()
         L = full_lightness(as_photo(image).rgb)
         small = shrink(L, self.working_shape(L.shape[-2:], working_size)).to(self.device)
-        found = self.model.confidence(small, self.look([L])).float().cpu()
-        return F.interpolate(found, L.shape[-2:], mode="bilinear")[0, 0].numpy()
+        return at_full_size(self.model.confidence(small, self.look([L])), L.shape[-2:])
 
     def check_confidence(self) -> None:
         if not hasattr(self.model, "confidence"):
@@ -298,7 +303,7 @@ class Colorizer:
         view = None if self.view_size is None else view_shape(size, self.view_size)
         return self.working_shape(size, working_size), view
 
-    def working_shape(self, size: tuple[int, int], working_size: int | None) -> tuple[int, int]:
+    def working_shape(self, size: tuple[int, int] | torch.Size, working_size: int | None) -> tuple[int, int]:
         """The shape of the picture that the network sees: its short side is `working_size`. The default is that of
         the training; a smaller photo is not enlarged, which costs much and tells nothing, but to half of that."""
         whole = working_size or self.config.data.image_size
@@ -309,17 +314,24 @@ class Colorizer:
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def own_options(model: torch.nn.Module, settings: ColorizeConfig | EvaluateConfig) -> dict[str, Any]:
-    """The options of the model's method: as they were given, else as the model usually answers."""
+def at_full_size(confidence: Tensor, size: tuple[int, int] | torch.Size) -> np.ndarray:
+    """(1, 1, h, w) -> (H, W) float32: a map of where the model is sure, at the size of the photo."""
+    return F.interpolate(confidence.float().cpu(), tuple(size), mode="bilinear")[0, 0].numpy()
+
+
+def own_options(model: Any, settings: ColorizeConfig | EvaluateConfig, answers: int) -> dict[str, Any]:
+    """The options of the model's method for `answers` answers to a photo: as given, else as the model usually answers."""
     chosen = {name: value for name in model.OPTIONS if (value := getattr(settings, name, None)) is not None}
-    return getattr(model, "usual", {}) | chosen
+    return getattr(model, "usual", {}) | usual_variety(model, answers) | chosen
+
+
+def usual_variety(model: Any, answers: int) -> dict[str, float]:
+    """The variety that several answers to one photo need, of a method that gives the same answer each time without."""
+    return {"variety": 1.0} if answers > 1 and "variety" in model.OPTIONS else {}
 
 
 def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collection[str]) -> dict[str, Any]:
-    """The settings that are the model's own. Raises UsageError where one was given that is another method's.
-
-    A classification model's answers differ only with some variety: several variants bring it with them.
-    """
+    """The settings that are the model's own. Raises UsageError where one was given that is another method's."""
     options = colorizer.model.OPTIONS
     for name in given:
         owners = [method for method, kind in METHODS.items() if name in kind.OPTIONS]
@@ -331,11 +343,9 @@ def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collec
         if settings.fast and name in given:
             mine = getattr(settings, name)
             raise UsageError(f"--fast means --{name} {value}, and --{name} {mine} was given; leave one out.")
-    found = own_options(colorizer.model, settings)
+    found = own_options(colorizer.model, settings, settings.variants)
     if settings.fast and "steps" in options:
         found |= {"steps": FAST_STEPS, "candidates": 1}
-    if "variety" in options:
-        found.setdefault("variety", 1.0 if settings.variants > 1 else 0.0)
     return found
 
 

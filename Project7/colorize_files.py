@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from Project7.colorize import Colorizer
+from Project7.colorize import Colorizer, at_full_size
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.photo import Photo, open_photo, save_photo, save_png
 
@@ -115,16 +116,19 @@ def fits(
 def colorize_batch(
     colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, confidence: bool = False, **options: Any
 ) -> Iterator[Outcome]:
-    seeds = range(seed, seed + len(batch[0][0].targets))
-    answers = colorizer.colorize_photos([photo for _, photo in batch], seeds=seeds, **options)
-    for (job, photo), pictures in zip(batch, answers, strict=True):
+    count = len(batch[0][0].targets)
+    sure: list[Tensor] = []
+    if confidence:
+        options["watch_confidence"] = sure.append
+    answers = colorizer.colorize_photos([photo for _, photo in batch], seeds=range(seed, seed + count), **options)
+    for place, ((job, photo), pictures) in enumerate(zip(batch, answers, strict=True)):
         try:
             for path, rgb in zip(job.targets, pictures, strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_photo(path, rgb, alpha=photo.alpha, exif=photo.exif)
             if confidence:
-                sure = colorizer.confidence(photo, working_size=options.get("working_size"))
-                save_png(confidence_path(job), np.repeat((sure * 255).round().astype(np.uint8)[..., None], 3, axis=2))
+                shares = at_full_size(sure[0][[place * count]], photo.rgb.shape[:2])
+                save_png(confidence_path(job), np.repeat((shares * 255).round().astype(np.uint8)[..., None], 3, axis=2))
         except (ProjectError, OSError) as error:
             yield Outcome(job, "failed", sentence(error))
         else:

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,11 @@ from Project7 import color, metrics
 from Project7.answer_config import EvaluateConfig
 from Project7.atomic_file import as_json, write_text
 from Project7.batch import keyed_generator
-from Project7.checkpoints import load_model
-from Project7.colorize import Colorizer, own_options, pick_device
-from Project7.config import RunConfig
+from Project7.colorize import Colorizer, own_options
 from Project7.counting import Counting
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_networks import FeaturesMissing
-from Project7.frechet import FRECHET, file_sha256, find_inception, find_networks, frechet
+from Project7.frechet import FRECHET, find_inception, find_networks, frechet
 from Project7.image_set import ImageSet
 from Project7.methods import METHODS
 from Project7.painting import paint, shrink
@@ -66,17 +64,13 @@ def baselines(photos: ImageSet) -> list[Answer]:
 
 @torch.no_grad()
 def answer(
-    weights: Path, name: str, photos: ImageSet, settings: EvaluateConfig, progress: Counting | None = None
+    colorizer: Colorizer, photos: ImageSet, settings: EvaluateConfig, progress: Counting | None = None
 ) -> Answer:
     """Colours every photo `settings.samples` times. The noise of a sample is keyed by seed, sample and photo, so that
     neither the order of the photos nor the size of the batches matters."""
-    where = pick_device(settings.device)
-    model, config = load_model(weights, where)
-    colorizer = Colorizer(model, config, where, precision=settings.precision)
-    options = own_options(model, settings)
-    if "variety" in model.OPTIONS and settings.samples > 1:
-        options["variety"] = 1.0
-    check_hints(settings, {name: config})
+    check_hints(settings, [colorizer])
+    model = colorizer.model
+    options = own_options(model, settings, settings.samples)
     count, together = len(photos.images), settings.batch_size
     pictures = np.empty((settings.samples, *photos.images.shape), np.uint8)
     spent = 0.0
@@ -89,9 +83,11 @@ def answer(
             pictures[k, start : start + together] = colour(colorizer, rgb, noise, names, settings, options)
         spent += time.perf_counter() - begin
         if progress:
-            progress(f"colouring with {name}", min(start + together, count), count)
-    used = {"method": config.model.method, **options, **({"hints": settings.hints} if settings.hints else {})}
-    return Answer(name, pictures, spent / settings.samples / count, file_sha256(weights), used)
+            progress(f"colouring with {colorizer.name}", min(start + together, count), count)
+    used = {"method": colorizer.config.model.method, **options}
+    if settings.hints:
+        used["hints"] = settings.hints
+    return Answer(colorizer.name, pictures, spent / settings.samples / count, colorizer.sha256, used)
 
 
 def colour(
@@ -182,43 +178,49 @@ def lab_of(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return lab[:, :1], lab[:, 1:]
 
 
-def summarize(found: Measures, photos: np.ndarray | None = None) -> dict[str, float]:
-    """The numbers of a row: means over the photos (their places in `photos`; all, if None), and roots of means."""
-    some = {name: values if photos is None else values[photos] for name, values in found.items()}
-    mean = {name: float(values.mean()) for name, values in some.items()}
+def summarize(found: Measures) -> dict[str, float]:
+    """The numbers of a row: means over the photos, and roots of means."""
+    return {name: float(value) for name, value in means(found).items()}
+
+
+def means(found: Measures) -> dict[str, np.ndarray]:
+    """The same over the last axis of measures (..., N)."""
+    mean = {name: values.mean(axis=-1).astype(float) for name, values in found.items()}
     row = {name: mean[name] for name in ("psnr", "ssim", "ciede2000", "colorfulness", "energy_score")}
-    row["ab_rmse"] = math.sqrt(mean["ab_mse"])
-    row["colorfulness_difference"] = abs(mean["colorfulness"] - mean["colorfulness_truth"])
-    row["colorfulness_error"] = float(np.abs(some["colorfulness"] - some["colorfulness_truth"]).mean())
+    row["ab_rmse"] = np.sqrt(mean["ab_mse"])
+    row["colorfulness_difference"] = np.abs(mean["colorfulness"] - mean["colorfulness_truth"])
+    row["colorfulness_error"] = np.abs(found["colorfulness"] - found["colorfulness_truth"]).mean(axis=-1)
     row |= {"tint_a": mean["tint_a"], "tint_b": mean["tint_b"]}
     for band in BANDS:
-        pixels = some[f"pixels_{band}"].sum()
-        row[f"ab_rmse_{band}"] = math.sqrt(some[f"squared_{band}"].sum() / pixels) if pixels else math.nan
-    for name in ("best_psnr", "diversity", "lpips"):
-        if name in mean:
-            row[name] = mean[name]
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no photo has such pixels
+            row[f"ab_rmse_{band}"] = np.sqrt(
+                found[f"squared_{band}"].sum(axis=-1) / found[f"pixels_{band}"].sum(axis=-1)
+            )
+    row |= {name: mean[name] for name in ("best_psnr", "diversity", "lpips") if name in mean}
     if "mean_ab_mse" in mean:
-        row["ab_rmse_of_mean"] = math.sqrt(mean["mean_ab_mse"])
+        row["ab_rmse_of_mean"] = np.sqrt(mean["mean_ab_mse"])
     return row
 
 
 def intervals(found: Measures, other: Measures | None = None, *, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % intervals by the bootstrap over photos (Efron 1979); of the difference to `other` where that is given.
+    """95 % percentile intervals by the bootstrap over photos (Efron 1979); of the difference from `other` where that is
+    given.
 
     Both are resampled with the same photos: the difference of two models on the same photos is far better known than
-    either alone.
+    either alone. Not by scipy.stats.bootstrap, whose intervals are NaN where a resample has no dark or light pixels.
     """
     count = len(found["psnr"])
     random = np.random.default_rng(seed)
-    rows: list[dict[str, float]] = []
-    for _ in range(RESAMPLES):
-        photos = random.integers(0, count, count)
-        row = summarize(found, photos)
+    rows: list[dict[str, np.ndarray]] = []
+    for start in range(0, RESAMPLES, _TOGETHER):
+        photos = random.integers(0, count, (min(_TOGETHER, RESAMPLES - start), count))
+        row = means({name: values[photos] for name, values in found.items()})
         if other is not None:
-            second = summarize(other, photos)
+            second = means({name: values[photos] for name, values in other.items()})
             row = {name: row[name] - second[name] for name in row if name in second}
         rows.append(row)
-    return {n: tuple(np.nanquantile([row[n] for row in rows], (0.025, 0.975)).tolist()) for n in rows[0]}
+    resampled = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return {name: tuple(np.nanquantile(values, (0.025, 0.975)).tolist()) for name, values in resampled.items()}
 
 
 # -- results ---------------------------------------------------------------------------------------------------------
@@ -231,10 +233,11 @@ def evaluate(
     *,
     split: str | None = None,
     progress: Counting | None = None,
-) -> dict[str, Any]:
-    """{"protocol": ..., "rows": [...], "differences": [...]}, as `--json` writes it.
+) -> tuple[dict[str, Any], dict[str, Measures]]:
+    """{"protocol": ..., "rows": [...], "differences": [...]}, as `--json` writes it, and by the name of each answer
+    the measures of its photos.
 
-    A difference is of a model to the first model: its interval, and whether that leaves out 0.
+    A difference is between a model and the first model: its interval, and whether that leaves out 0.
     """
     truth = np.array(photos.images)
     lpips, reason = find_lpips(settings.lpips_weights, truth.shape[1])
@@ -258,7 +261,7 @@ def evaluate(
             {"model": name, "to": models[0], "measure": key, "interval": [low, high], "differs": not low <= 0 <= high}
             for key, (low, high) in between.items()
         ]
-    return {"protocol": protocol, "rows": rows, "differences": differences}
+    return {"protocol": protocol, "rows": rows, "differences": differences}, found
 
 
 def make_row(answer: Answer, found: Measures, distances: dict[str, float]) -> dict[str, Any]:
@@ -306,9 +309,9 @@ def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | No
     }
 
 
-def check_hints(settings: EvaluateConfig, configs: dict[str, RunConfig]) -> None:
+def check_hints(settings: EvaluateConfig, colorizers: Sequence[Colorizer]) -> None:
     """Raises UsageError where hints are to be told to a model that cannot take any."""
-    deaf = [name for name, config in configs.items() if not getattr(config.model, "hints", False)]
+    deaf = [colorizer.name for colorizer in colorizers if not colorizer.takes_hints]
     if settings.hints and deaf:
         raise UsageError(f"--hints {settings.hints}: {', '.join(deaf)} trained without colour hints; leave it out.")
 
@@ -385,21 +388,18 @@ def verdicts(differences: Sequence[dict[str, Any]]) -> list[str]:
 # -- pictures --------------------------------------------------------------------------------------------------------
 
 
-def worst(answer: Answer, truth: np.ndarray, count: int = 10) -> np.ndarray:
+def worst(found: Measures, count: int = 10) -> np.ndarray:
     """The photos with the largest error of ab in the first sample: their places, the worst first."""
-    found = measure(answer.pictures[:1], truth)
     return np.argsort(-found["ab_mse"])[:count]
 
 
-def class_bias(answer: Answer, photos: ImageSet) -> Iterator[dict[str, Any]]:
-    """A row a class of Tiny ImageNet, the worst first: how far its mean colour and its colorfulness are off."""
-    labels = np.array(photos.labels)
-    found = measure(answer.pictures[:1], np.array(photos.images))
-    rows = []
-    for label in sorted(set(photos.labels) - {""}):
-        inside = labels == label
+def class_bias(found: Measures, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per class of Tiny ImageNet, the worst first: how far its mean colour and its colorfulness are off."""
+    rows: list[dict[str, Any]] = []
+    for label in sorted(set(labels) - {""}):
+        inside = np.array(labels) == label
         row = {name: float(found[name][inside].mean()) for name in ("tint_a", "tint_b", "psnr")}
         truth = float(found["colorfulness_truth"][inside].mean())
         less = float(found["colorfulness"][inside].mean()) - truth
         rows.append({"class": label, "photos": int(inside.sum()), **row, "colorfulness": less, "truth": truth})
-    yield from sorted(rows, key=lambda row: -math.hypot(row["tint_a"], row["tint_b"]))
+    return sorted(rows, key=lambda row: -math.hypot(row["tint_a"], row["tint_b"]))

@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from Project7.atomic_file import write_text
+from Project7.evaluate import Answer, Measures, class_bias, worst
+from Project7.image_set import ImageSet
 from Project7.photo import save_png
 from Project7.sheet import sheet
 
@@ -41,13 +43,13 @@ def _measure(row: dict[str, Any], name: str) -> str:
     return f"{value:.3f}" if name in _FINE else f"{value:.2f}{around}"
 
 
-def write_evaluation_pictures(folder: Path, answers: Sequence[Any], photos: Any) -> Iterator[Path]:
+def write_evaluation_pictures(
+    folder: Path, answers: Sequence[Answer], photos: ImageSet, found: dict[str, Measures]
+) -> Iterator[Path]:
     """sheet.png (gray | each model | truth), worst-MODEL.png, and classes-MODEL.json where photos have classes.
 
-    answers: of evaluate.Answer, the two baselines first. photos: a dataset.ImageSet.
+    answers: the two baselines first. found: the measures of each answer, by its name.
     """
-    from Project7.evaluate import class_bias, worst
-
     folder.mkdir(parents=True, exist_ok=True)
     truth = np.array(photos.images)
     shown = [answers[0], *answers[2:]]
@@ -59,9 +61,8 @@ def write_evaluation_pictures(folder: Path, answers: Sequence[Any], photos: Any)
 
     yield write("sheet.png", slice(0, 16))
     for answer in answers[2:]:
-        yield write(f"worst-{answer.name}.png", worst(answer, truth))
-        rows = list(class_bias(answer, photos))
-        if rows:
+        yield write(f"worst-{answer.name}.png", worst(found[answer.name]))
+        if rows := class_bias(found[answer.name], photos.labels):
             table = folder / f"classes-{answer.name}.json"
             write_text(table, json.dumps(rows, indent=1) + "\n")
             yield table

@@ -7,7 +7,6 @@ DIR/project7.json           ranges, order of channels, noise schedule: what the 
 DIR/README.md               how to colour a photo with them
 """
 
-import hashlib
 import importlib.util
 import io
 import json
@@ -27,11 +26,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from Project7 import __version__
-from Project7.checkpoints import load_model
+from Project7.checkpoints import StoredModel, open_model
 from Project7.config import RunConfig
 from Project7.encoder import view_shape
 from Project7.errors import ProjectError, UsageError
 from Project7.export_parts import VIEW, Channels, ExportGraph, ExportParts
+from Project7.model_folder import name_of
 
 _OPSET = 17  # of 2022: every onnxruntime from 1.12 on reads it
 _SIDES = (33, 41)  # of the traced picture: halved and rounded up they stay odd, so that all padding is in the graph
@@ -50,21 +50,21 @@ def export_model(weights: Path, to: Path, *, with_onnx: bool = True, force: bool
     not free (`force`: where it may not be replaced) or nothing would be written; ProjectError where it cannot be.
     """
     with replacing_folder(to, keep=weights, force=force) as folder:
-        model, config = load_model(weights)
-        parts = model.export_parts()
+        stored = open_model(weights)
+        parts = stored.model.export_parts()
         missing = [name for name in _NEEDED if with_onnx and importlib.util.find_spec(name) is None]
         note = missing_note(missing)
         if missing or not with_onnx:
-            check_without_onnx(parts, config, note)
+            check_without_onnx(parts, stored.config, note)
         if parts.save_for_diffusers:
             parts.save_for_diffusers(folder)
-        facts = make_facts(weights, parts, config) | {"licence": copy_licence(weights, folder)}
+        facts = make_facts(weights, stored, parts) | {"licence": copy_licence(weights, folder)}
         if with_onnx and not missing:
             for name, graph in parts.graphs.items():
                 described = {"inputs": graph.inputs, "outputs": graph.outputs}
                 facts[name] = {"file": file_of(name), "opset": _OPSET, **described}
             for name, graph in parts.graphs.items():
-                write_onnx(folder / file_of(name), model, graph, facts)
+                write_onnx(folder / file_of(name), stored.model, graph, facts)
         (folder / "project7.json").write_text(to_json(facts), encoding="utf-8")
         (folder / "README.md").write_text(make_readme(facts), encoding="utf-8")
     return note
@@ -188,15 +188,14 @@ def check_onnx(path: Path, graph: Graph, inputs: Channels) -> None:
 # -- what goes with them ---------------------------------------------------------------------------------------------
 
 
-def make_facts(weights: Path, parts: ExportParts, config: RunConfig) -> dict[str, Any]:
+def make_facts(weights: Path, stored: StoredModel, parts: ExportParts) -> dict[str, Any]:
     """The content of project7.json: what a program must know that cannot ask Project7."""
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config = stored.config
     facts = {
         "project7": __version__,
-        "model": weights.parent.name if weights.name == "best_model.pth" else weights.stem,
+        "model": name_of(weights),
         "method": config.model.method,
-        "weights_sha256": digest,
+        "weights_sha256": stored.sha256,
         "lab": "CIE Lab of sRGB, D65, 2-degree observer; L in [0, 100], as scikit-image has it",
         "L_range": [-1.0, 1.0],  # black, white
         "ab_mean": list(config.model.ab_mean),

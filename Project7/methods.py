@@ -1,5 +1,7 @@
 """The methods of the toolkit, and how one is built from its configuration."""
 
+from typing import Any
+
 from torch import nn
 
 from Project7.classification_model import ClassificationColorizer
@@ -7,7 +9,7 @@ from Project7.diffusion_model import DiffusionColorizer
 from Project7.model_config import MethodConfig
 from Project7.regression_model import RegressionColorizer
 
-METHODS = {
+METHODS: dict[str, Any] = {  # name -> class
     "diffusion": DiffusionColorizer,
     "classification": ClassificationColorizer,
     "regression": RegressionColorizer,

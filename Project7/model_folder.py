@@ -236,6 +236,11 @@ def summarize(folder: ModelFolder) -> ModelSummary:
     )
 
 
+def name_of(weights: Path) -> str:
+    """What the model in a file of weights is called: its folder's name, or that of a file by itself."""
+    return weights.parent.name if weights.name == "best_model.pth" else weights.stem
+
+
 def find_weights(model: str, models_dir: Path, *, flag: str = "--model") -> Path:
     """`--model`: a name in the models folder, a model's folder, or a .pth file -> the file of the weights."""
     path = Path(model)

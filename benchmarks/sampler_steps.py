@@ -17,6 +17,7 @@ import numpy as np
 
 from Project7 import evaluate
 from Project7.answer_config import SAMPLERS, EvaluateConfig
+from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
 
 
@@ -42,10 +43,11 @@ def main() -> None:
     arguments = parser.parse_args()
     photos = open_photos(arguments.data, size=arguments.size, limit=arguments.photos)
     truth = np.array(photos.images)
+    colorizer = Colorizer.load(arguments.model / "best_model.pth", precision="bf16")
 
     def measured(sampler: str, steps: int) -> tuple[evaluate.Measures, float]:
         settings = EvaluateConfig(samples=arguments.samples, sampler=sampler, steps=steps, precision="bf16")
-        answer = evaluate.answer(arguments.model / "best_model.pth", sampler, photos, settings)
+        answer = evaluate.answer(colorizer, photos, settings)
         return evaluate.measure(answer.pictures, truth), answer.seconds
 
     reference, seconds = measured("ddpm", arguments.ancestral)

@@ -563,7 +563,7 @@ def test_variants_of_a_photo_differ():
 def test_options_of_the_method():
     settings, ours = ColorizeConfig(temperature=0.5, variants=3), colorizer()
     assert method_options(ours, settings, {"temperature", "variants"}) == {"temperature": 0.5, "variety": 1.0}
-    assert method_options(ours, ColorizeConfig(), set()) == {"variety": 0.0}
+    assert method_options(ours, ColorizeConfig(), set()) == {}, "one answer is the likeliest"
     assert method_options(ours, ColorizeConfig(variety=0.3, variants=2), {"variety"}) == {"variety": 0.3}
     found = method_options(diffusion(), ColorizeConfig(steps=3, candidates=2, calm=0.5), {"steps"})
     assert found == {"steps": 3, "sampler": "dpm++", "candidates": 2, "calm": 0.5}
@@ -601,12 +601,18 @@ def files(tmp_path, *names: str) -> list:
 
 
 def test_the_confidence_map_is_written_beside_the_picture(tmp_path):
-    jobs = plan_outputs(files(tmp_path, "a.png"), tmp_path / "out", variants=1)
-    outcomes = list(colorize_files(colorizer(), jobs, seed=0, batch_size=4, force=False, confidence=True))
-    assert [outcome.kind for outcome in outcomes] == ["done"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a-confidence.png", "a.png"]
-    shown = np.array(Image.open(tmp_path / "out" / "a-confidence.png").convert("L")) / 255
-    assert np.abs(shown - colorizer().confidence(photo())).max() < 0.003
+    """Each photo's own, of the pass of the network that coloured it."""
+    jobs = plan_outputs(files(tmp_path, "a.png", "b.png"), tmp_path / "out", variants=2)
+    loaded, passes = colorizer(), []
+    loaded.model.attention.register_forward_hook(lambda *call: passes.append(len(call[2])))
+    outcomes = list(colorize_files(loaded, jobs, seed=0, batch_size=4, force=False, confidence=True))
+    assert [outcome.kind for outcome in outcomes] == ["done", "done"]
+    assert passes == [4]
+    names = [f"{name}-1-confidence.png" for name in "ab"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*confidence*")) == names
+    for k, name in enumerate(names):
+        shown = np.array(Image.open(tmp_path / "out" / name).convert("L")) / 255
+        assert np.abs(shown - loaded.confidence(photo(k))).max() < 0.003
 
 
 def test_a_confidence_map_does_not_take_the_place_of_another_photo(tmp_path):

@@ -11,10 +11,11 @@ from PIL import Image
 from skimage import metrics as reference
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from Project7 import evaluate
+from Project7 import colorize, evaluate
 from Project7.answer_config import EvaluateConfig
 from Project7.checkpoints import save_checkpoint
 from Project7.cli import command
+from Project7.colorize import Colorizer
 from Project7.config import RunConfig
 from Project7.errors import ProjectError, UsageError
 from Project7.image_set import ImageSet
@@ -55,6 +56,10 @@ def models(tmp_path_factory):
         save_checkpoint(folder / name / "best_model.pth", checkpoint)
         (folder / name / "config.json").write_text(json.dumps(checkpoint["config"]))
     return folder
+
+
+def load(models, name) -> Colorizer:
+    return Colorizer.load(models / name / "best_model.pth", device="cpu")
 
 
 def test_identical_pictures_get_the_perfect_values():
@@ -108,21 +113,19 @@ def test_dark_middle_and_light_pixels_make_up_all():
 @pytest.mark.parametrize("name", ["straight", "diffuse"])
 def test_neither_the_order_of_the_photos_nor_the_size_of_batches_matters(models, name):
     photos = some_photos()
-    order = np.array([3, 0, 5, 1, 4, 2])
+    order, colorizer = np.array([3, 0, 5, 1, 4, 2]), load(models, name)
     mixed = ImageSet(photos.images[order], tuple(photos.names[i] for i in order), photos.labels, "other", None)
-    weights = models / name / "best_model.pth"
     settings = {"samples": 2, "steps": 3}
-    first = evaluate.answer(weights, name, photos, EvaluateConfig(**settings, batch_size=6))
-    second = evaluate.answer(weights, name, mixed, EvaluateConfig(**settings, batch_size=4))
+    first = evaluate.answer(colorizer, photos, EvaluateConfig(**settings, batch_size=6))
+    second = evaluate.answer(colorizer, mixed, EvaluateConfig(**settings, batch_size=4))
     apart = np.abs(first.pictures[:, order].astype(int) - second.pictures.astype(int))
     assert apart.max() <= 1, "a rounding of the last bit at most"
 
 
 def test_samples_of_a_diffusion_model_differ_and_follow_the_seed(models):
-    photos, weights = some_photos(2), models / "diffuse" / "best_model.pth"
+    photos, colorizer = some_photos(2), load(models, "diffuse")
     made = [
-        evaluate.answer(weights, "m", photos, EvaluateConfig(samples=2, steps=3, seed=seed)).pictures
-        for seed in (0, 0, 1)
+        evaluate.answer(colorizer, photos, EvaluateConfig(samples=2, steps=3, seed=seed)).pictures for seed in (0, 0, 1)
     ]
     assert (made[0] == made[1]).all()
     assert (made[0] != made[2]).any()
@@ -147,9 +150,9 @@ def test_hints_reach_the_network_and_are_part_of_the_protocol(tmp_path):
     checkpoint = {"model_state_dict": build_model(kind).state_dict(), "config": config.model_dump(mode="json")}
     save_checkpoint(tmp_path / "told.pth", checkpoint)
     photos = some_photos(2)
+    colorizer = Colorizer.load(tmp_path / "told.pth", device="cpu")
     plain, told = (
-        evaluate.answer(tmp_path / "told.pth", "told", photos, EvaluateConfig(steps=2, hints=hints))
-        for hints in (0, SIZE * SIZE)
+        evaluate.answer(colorizer, photos, EvaluateConfig(steps=2, hints=hints)) for hints in (0, SIZE * SIZE)
     )
     assert not np.array_equal(plain.pictures, told.pictures)
     assert told.settings["hints"] == SIZE * SIZE
@@ -194,9 +197,9 @@ def test_the_worst_photo_comes_first_and_bias_is_told_by_class():
     photos = some_photos()
     pictures = np.array(photos.images)
     pictures[4] = 255 - pictures[4]
-    answer = evaluate.Answer("m", pictures[None], 0.1)
-    assert evaluate.worst(answer, photos.images, 2)[0] == 4
-    rows = list(evaluate.class_bias(answer, photos))
+    found = evaluate.measure(pictures[None], photos.images)
+    assert evaluate.worst(found, 2)[0] == 4
+    rows = evaluate.class_bias(found, photos.labels)
     assert [row["class"] for row in rows] == ["n01", "n02"], "photo 4 is of the first class"
     assert rows[1]["tint_a"] == 0
 
@@ -233,6 +236,10 @@ def test_weights_that_are_not_there_are_said_before_anything_is_coloured(models,
 # -- the commands ----------------------------------------------------------------------------------------------------
 
 
+def counted(function, calls: list):
+    return lambda *arguments, **settings: calls.append(function) or function(*arguments, **settings)
+
+
 def write_photos(folder, count=5):
     folder.mkdir()
     for n, picture in enumerate(some_photos(6).images[:count]):
@@ -243,10 +250,14 @@ def test_the_command_writes_a_table_a_result_and_pictures_and_compare_reads_it(m
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
     write_photos(tmp_path / "photos")
     files = [tmp_path / f"{n}.json" for n in range(2)]
+    measured, opened = [], []
+    monkeypatch.setattr(evaluate, "measure", counted(evaluate.measure, measured))
+    monkeypatch.setattr(colorize, "open_model", counted(colorize.open_model, opened))
     for file in files:
         flags = ["--data", tmp_path / "photos", "--samples", 2, "--steps", 2, "--json", file, "--models-dir", models]
         flags += ["--cache-dir", tmp_path / "cache", "--pictures", tmp_path / "pictures"]
         assert command(["evaluate", "--model", "straight", "--model", "diffuse", *map(str, flags)]) == 0
+    assert (len(measured), len(opened)) == (2 * 4, 2 * 2), "each answer is measured once, and each model read once"
     shown = capsys.readouterr().out
     assert "mean-colour" in shown
     assert "in energy_score" in shown

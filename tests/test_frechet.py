@@ -71,7 +71,7 @@ def judge(tmp_path, monkeypatch):
 
 def measured(photos, *pictures):
     answers = [evaluate.Answer(f"m{n}", p[None], 0.1, "hash") for n, p in enumerate(pictures)]
-    return evaluate.evaluate(answers, photos, EvaluateConfig())
+    return evaluate.evaluate(answers, photos, EvaluateConfig())[0]
 
 
 def test_the_judge_tells_better_pictures_from_worse_and_is_named_in_the_protocol(judge, monkeypatch):

@@ -15,6 +15,7 @@ import torch
 from Project7 import evaluate, model_folder
 from Project7.answer_config import EvaluateConfig
 from Project7.checkpoints import load_checkpoint
+from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
 from Project7.model_folder import open_folder
 
@@ -42,7 +43,8 @@ def measured(photos):
     def measure(name, **settings):
         key = (name, *settings.items())
         if key not in known:
-            answer = evaluate.answer(folder(name).best, name, photos, EvaluateConfig(samples=4, **settings))
+            colorizer = Colorizer.load(folder(name).best, device="cpu")
+            answer = evaluate.answer(colorizer, photos, EvaluateConfig(samples=4, **settings))
             known[key] = evaluate.measure(answer.pictures, truth) | {"pictures": answer.pictures}
         return known[key]
 
