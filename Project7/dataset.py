@@ -1,10 +1,9 @@
-"""Tiny ImageNet, any folder or zip of images, built-in photos -> uint8 RGB squares: found, split, decoded once,
-memory-mapped.
+"""Opens Tiny ImageNet, any folder or zip of images, or the built-in photos: uint8 RGB squares to train on, to validate
+with and to measure with.
 
-No torch at import: the command line lists and checks data without it.
+Imports no torch: the command line lists and checks data without it.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from Project7.counting import Counting
@@ -14,15 +13,15 @@ from Project7.image_set import ImageSet, mixed
 from Project7.photo_source import SAMPLES, hold_out, scan, shuffled
 from Project7.training_config import DataConfig
 
-_SAMPLE_CROPS = 200  # squares of each built-in photo: five centre squares would teach nothing
+_SAMPLE_CROPS = 200  # squares taken from each built-in photo: a model learns nothing from five centre squares
 
 
 def open_dataset(
     config: DataConfig, *, seed: int, cache_dir: Path | None = None, progress: Counting | None = None
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and validation images. Decodes what is not in the cache yet.
+    """The training and the validation images. Decodes what is not in the cache yet.
 
-    Raises UsageError where there is no image, ProjectError where more than 5 % are broken or the disk is full.
+    Raises UsageError if there is no image, ProjectError if more than 5 % are broken or the disk is full.
     """
     crops = config.crops * len(config.data) if len(config.crops) == 1 else config.crops
     opened = [
@@ -38,6 +37,7 @@ def open_dataset(
 def open_source(
     data: str, crops: int, config: DataConfig, *, seed: int, cache_dir: Path | None, progress: Counting | None
 ) -> tuple[ImageSet, ImageSet]:
+    """The training and the validation images of one source. crops: squares taken from each training photo."""
     source = scan(data)
     how = {"size": config.image_size, "crops": _SAMPLE_CROPS if data == SAMPLES and crops == 1 else crops}
     training, validation = hold_out(source, config.val_fraction, seed)
@@ -48,11 +48,11 @@ def open_source(
     least = config.min_colorfulness
     parts = [
         open_part(source, "training", training, how, least, config.limit, seed, where, progress),
-        # Validation photos are the same for every seed of the run, where the set has its own part.
+        # If the set has a validation part of its own, its photos are the same for every seed of the run.
         open_part(source, "validation", shuffled(validation, 0), how, least, config.val_limit, seed, where, progress),
     ]
     if warning:
-        parts[1] = replace(parts[1], summary=replace(parts[1].summary, warning=warning))
+        parts[1] = parts[1].reported(warning=warning)
     return parts[0], parts[1]
 
 
@@ -65,10 +65,10 @@ def open_photos(
     cache_dir: Path | None = None,
     progress: Counting | None = None,
 ) -> ImageSet:
-    """The centre squares of photos to measure with, in an order of their own that does not depend on `limit`.
+    """The centre squares of photos to measure with, in an order that does not depend on `limit`.
 
-    split: "train" or "val" of a set that is divided (None: val); a plain folder is used whole, and has no split.
-    Raises UsageError where that is asked for all the same.
+    split: "train" or "val" of a set that is divided (None: val). A plain folder is used whole; naming a split of it
+    raises UsageError.
     """
     source = scan(data)
     if source.validation is None and split:

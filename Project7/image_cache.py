@@ -1,6 +1,6 @@
-"""Photos as squares of uint8 RGB: decoded once, by several processes, and memory-mapped ever after.
+"""Photos as squares of uint8 RGB: decoded once, by several processes, and memory-mapped from then on.
 
-No torch here: the command line lists and checks data without it.
+Imports no torch: the command line lists and checks data without it.
 """
 
 import hashlib
@@ -11,10 +11,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from Project7.metrics import colorfulness
 from Project7.photo import MAX_PIXELS, PhotoError, open_photo
 from Project7.photo_source import Source, SourcePhoto, read_bytes
 
-_CACHE_VERSION = 1  # raise it when the same settings give other pixels
+_CACHE_VERSION = 1  # to be raised when the same settings give other pixels
 _CHUNK = 256  # photos that a worker decodes at a time
 _ALONE = 512  # fewer photos are decoded without workers
-_MOST_BROKEN = 0.05
+_MOST_BROKEN = 0.05  # as a share of the photos
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 _BUILDING = ".building-"
 
@@ -55,9 +55,11 @@ def open_part(
     cache_dir: Path,
     progress: Counting | None,
 ) -> ImageSet:
-    """One part from the cache, built first where it is not there. Of two processes, one builds and the other waits.
+    """One part of a data set from the cache, which is built first if needed. Of two processes that need the same part,
+    one builds it and the other waits.
 
-    how: the size of the squares, and how many of a photo.
+    how: the size of the squares, and how many squares to take from each photo. Raises ProjectError if too many photos
+    are broken, or if the cache cannot be written.
     """
     from filelock import FileLock
 
@@ -72,16 +74,19 @@ def open_part(
             if found:
                 return found
             fill_entry(source, photos, how, choice, folder, progress)
+            built = open_entry(folder)
+            if built is None:
+                raise OSError("the files are not as they were written")
+            return built.reported(built=True)
     except OSError as error:
         raise ProjectError(
             f"The image cache {folder} could not be written ({sentence(error)}); free some space, or choose another "
             "place with --cache-dir."
         ) from error
-    return replace(opened := open_entry(folder), summary=replace(opened.summary, built=True))
 
 
 def open_entry(folder: Path) -> ImageSet | None:
-    """A whole cache entry; None for one that is missing or damaged."""
+    """A cache entry; None if it is missing or damaged."""
     try:
         info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
         shape = tuple(info["shape"])
@@ -104,9 +109,9 @@ def fill_entry(
     folder: Path,
     progress: Counting | None,
 ) -> None:
-    """Decodes `photos` into a cache entry, which appears whole or not at all."""
+    """Decodes `photos` into a cache entry, which is complete when it appears."""
     begin = time.monotonic()
-    for stale in folder.parent.glob(f"{_BUILDING}{folder.name}*"):  # we hold the lock: their builder is dead
+    for stale in folder.parent.glob(f"{_BUILDING}{folder.name}*"):  # we hold the lock, so their builder is dead
         shutil.rmtree(stale, ignore_errors=True)
     work = folder.with_name(f"{_BUILDING}{folder.name}-{os.getpid()}")
     work.mkdir()
@@ -134,7 +139,7 @@ def fill_entry(
 def write_pixels(source, photos, how, choice, path: Path, progress: Counting | None):
     """Decodes photos until there are enough.
 
-    Returns those used, (name, reason) of broken ones, gray ones, and a digest.
+    Returns the photos used, (name, reason) of each broken one, the number of gray ones, and the SHA-256 of the pixels.
     """
     used: list[SourcePhoto] = []
     broken: list[tuple[str, str]] = []
@@ -162,13 +167,13 @@ def write_pixels(source, photos, how, choice, path: Path, progress: Counting | N
 
 
 def check(photos, used, broken, gray: int, choice: dict[str, Any]) -> None:
-    """Raises ProjectError where too much of a source is broken, or nothing is left."""
+    """Raises ProjectError if too many photos of a source are broken, or if none is left."""
     tried = len(used) + len(broken) + gray
     if broken and len(broken) > _MOST_BROKEN * tried:
         names = ", ".join(f"{name} ({reason})" for name, reason in broken[:3])
         raise ProjectError(
             f"{len(broken)} of {tried} images are broken ({len(broken) / tried:.0%}, at most 5 % may be): {names}"
-            f"{' ...' * (len(broken) > 3)}; copy the set again, or take the broken ones out."
+            f"{' ...' if len(broken) > 3 else ''}; copy the set again, or take the broken ones out."
         )
     if not used:
         raise ProjectError(
@@ -177,16 +182,16 @@ def check(photos, used, broken, gray: int, choice: dict[str, Any]) -> None:
         )
 
 
-def decode_all(source: Source, photos, how, choice, enough: int | None) -> Iterator[tuple]:
-    """(photos, squares, reasons) chunk by chunk, in order, decoded by worker processes where there are many."""
+def decode_all(source: Source, photos, how, choice, enough: int | None) -> Generator[tuple, None, None]:
+    """(photos, squares, reasons) chunk by chunk, in order. Many photos are decoded by worker processes."""
     chunks = [photos[i : i + _CHUNK] for i in range(0, len(photos), _CHUNK)]
     job = (source.root, source.is_zip, how, choice["min_colorfulness"])
     if (enough or len(photos)) * how["crops"] < _ALONE:
-        for photo in photos:  # one by one, so that no more are read than are wanted
+        for photo in photos:  # one by one, so that no more are read than needed
             yield ([photo], *decode_chunk(job, [photo]))
         return
     workers = min(len(chunks), os.cpu_count() or 1)
-    # spawn: a fork of a process whose torch threads run can hang
+    # spawn, because a fork of a process with running torch threads can hang
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_the_parent)
     try:
         ahead = [pool.submit(decode_chunk, job, chunk) for chunk in chunks[: 2 * workers]]
@@ -199,18 +204,19 @@ def decode_all(source: Source, photos, how, choice, enough: int | None) -> Itera
 
 
 def _follow_the_parent() -> None:
-    """In a worker: leaves Ctrl-C to the parent, and ends when the parent is gone, however it went."""
+    """In a worker: leaves Ctrl-C to the parent process, and ends when that has ended, for whatever reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
-        parent_process().join()
+        if parent := parent_process():
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 def decode_chunk(job: tuple, photos: Iterable[SourcePhoto]) -> tuple[list[bytes | None], list[str]]:
-    """For each photo its squares, `crops` times size * size * 3 bytes; or None and why not."""
+    """For each photo its squares as `crops` * size * size * 3 bytes, or None and the reason."""
     root, is_zip, how, min_colorfulness = job
     squares: list[bytes | None] = []
     reasons: list[str] = []
@@ -230,13 +236,14 @@ def decode_chunk(job: tuple, photos: Iterable[SourcePhoto]) -> tuple[list[bytes 
 
 
 def decode(content: bytes, name: str, *, size: int, crops: int, seed: int) -> np.ndarray:
-    """A photo's squares, (crops, S, S, 3) uint8: the centre one, or `crops` random ones, the same for the same
-    seed and name."""
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS or image.mode not in ("RGB", "L"):
-            image = Image.fromarray(open_photo(content).rgb)  # the rare kinds: 16-bit, palette, CMYK, too large ...
+    """The squares of a photo, (crops, S, S, 3) uint8: the centre square, or `crops` random squares that depend on the
+    seed and the name alone."""
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
+        image: Image.Image = file
+        if file.width * file.height > MAX_PIXELS or file.mode not in ("RGB", "L"):
+            image = Image.fromarray(open_photo(content).rgb)  # rare kinds: 16-bit, palette, CMYK, too large ...
         elif crops == 1:
-            image.draft("RGB", (2 * size, 2 * size))  # JPEG decodes to a half, a quarter, an eighth for less
+            file.draft("RGB", (2 * size, 2 * size))  # a JPEG is decoded faster at 1/2, 1/4 or 1/8 of its size
         image = ImageOps.exif_transpose(image).convert("RGB")
         boxes = [_centre(image.size)] if crops == 1 else _random_boxes(image.size, size, crops, f"{seed}/{name}")
         return np.stack([_square(image, box, size) for box in boxes])
@@ -249,7 +256,7 @@ def _centre(size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def _random_boxes(size: tuple[int, int], smallest: int, crops: int, key: str) -> list[tuple[int, int, int, int]]:
-    """Squares of 40 to 100 % of the short side, and no smaller than they will be where the photo allows it."""
+    """Squares with 40 to 100 % of the short side, and with at least `smallest` pixels if the photo is large enough."""
     random = np.random.default_rng(list(hashlib.sha256(key.encode()).digest()))
     short = min(size)
     low = min(short, max(smallest, round(0.4 * short)))
@@ -262,7 +269,7 @@ def _random_boxes(size: tuple[int, int], smallest: int, crops: int, key: str) ->
 
 
 def _square(image: Image.Image, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    """A picture that has the size already is taken as it is, bit for bit."""
+    """One square at its final size. A picture that already has this size is taken as it is, bit for bit."""
     if box == (0, 0, size, size) == (0, 0, *image.size):
         return np.asarray(image)
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))

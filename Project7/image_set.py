@@ -1,13 +1,13 @@
 """The squares that are trained on: one set or several mixed, their order in an epoch, and their batches.
 
-No torch here: the command line lists and checks data without it.
+Imports no torch: the command line lists and checks data without it.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What became of the photos of one part of a data set."""
+    """What became of the photos in one part of a data set."""
 
     part: str  # "training" or "validation"
     used: int  # squares
-    photos: int  # that they come from
-    broken: tuple[tuple[str, str], ...]  # names and reasons
-    gray: int  # photos left out by min_colorfulness
-    seconds: float  # of decoding, when the cache was built
-    built: bool = False  # now, rather than opened
+    photos: int  # the squares come from
+    broken: tuple[tuple[str, str], ...]  # their names and the reasons
+    gray: int  # photos left out because of min_colorfulness
+    seconds: float  # that decoding took when the cache was built
+    built: bool = False  # just now, rather than opened from the cache
     warning: str = ""
 
     def lines(self) -> list[str]:
@@ -38,17 +38,19 @@ class DataSummary:
             lines.append(f"  {self.gray:,} left out: not colourful enough (--min-colorfulness)")
         if self.broken:
             names = ", ".join(f"{name} ({reason})" for name, reason in self.broken[:3])
-            lines.append(f"  {len(self.broken):,} broken, left out: {names}{' ...' * (len(self.broken) > 3)}")
-        return lines + [f"  {self.warning}"] * bool(self.warning)
+            lines.append(f"  {len(self.broken):,} broken, left out: {names}{' ...' if len(self.broken) > 3 else ''}")
+        if self.warning:
+            lines.append(f"  {self.warning}")
+        return lines
 
 
 class MixedPictures:
-    """Several arrays (N_k, S, S, 3) read as one of all their pictures, without a copy."""
+    """Several arrays (N_k, S, S, 3), read without a copy as if they were one."""
 
-    def __init__(self, parts: Sequence[np.ndarray]):
+    def __init__(self, parts: "Sequence[Pictures]"):
         self.parts = tuple(parts)
         self.starts = np.cumsum([0, *map(len, parts)])
-        self.shape = (int(self.starts[-1]), *parts[0].shape[1:])
+        self.shape: tuple[int, ...] = (int(self.starts[-1]), *parts[0].shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -62,35 +64,45 @@ class MixedPictures:
         return found
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    images: np.ndarray | MixedPictures  # (N, S, S, 3) uint8, memory-mapped, read-only
-    names: tuple[str, ...]  # N names inside the source
-    labels: tuple[str, ...]  # N classes (wnids) of Tiny ImageNet, "" elsewhere
-    fingerprint: str  # of the pixels and their order: the same data elsewhere is the same
-    summary: "DataSummary | MixedSummary | None"
-    sizes: tuple[int, ...] = ()  # of several sources: how many of the N pictures each has
-    shares: tuple[float, ...] = ()  # and how often each is trained on, in all 1
-
-    def order(self, seed: int, epoch: int) -> np.ndarray:
-        """The numbers of the N pictures that are trained on in an epoch, in their order."""
-        if not self.sizes:
-            return epoch_order(seed, epoch, len(self.images))
-        return mixed_order(seed, epoch, self.sizes, self.shares)
+Pictures = np.ndarray | MixedPictures
 
 
 @dataclass(frozen=True)
 class MixedSummary:
     """What became of the photos of several sources."""
 
-    parts: tuple[tuple[str, DataSummary], ...]  # the source, and its part
+    parts: "tuple[tuple[str, DataSummary | MixedSummary], ...]"  # each source with its summary
 
     def lines(self) -> list[str]:
         return [f"{line}  ({source})" for source, summary in self.parts for line in summary.lines()]
 
 
+@dataclass(frozen=True)
+class ImageSet:
+    """N pictures to train on, to validate with or to measure with."""
+
+    images: Pictures  # (N, S, S, 3) uint8, memory-mapped, read-only
+    names: tuple[str, ...]  # N names inside the source
+    labels: tuple[str, ...]  # N classes (WordNet IDs) of Tiny ImageNet, "" elsewhere
+    fingerprint: str  # of the pixels and their order: a copy of the data elsewhere has the same one
+    summary: DataSummary | MixedSummary
+    sizes: tuple[int, ...] = ()  # with several sources: how many of the N pictures each one has
+    shares: tuple[float, ...] = ()  # with several sources: how often each one is trained on; their sum is 1
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """The numbers of the pictures to train on in an epoch, (N,), in their order."""
+        if not self.sizes:
+            return epoch_order(seed, epoch, len(self.images))
+        return mixed_order(seed, epoch, self.sizes, self.shares)
+
+    def reported(self, **changes: Any) -> "ImageSet":
+        """The same set of one source, with changes to its summary."""
+        assert isinstance(self.summary, DataSummary)
+        return replace(self, summary=replace(self.summary, **changes))
+
+
 def mixed(sources: Sequence[str], parts: Sequence[ImageSet], shares: Sequence[float] | None) -> ImageSet:
-    """Several sets as one; shares: None trains on each picture equally often."""
+    """Several sets as one. shares: how often each set is trained on; None trains on each picture equally often."""
     sizes = tuple(len(part.images) for part in parts)
     wanted = shares or sizes
     facts = json.dumps([[part.fingerprint for part in parts], list(wanted)])
@@ -106,15 +118,16 @@ def mixed(sources: Sequence[str], parts: Sequence[ImageSet], shares: Sequence[fl
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of the images in an epoch: a permutation that depends on nothing else."""
+    """The order of the n images in an epoch: a permutation that depends on the seed, the epoch and n alone."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def mixed_order(seed: int, epoch: int, sizes: Sequence[int], shares: Sequence[float]) -> np.ndarray:
-    """Several sets, one after the other in one numbering -> the order of an epoch, as long as all together.
+    """The order of an epoch over several sets, whose pictures are numbered one set after the other.
 
-    Each set gets its share of the epoch and goes through its pictures pass after pass, across epochs: one that is small
-    for its share repeats, one that is large goes on where the last epoch left it.
+    The epoch is as long as all sets together, and each set gets its share of it. A set goes through its pictures pass
+    after pass, across epochs: a set that is small for its share repeats its pictures within an epoch, and a large one
+    goes on where the last epoch stopped.
     """
     total = sum(sizes)
     ends = np.round(np.cumsum([0.0, *shares]) * total).astype(int)
@@ -128,10 +141,10 @@ def mixed_order(seed: int, epoch: int, sizes: Sequence[int], shares: Sequence[fl
     return np.concatenate(chosen)[np.random.default_rng([seed, epoch]).permutation(total)]
 
 
-def load_batches(images: np.ndarray, batches: Sequence[np.ndarray], *, num_workers: int = 0) -> Iterator["Tensor"]:
-    """For each index array its pictures, uint8 (B, S, S, 3): one fancy index a batch, whatever the number of workers.
+def load_batches(images: Pictures, batches: Sequence[np.ndarray], *, num_workers: int = 0) -> Iterator["Tensor"]:
+    """The pictures of each array of indices, uint8 (B, S, S, 3): one fancy index per batch, with or without workers.
 
-    Raises ProjectError with the hint --num-workers 0 where a worker dies.
+    Raises ProjectError, which suggests --num-workers 0, if a worker dies.
     """
     import torch
 
@@ -140,8 +153,9 @@ def load_batches(images: np.ndarray, batches: Sequence[np.ndarray], *, num_worke
         for indices in batches:
             yield torch.from_numpy(plain[indices])
         return
-    loader = torch.utils.data.DataLoader(
-        _Pictures(images), batch_size=None, sampler=batches, num_workers=min(num_workers, max(1, len(batches)))
+    pictures: Any = _WorkersPictures(images)  # a torch Dataset by its methods: torch is not imported at the top
+    loader: Any = torch.utils.data.DataLoader(
+        pictures, batch_size=None, sampler=batches, num_workers=min(num_workers, max(1, len(batches)))
     )
     try:
         yield from loader
@@ -151,10 +165,10 @@ def load_batches(images: np.ndarray, batches: Sequence[np.ndarray], *, num_worke
         raise ProjectError(f"A process that reads images died ({sentence(error)}); try --num-workers 0.") from error
 
 
-class _Pictures:
-    """What a DataLoader's worker reads from: the memory maps are opened again by their paths, never copied."""
+class _WorkersPictures:
+    """What a DataLoader's worker reads from. The worker opens the memory maps by their paths; nothing is copied."""
 
-    def __init__(self, images: np.ndarray | MixedPictures):
+    def __init__(self, images: Pictures):
         self.images = images
 
     def __getitem__(self, indices: np.ndarray) -> "Tensor":
@@ -171,5 +185,7 @@ class _Pictures:
         return [(str(p.filename), p.shape) if isinstance(p, np.memmap) else p for p in parts]
 
     def __setstate__(self, state):
-        parts = [np.memmap(p[0], np.uint8, "r", shape=p[1]) if isinstance(p, tuple) else p for p in state]
+        parts: list[Pictures] = [
+            np.memmap(p[0], np.uint8, "r", shape=p[1]) if isinstance(p, tuple) else p for p in state
+        ]
         self.images = parts[0] if len(parts) == 1 else MixedPictures(parts)

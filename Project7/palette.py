@@ -16,6 +16,7 @@ from Project7 import color
 from Project7.atomic_file import replacing
 from Project7.counting import Counting
 from Project7.errors import ProjectError, UsageError
+from Project7.image_set import Pictures
 
 NEIGHBOURS = 5  # centres that share a pixel in the soft encoding
 SIGMA = 5.0  # Lab units: of the soft encoding and of the smoothing of the frequencies (Zhang et al. 2016)
@@ -36,7 +37,7 @@ def palette_weights(prefix: str, palette: Palette) -> dict[str, Tensor]:
 
 
 def fit_palette(
-    images: np.ndarray, bins: int = 313, *, photos: int = 20_000, seed: int = 0, progress: Counting | None = None
+    images: Pictures, bins: int = 313, *, photos: int = 20_000, seed: int = 0, progress: Counting | None = None
 ) -> Palette:
     """K-means on the colours of up to `photos` photos, (N, S, S, 3) uint8; every pixel of them counts.
 
@@ -61,7 +62,7 @@ def fit_palette(
     return Palette(torch.tensor(centres[by_frequency], dtype=torch.float32), torch.tensor(mass[by_frequency]))
 
 
-def count_colours(images: np.ndarray, order: np.ndarray, progress: Counting | None) -> tuple[np.ndarray, np.ndarray]:
+def count_colours(images: Pictures, order: np.ndarray, progress: Counting | None) -> tuple[np.ndarray, np.ndarray]:
     """The cells of ab that occur, (P, 2), at the mean of the cell, and how many pixels each has, (P,)."""
     side = round(2 * _LARGEST / _STEP)
     counts = torch.zeros(side * side, dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""Which photos a data set holds: Tiny ImageNet, any folder or zip, or the built-in samples.
+"""Finds the photos of a data set: Tiny ImageNet, any folder or zip, or the built-in samples.
 
-No torch here: the command line lists and checks data without it.
+Imports no torch: the command line lists and checks data without it.
 """
 
 import importlib.util
@@ -22,23 +22,25 @@ _SAMPLE_FILES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.
 
 
 class SourcePhoto(NamedTuple):
-    """A file of a source: its name inside it, its class, and what changes when its content does."""
+    """One image file of a source."""
 
-    name: str
-    label: str
-    identity: str
+    name: str  # inside the folder or zip
+    label: str  # the class in Tiny ImageNet, "" elsewhere
+    identity: str  # changes when the content of the file changes
 
 
 @dataclass(frozen=True)
 class Source:
+    """The photos of a data set, divided as the set itself is."""
+
     root: str  # the folder, or the zip file
     is_zip: bool
     training: tuple[SourcePhoto, ...]
-    validation: tuple[SourcePhoto, ...] | None  # None: the set has no such part
+    validation: tuple[SourcePhoto, ...] | None  # None: the set is not divided
 
 
 def sample_photos() -> dict[str, Path]:
-    """The real colour photos that scikit-image's package carries, found without importing it."""
+    """The colour photos that come with scikit-image, by their names; found without importing it."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise ProjectError(
@@ -49,7 +51,7 @@ def sample_photos() -> dict[str, Path]:
 
 
 def scan(data: str) -> Source:
-    """What images a source holds, and how they are divided. Raises UsageError with the cure where there are none."""
+    """The images of a source, and how they are divided. Raises UsageError, which names the cure, if there are none."""
     cure = "give a folder or zip of images; `project7 download` gets Tiny ImageNet, --data samples needs nothing"
     path = Path(data)
     if data == SAMPLES and not path.exists():
@@ -79,13 +81,13 @@ def scan_folder(root: Path) -> list[SourcePhoto]:
 def _on_disk(root: Path, name: str) -> SourcePhoto:
     try:
         status = (root / name).stat()
-    except OSError:  # a dangling link: reading it will say so
+    except OSError:  # a broken link: reading it later gives the reason
         return SourcePhoto(name, "", "unreadable")
     return SourcePhoto(name, "", f"{status.st_size}:{status.st_mtime_ns}")
 
 
 def scan_zip(path: Path) -> list[SourcePhoto]:
-    """Members are known by their checksums: a zip that was moved or touched is still the same."""
+    """The images of a zip, identified by their checksums: a zip that was moved or touched is still the same."""
     try:
         members = _archive(str(path)).infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
@@ -100,7 +102,7 @@ def scan_zip(path: Path) -> list[SourcePhoto]:
 
 @cache
 def _archive(path: str) -> zipfile.ZipFile:
-    """One open archive a process: a ZipFile must not be shared by processes."""
+    """One open archive per process: a ZipFile must not be shared by processes."""
     return zipfile.ZipFile(path)
 
 
@@ -113,7 +115,7 @@ def _is_image(name: str) -> bool:
 
 
 def divide(root: str, is_zip: bool, photos: Sequence[SourcePhoto]) -> Source:
-    """Finds the official layout of Tiny ImageNet, or any `train/` and `val/`, below at most one common folder."""
+    """Finds the official layout of Tiny ImageNet, or any `train/` and `val/`, at the top or in one common folder."""
     tops = {photo.name.split("/")[0] for photo in photos}
     prefix = f"{tops.pop()}/" if len(tops) == 1 and not tops & {"train", "val"} else ""
     parts: dict[str, list[SourcePhoto]] = {"train": [], "val": []}
@@ -148,10 +150,8 @@ def read_bytes(root: str, is_zip: bool, name: str) -> bytes:
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[tuple[SourcePhoto, ...], tuple[SourcePhoto, ...]]:
-    """Training and validation photos.
-
-    Where the set is not divided, a seeded share is kept for validation, photo by photo.
-    """
+    """The training and the validation photos. A set that is not divided gives a random `fraction` of its photos to
+    validation, chosen by `seed`."""
     if source.validation:
         return source.training, source.validation
     order = shuffled(source.training, seed)
@@ -162,6 +162,6 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[tuple[SourcePh
 
 
 def shuffled(photos: Sequence[SourcePhoto], seed: int) -> tuple[SourcePhoto, ...]:
-    """A seeded order in which any first N are spread over the whole set."""
+    """The photos in a random order, so that the first N are spread over the whole set."""
     order = np.random.default_rng(seed).permutation(len(photos))
     return tuple(photos[i] for i in order)

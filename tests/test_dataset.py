@@ -313,7 +313,7 @@ def test_batches_are_what_was_asked_for(tmp_path, workers):
 
 
 def test_a_worker_that_dies_gives_the_hint(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_set._Pictures, "__getitem__", lambda self, indices: os._exit(1))
+    monkeypatch.setattr(image_set._WorkersPictures, "__getitem__", lambda self, indices: os._exit(1))
     with pytest.raises(ProjectError, match="--num-workers 0"):
         list(load_batches(np.zeros((4, 8, 8, 3), np.uint8), [np.arange(2)] * 3, num_workers=1))
 
