@@ -52,6 +52,15 @@ Saturation = Annotated[
 Warmth = Annotated[
     float, setting(0.0, "Lab units by which all colours move towards yellow; below 0 towards blue", ge=-30, le=30)
 ]
+Denoise = Annotated[
+    float,
+    setting(
+        0.0,
+        "how much grain and dust is taken from the copy that the network sees; the picture keeps its own",
+        ge=0,
+        le=1,
+    ),
+]
 Temperature = Annotated[
     float | None,
     setting(
@@ -80,6 +89,7 @@ class ColorizeConfig(BaseModel):
     calm: Calm
     saturation: Saturation
     warmth: Warmth
+    denoise: Denoise
     steps: Steps
     fast: bool = setting(False, f"one candidate in {FAST_STEPS} denoising steps: a fraction of the time")
     sampler: Sampler

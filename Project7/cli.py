@@ -1,4 +1,4 @@
-"""project7 colorize | serve | evaluate | compare | export | models | doctor | data | palette | download | demo.
+"""project7 colorize | serve | transfer | evaluate | compare | export | models | doctor | data | ...: the commands.
 
 Heavy modules are imported by the command that needs them.
 """
@@ -63,8 +63,29 @@ def add_colorize(commands) -> None:
     )
     parser.add_argument("--force", action="store_true", help="make pictures anew that exist already")
     parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    add_retouch(parser)
     flags.add_settings(parser, ColorizeConfig)
     parser.set_defaults(run=colorize)
+
+
+def add_retouch(parser) -> None:
+    """What is said of single photos."""
+    parser.add_argument(
+        "--hint",
+        action="append",
+        default=[],
+        metavar="X,Y,COLOUR",
+        help="the pixel X,Y of the photo has this colour, #rrggbb or a name (several times for several)",
+    )
+    parser.add_argument("--hints", type=Path, metavar="FILE", help='JSON: [{"x": 10, "y": 20, "color": "#aa3322"}]')
+    parser.add_argument(
+        "--like", type=Path, metavar="PNG", help="as a picture of this toolkit was made; other flags change it"
+    )
+    parser.add_argument("--reference", type=Path, metavar="PHOTO", help="a colour photo whose colours become hints")
+    parser.add_argument("--side-by-side", action="store_true", help="also write gray and colour beside each other")
+    parser.add_argument(
+        "--ambiguity", action="store_true", help="also write a map of where the model is unsure (white)"
+    )
 
 
 def colorize(arguments: argparse.Namespace) -> int:
@@ -72,52 +93,81 @@ def colorize(arguments: argparse.Namespace) -> int:
 
     start_missing_processes()
     console = Console(stderr=True, soft_wrap=True)
-    given = flags.given(arguments, ColorizeConfig)
+    like = earlier_picture(arguments.like)
+    given = (like.settings() if like else {}) | flags.given(arguments, ColorizeConfig)
     settings: ColorizeConfig = parse_settings(ColorizeConfig, given)
-    weights = model_folder.find_weights(arguments.model or default_model(arguments.models_dir), arguments.models_dir)
-    photos = find_photos(arguments.photos, console)
+    model = arguments.model or (like and like.model) or default_model(arguments.models_dir)
+    weights = model_folder.find_weights(model, arguments.models_dir)
+    found = named_photos(arguments.photos, console)
 
     from Project7.colorize import Colorizer, method_options
     from Project7.colorize_files import colorize_files, plan_outputs
+    from Project7.provenance import TONE
+    from Project7.retouch import retouch_files
 
-    suffix, variants = f".{settings.format}", settings.variants
-    plan = plan_outputs(photos, arguments.output, variants=variants, confidence=settings.confidence, suffix=suffix)
-    jobs = own_share(plan)
+    retouch = wanted_retouch(arguments, like, len(found))
+    plan = {"variants": settings.variants, "confidence": settings.confidence, "suffix": f".{settings.format}"}
+    jobs = own_share(plan_outputs(found, arguments.output, **plan))
     colorizer = Colorizer.load(weights, device=settings.device, precision=settings.precision)
     if colorizer.note:
         console.print(colorizer.note, highlight=False, markup=False)
     if settings.confidence:
         colorizer.check_confidence()
-    if variants > 1 and not colorizer.model.OPTIONS:
+    if settings.variants > 1 and not colorizer.model.OPTIONS:
         method = colorizer.config.model.method
-        raise UsageError(f"--variants {variants}: a {method} model has one answer only; leave the flag out.")
-    outcomes = colorize_files(
-        colorizer,
-        jobs,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        force=arguments.force,
-        confidence=settings.confidence,
-        working_size=settings.working_size,
-        saturation=settings.saturation,
-        warmth=settings.warmth,
-        **method_options(colorizer, settings, given),
-    )
+        raise UsageError(f"--variants {settings.variants}: a {method} model has one answer only; leave the flag out.")
+    shared = {name: getattr(settings, name) for name in (*TONE, "seed", "confidence", "working_size")}
+    shared |= {"force": arguments.force}
+    shared |= method_options(colorizer, settings, flags.given(arguments, ColorizeConfig))
+    if retouch:
+        outcomes = retouch_files(colorizer, jobs, retouch, **shared)
+    else:
+        outcomes = colorize_files(colorizer, jobs, batch_size=settings.batch_size, **shared)
     return show_outcomes(outcomes, len(jobs), arguments.output, console)
 
 
-def find_photos(places: list[Path], console) -> list[tuple[Path, Path]]:
-    """The photos to colour, each with its path inside its folder; says what is left out. Raises UsageError without
-    any."""
-    from Project7 import photo
+def named_photos(paths: list[Path], console) -> list[tuple[Path, Path]]:
+    """The photos among files and folders; what was left out is said. Raises UsageError where there are none."""
+    from Project7.photo import find_photos
 
     left_out: list[tuple[Path, str]] = []
-    found = photo.find_photos(places, skipped=left_out)
+    found = find_photos(paths, skipped=left_out)
     for path, reason in left_out:
         console.print(f"Skipped {path}: {reason}", highlight=False, markup=False)
     if not found:
-        raise UsageError(f"No photos in {', '.join(map(str, places))}; give JPEG, PNG, WebP, TIFF or BMP files.")
+        raise UsageError(f"No photos in {', '.join(map(str, paths))}; give JPEG, PNG, WebP, TIFF or BMP files.")
     return found
+
+
+def earlier_picture(path: Path | None):
+    """How a picture was made, for --like. Raises UsageError for one that does not say."""
+    if path is None:
+        return None
+    from Project7.provenance import read_provenance
+
+    if not path.is_file():
+        raise UsageError(f"--like {path} does not exist; give a PNG that `project7 colorize` or the page wrote.")
+    if (made := read_provenance(path)) is None:
+        raise UsageError(f"--like {path} does not say how it was made; give a PNG as this toolkit wrote it.")
+    return made
+
+
+def wanted_retouch(arguments: argparse.Namespace, like, photos: int):
+    """What is said of single photos. Raises UsageError for hints that are wrong, or meant for one of several."""
+    from Project7.photo import open_photo
+    from Project7.provenance import parse_hint, read_hints
+    from Project7.retouch import Retouch
+
+    hints = [parse_hint(text) for text in arguments.hint]
+    if arguments.hints:
+        try:
+            hints += read_hints(arguments.hints.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--hints {arguments.hints} cannot be read: {errors.sentence(error)}.") from None
+    if hints and photos > 1:
+        raise UsageError(f"--hint is said of one photo, and there are {photos}; give one at a time.")
+    reference = open_photo(arguments.reference) if arguments.reference else None
+    return Retouch(tuple(hints), like, reference, arguments.side_by_side, arguments.ambiguity)
 
 
 def show_outcomes(outcomes, total: int, output: Path, console) -> int:
@@ -443,6 +493,34 @@ def demo(arguments: argparse.Namespace) -> int:
     return run_demo(arguments.output, arguments.models_dir, train=arguments.train)
 
 
+def add_transfer(commands) -> None:
+    about = "the colours of an edited copy on the untouched lightness of the original, at its full size"
+    parser = commands.add_parser("transfer", help=about, description=about.capitalize() + ".")
+    parser.add_argument("original", type=Path, metavar="ORIGINAL")
+    parser.add_argument("edited", type=Path, metavar="EDITED", help="of any size, a little shifted at most")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png, .jpg or .webp")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    parser.set_defaults(run=transfer)
+
+
+def transfer(arguments: argparse.Namespace) -> int:
+    output = arguments.output
+    if output.suffix not in (".png", ".jpg", ".webp"):
+        raise UsageError(f"--output {output}: the name ends with .png, .jpg or .webp.")
+    if output.exists() and not arguments.force:
+        raise UsageError(f"{output} exists; --force replaces it.")
+
+    from Project7 import transfer as colours
+    from Project7.photo import open_photo, save_photo
+
+    original, edited = open_photo(arguments.original), open_photo(arguments.edited)
+    picture = colours.transfer(original, edited)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_photo(output, picture, alpha=original.alpha, exif=original.exif)
+    print(f"Coloured: {output}")
+    return 0
+
+
 def add_serve(commands) -> None:
     about = "the page and the HTTP API: drop a photo, say what is red, compare models"
     parser = commands.add_parser("serve", help=about, description=about.capitalize() + ".")
@@ -481,6 +559,7 @@ def serve(arguments: argparse.Namespace) -> int:
 COMMANDS = (
     add_colorize,
     add_serve,
+    add_transfer,
     add_evaluate,
     add_compare,
     add_export,

@@ -26,7 +26,7 @@ from Project7.hints import Hint, Spot, find_spots, hint_maps, hold, influence, n
 from Project7.methods import METHODS
 from Project7.model_folder import default_models_dir, find_weights, name_of
 from Project7.opened import OpenPhoto
-from Project7.painting import as_photo, full_lightness, paint, photo_noise, shrink
+from Project7.painting import as_photo, full_lightness, paint, photo_noise, shrink, without_grain
 from Project7.photo import Photo, to_image
 
 _LONGEST = 4  # sides of the working picture differ at most by this factor: a 65,500 x 1 strip stays cheap
@@ -88,6 +88,7 @@ class Colorizer:
         hints: Sequence[Hint] = (),
         saturation: float = 1.0,
         warmth: float = 0.0,
+        denoise: float = 0.0,
         **options: Any,
     ) -> "PIL.Image.Image | list[PIL.Image.Image]":
         """The photo in colour, at its own size; a list of `variants` different answers where that is given.
@@ -97,7 +98,8 @@ class Colorizer:
         and `variety` for classification, where several variants bring some variety with them. hints: spots whose colour
         is known; a model that was trained with --hints takes them into account in all of its answer, that of another
         is corrected on the surface around them. saturation: strength of the colours, 0 to 2; warmth: Lab units towards
-        yellow, below 0 towards blue. What no screen can show is brought back at its lightness.
+        yellow, below 0 towards blue. What no screen can show is brought back at its lightness. denoise: 0 to 1, how
+        much grain is taken from what the network sees.
         """
         photo = as_photo(image)
         options = usual_variety(self.model, variants or 1) | options
@@ -108,6 +110,7 @@ class Colorizer:
             hints=hints,
             saturation=saturation,
             warmth=warmth,
+            denoise=denoise,
             **options,
         )
         images = [to_image(rgb, alpha=photo.alpha) for rgb in answers[0]]
@@ -122,6 +125,7 @@ class Colorizer:
         hints: Sequence[Hint] = (),
         saturation: float = 1.0,
         warmth: float = 0.0,
+        denoise: float = 0.0,
         **options: Any,
     ) -> list[list[np.ndarray]]:
         """Photos whose working pictures have one shape, in one batch: for each photo, a (H, W, 3) uint8 for each
@@ -131,13 +135,14 @@ class Colorizer:
         spots: list[Spot] = []
         if hints:
             size = self.working_shape(photos[0].rgb.shape[:2], working_size)
-            spots = find_spots(hints, photos[0].rgb.shape[:2], shrink(lightness[0], size))
+            spots = find_spots(hints, photos[0].rgb.shape[:2], shrink(without_grain(lightness[0], denoise), size))
         small, ab = self.chroma(
             lightness,
             generators,
             working_size=working_size,
             saturation=saturation,
             warmth=warmth,
+            denoise=denoise,
             spots=spots,
             **options,
         )
@@ -158,6 +163,7 @@ class Colorizer:
         working_size: int | None = None,
         saturation: float = 1.0,
         warmth: float = 0.0,
+        denoise: float = 0.0,
         spots: Sequence[Spot] = (),
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
@@ -168,8 +174,9 @@ class Colorizer:
         """
         each = len(generators) // len(lightness)
         size = self.working_shape(lightness[0].shape[-2:], working_size)
-        small = torch.cat([shrink(L, size) for L in lightness]).repeat_interleave(each, dim=0)
-        maps = self.look(lightness)
+        seen = [without_grain(L, denoise) for L in lightness]
+        small = torch.cat([shrink(L, size) for L in seen]).repeat_interleave(each, dim=0)
+        maps = self.look(seen)
         if maps is not None:
             maps = tuple(part.repeat_interleave(each, dim=0) for part in maps)
         ab = self.answer(small, maps, generators, spots=spots, **options)
@@ -320,7 +327,7 @@ def at_full_size(confidence: Tensor, size: tuple[int, int] | torch.Size) -> np.n
 
 
 def own_options(model: Any, settings: ColorizeConfig | EvaluateConfig, answers: int) -> dict[str, Any]:
-    """The options of the model's method for `answers` answers to a photo: as given, else as the model usually answers."""
+    """The options of the model's method, for `answers` answers to a photo: as given, else its usual ones."""
     chosen = {name: value for name in model.OPTIONS if (value := getattr(settings, name, None)) is not None}
     return getattr(model, "usual", {}) | usual_variety(model, answers) | chosen
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from Project7.colorize import Colorizer, at_full_size
 from Project7.errors import ProjectError, UsageError, sentence
+from Project7.opened import provenance
+from Project7.painting import photo_digest
 from Project7.photo import Photo, open_photo, save_photo, save_png
+from Project7.provenance import OPTIONS, TONE, Provenance
 
 _PIXELS_TOGETHER = 16_000_000  # of the photos that wait for one batch
 
@@ -117,19 +120,36 @@ def colorize_batch(
     colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, confidence: bool = False, **options: Any
 ) -> Iterator[Outcome]:
     count = len(batch[0][0].targets)
+    seeds = range(seed, seed + count)
+    how = {name: options[name] for name in (*TONE, "working_size") if name in options}
+    how["options"] = {name: options[name] for name in OPTIONS if name in options}
     sure: list[Tensor] = []
     if confidence:
         options["watch_confidence"] = sure.append
-    answers = colorizer.colorize_photos([photo for _, photo in batch], seeds=range(seed, seed + count), **options)
+    answers = colorizer.colorize_photos([photo for _, photo in batch], seeds=seeds, **options)
     for place, ((job, photo), pictures) in enumerate(zip(batch, answers, strict=True)):
-        try:
-            for path, rgb in zip(job.targets, pictures, strict=True):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_photo(path, rgb, alpha=photo.alpha, exif=photo.exif)
-            if confidence:
-                shares = at_full_size(sure[0][[place * count]], photo.rgb.shape[:2])
-                save_png(confidence_path(job), np.repeat((shares * 255).round().astype(np.uint8)[..., None], 3, axis=2))
-        except (ProjectError, OSError) as error:
-            yield Outcome(job, "failed", sentence(error))
-        else:
-            yield Outcome(job, "done", "; ".join(photo.notes))
+        digest = photo_digest(photo)
+        made = [provenance(colorizer, photo, digest, seed, **how) for seed in seeds]
+        maps = {}
+        if confidence:
+            maps[confidence_path(job)] = at_full_size(sure[0][[place * count]], photo.rgb.shape[:2])
+        yield write(job, photo, pictures, made, maps)
+
+
+def write(
+    job: Job,
+    photo: Photo,
+    pictures: Sequence[np.ndarray],
+    made: Sequence[Provenance],
+    maps: Mapping[Path, np.ndarray] | None = None,
+) -> Outcome:
+    """Writes the answers to a photo, and maps (H, W) in [0, 1] beside them."""
+    try:
+        for path, rgb, how in zip(job.targets, pictures, made, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_photo(path, rgb, alpha=photo.alpha, exif=photo.exif, text=how.as_text())
+        for path, values in (maps or {}).items():
+            save_png(path, np.repeat((values * 255).round().astype(np.uint8)[..., None], 3, axis=2))
+    except (ProjectError, OSError) as error:
+        return Outcome(job, "failed", sentence(error))
+    return Outcome(job, "done", "; ".join(photo.notes))

@@ -22,7 +22,7 @@ from Project7.answer_config import FAST_STEPS
 from Project7.batch import keyed_generator
 from Project7.encoder import Maps
 from Project7.hints import Hint, Spot, find_spots, loosened, nearness, surfaces
-from Project7.painting import full_lightness, paint, photo_digest, shrink
+from Project7.painting import full_lightness, paint, photo_digest, shrink, without_grain
 from Project7.palette import class_spread, unlike_colours
 from Project7.photo import Photo, save_photo, to_image
 from Project7.provenance import GivenHint, Provenance
@@ -55,6 +55,7 @@ class OpenPhoto:
         photo: Photo,
         *,
         working_size: int | None = None,
+        denoise: float = 0.0,
         lightness: Tensor | None = None,
         digest: str | None = None,
         **options: Any,
@@ -66,7 +67,8 @@ class OpenPhoto:
         self.seed, self.saturation, self.warmth = 0, 1.0, 0.0
         self.working_size, self.digest = working_size, digest or photo_digest(photo)
         self.L = full_lightness(photo.rgb) if lightness is None else lightness  # (1, 1, H, W)
-        self.small = shrink(self.L, colorizer.working_shape(self.size, working_size))  # (1, 1, h, w)
+        self.denoise, self.seen = denoise, without_grain(self.L, denoise)  # what the network is shown of it
+        self.small = shrink(self.seen, colorizer.working_shape(self.size, working_size))  # (1, 1, h, w)
         self._answers: dict[Any, Answer] = {}
         self._near: dict[tuple[int, int], Tensor] = {}
 
@@ -82,7 +84,7 @@ class OpenPhoto:
     @functools.cached_property
     def maps(self) -> Maps | None:
         """What the model's encoder sees."""
-        return self.colorizer.look([self.L])
+        return self.colorizer.look([self.seen])
 
     # -- hints -------------------------------------------------------------------------------------------------------
 
@@ -274,7 +276,9 @@ class OpenPhoto:
 
     def provenance(self, seed: int | None = None) -> Provenance:
         """How the picture of a seed is made: what its PNG carries."""
-        settings = {name: getattr(self, name) for name in ("saturation", "warmth", "working_size", "options")}
+        settings = {
+            name: getattr(self, name) for name in ("saturation", "warmth", "denoise", "working_size", "options")
+        }
         seed = self.seed if seed is None else seed
         return provenance(self.colorizer, self.photo, self.digest, seed, hints=self.hints, **settings)
 

@@ -5,9 +5,9 @@ Never a path, nor a file's name. Dropped back onto the page, or given to `colori
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from PIL import Image, PngImagePlugin
+from PIL import PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from Project7 import __version__
@@ -17,6 +17,7 @@ from Project7.settings import explain
 
 KEY = "project7"  # of the text in a PNG
 MOST_HINTS = 1000
+TONE = ("saturation", "warmth", "denoise")  # settings of every method
 OPTIONS = ("sampler", "steps", "guidance", "candidates", "calm", "temperature", "variety")  # of the methods
 
 
@@ -48,6 +49,7 @@ class Provenance(BaseModel):
     seed: int = 0
     saturation: float = 1.0
     warmth: float = 0.0
+    denoise: float = 0.0
     working_size: int | None = None
     hints: tuple[GivenHint, ...] = Field((), max_length=MOST_HINTS)
     options: dict[str, int | float | str | None] = {}
@@ -61,12 +63,21 @@ class Provenance(BaseModel):
 
     def settings(self) -> dict[str, Any]:
         """As settings of `colorize`, without those that were left to their defaults."""
-        own = {name: getattr(self, name) for name in ("seed", "saturation", "warmth", "working_size")}
+        own = {name: getattr(self, name) for name in ("seed", *TONE, "working_size")}
         return {name: value for name, value in (own | self.options).items() if value is not None}
 
     def as_text(self) -> dict[str, str]:
         """For the text of a PNG."""
         return {KEY: self.model_dump_json()}
+
+
+def parse_hint(text: str) -> tuple[float, float, str]:
+    """`X,Y,COLOUR` as a person types it. Raises UsageError."""
+    x, y, name = (*text.split(",", 2), "", "")[:3]
+    try:
+        return GivenHint(x=x, y=y, color=name.strip()).as_hint()
+    except ValidationError:
+        raise UsageError(f"--hint {text}: write X,Y,COLOUR, such as 120,80,#2a5caa.") from None
 
 
 def read_hints(text: str) -> list[tuple[float, float, str]]:
@@ -86,10 +97,10 @@ def _no_hint(value: Any) -> Any:
     raise UsageError(f'{str(value)[:40]} is no hint; write {{"x": 10, "y": 20, "color": "#aa3322"}}.')
 
 
-def read_provenance(source: Path | Image.Image) -> Provenance | None:
-    """What a PNG says of how it was made; None where it says nothing, or nothing of use."""
+def read_provenance(source: Path | BinaryIO) -> Provenance | None:
+    """What a PNG says of how it was made; None where it says nothing, or nothing of use. No pixel is decoded."""
     try:
-        image = source if isinstance(source, Image.Image) else PngImagePlugin.PngImageFile(source)
-        return Provenance.model_validate_json(image.text[KEY])
+        with PngImagePlugin.PngImageFile(source) as image:
+            return Provenance.model_validate_json(image.info[KEY])
     except Exception:  # foreign bytes: Pillow and pydantic raise a dozen kinds, and none is more than "nothing of use"
         return None

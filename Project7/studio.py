@@ -23,11 +23,11 @@ from Project7.jobs import Worker
 from Project7.opened import OpenPhoto
 from Project7.painting import full_lightness, photo_digest
 from Project7.photo import Photo, open_photo
-from Project7.provenance import OPTIONS, Provenance, read_provenance
+from Project7.provenance import OPTIONS, TONE, Provenance, read_provenance
 from Project7.settings import SETTINGS
 
 _MODELS = 3  # that are kept loaded
-_ASKED = (*OPTIONS, "seed", "saturation", "warmth", "working_size")
+_ASKED = (*OPTIONS, *TONE, "seed", "working_size")
 
 # What may be asked of a model, with the bounds of `colorize`; what is not given is the model's to choose.
 Asked: Any = create_model(
@@ -176,11 +176,12 @@ class Studio:
     def opened(self, shelved: Shelved, asked: Any, hints: Sequence[Hint]) -> OpenPhoto:
         """The photo before a model, with what is asked for (Asked). All of one photo and model share what they find."""
         colorizer = self.colorizer(asked.model or self.default_model())
-        key = colorizer.sha256, asked.working_size
+        key = colorizer.sha256, asked.working_size, asked.denoise
         if key not in shelved.by_model:
             if len(shelved.by_model) >= _MODELS:
                 shelved.by_model.pop(next(iter(shelved.by_model)))
-            settings = {"working_size": asked.working_size, "lightness": shelved.L, "digest": shelved.digest}
+            settings = {"working_size": asked.working_size, "denoise": asked.denoise}
+            settings |= {"lightness": shelved.L, "digest": shelved.digest}
             shelved.by_model[key] = OpenPhoto(colorizer, shelved.photo, **settings)
         opened = copy.copy(shelved.by_model[key])
         opened.colorizer = colorizer

@@ -34,9 +34,11 @@ checkpoints health comparison
 critic run_history
 objective collapse precision
 validation
-opened
+opened transfer
+reference
 trainer colorize resume
 colorize_files
+retouch
 frechet
 evaluate export
 run_summary doctor_report evaluation_report

@@ -1,0 +1,83 @@
+"""One photo after the other, with what a person says of it: hints, an earlier picture's recipe, a reference photo.
+
+`colorize_files` is for many photos at once; this keeps each one open, and can write maps and comparisons beside it.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from Project7 import color
+from Project7.colorize import Colorizer
+from Project7.colorize_files import Job, Outcome, confidence_path, write
+from Project7.errors import ProjectError, sentence
+from Project7.hints import Hint
+from Project7.opened import OpenPhoto
+from Project7.photo import Photo, open_photo, save_png
+from Project7.provenance import Provenance
+from Project7.reference import hints_from
+from Project7.sheet import side_by_side
+
+_DOUBT = 40.0  # Lab units that are white in a map of ambiguity
+
+
+@dataclasses.dataclass(frozen=True)
+class Retouch:
+    hints: Sequence[Hint] = ()
+    like: Provenance | None = None  # whose noise and hints are taken, where the size of the photo is the same
+    reference: Photo | None = None
+    side_by_side: bool = False
+    ambiguity: bool = False
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+def retouch_files(
+    colorizer: Colorizer, jobs: Sequence[Job], retouch: Retouch, *, seed: int, force: bool, **settings: Any
+) -> Iterator[Outcome]:
+    """As colorize_files. settings: those of OpenPhoto, and `saturation`, `warmth`, `confidence`."""
+    saturation, warmth = settings.pop("saturation", 1.0), settings.pop("warmth", 0.0)
+    confidence = settings.pop("confidence", False)
+    for job in jobs:
+        if not force and all(path.exists() for path in job.targets):
+            yield Outcome(job, "exists", f"{job.targets[0]} exists; --force makes it anew")
+            continue
+        try:
+            opened = open_retouched(colorizer, open_photo(job.source), retouch, **settings)
+            opened.saturation, opened.warmth = saturation, warmth
+            yield answered(job, opened, retouch, range(seed, seed + len(job.targets)), confidence=confidence)
+        except (ProjectError, OSError) as error:
+            yield Outcome(job, "failed", sentence(error))
+
+
+def open_retouched(colorizer: Colorizer, photo: Photo, retouch: Retouch, **settings: Any) -> OpenPhoto:
+    """The photo with the hints that are meant for it. Raises UsageError for one that lies outside it."""
+    like = retouch.like if retouch.like and (retouch.like.height, retouch.like.width) == photo.rgb.shape[:2] else None
+    opened = OpenPhoto(colorizer, photo, digest=like and like.noise, **settings)
+    hints = [hint.as_hint() for hint in like.hints] if like else []
+    opened.tell([*hints, *retouch.hints])
+    if retouch.reference is not None:
+        opened.tell([*hints_from(opened, retouch.reference), *opened.hints])
+    return opened
+
+
+def answered(job: Job, opened: OpenPhoto, retouch: Retouch, seeds: Sequence[int], *, confidence: bool) -> Outcome:
+    opened.answers(seeds)
+    pictures = [opened.picture(seed) for seed in seeds]
+    maps = {}
+    if retouch.ambiguity:
+        maps[beside(job, "ambiguity")] = (opened.ambiguity() / _DOUBT).clip(0, 1)
+    if confidence:
+        found = opened.colorizer.confidence(opened.photo, working_size=opened.working_size)
+        maps[confidence_path(job)] = found
+    outcome = write(job, opened.photo, pictures, [opened.provenance(seed) for seed in seeds], maps)
+    if retouch.side_by_side and outcome.kind == "done":
+        gray = color.channels_last(color.gray(color.channels_first(opened.photo.rgb)[None]))[0]
+        save_png(beside(job, "both"), side_by_side([gray, *pictures]))
+    return outcome
+
+
+def beside(job: Job, word: str):
+    """The file of a picture beside the answers."""
+    return job.targets[0].with_name(f"{job.targets[0].stem}-{word}.png")
