@@ -14,6 +14,7 @@ const ANSWERS = 6; // in the strip
 const THUMBNAIL = 76; // CSS pixels of its height
 const KEPT = 12; // sets of answers
 const STROKE = 40; // points of a stroke at most
+const VARIETY = 0.3; // of a classification model, whose answers are one without it
 const DOUBT = 30; // Lab units that are shown in full strength
 
 let models = [];
@@ -73,6 +74,7 @@ function show(opened) {
   $("work").hidden = false;
   $("save").removeAttribute("aria-disabled");
   painter?.close();
+  $("work").style.setProperty("--aspect", opened.width / opened.height);
   painter = makePainter(fresh($("pane-a").querySelector(".picture")), gray);
   view.fit(opened.width, opened.height);
   cache.clear();
@@ -125,7 +127,7 @@ function asked(extra = {}) {
   const { model, hints, options } = state;
   const kind = modelOf(model).method;
   const points = hints.flatMap(({ points: places, color }) => places.map(([x, y]) => ({ x, y, color })));
-  const own = kind === "classification" ? { variety: 1 } : {};
+  const own = kind === "classification" ? { variety: VARIETY } : {};
   const kept = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== null));
   const given = kind === photo.made?.method ? kept : {};  // of a picture that goes on
   return { model, hints: points, ...own, ...given, ...extra };
@@ -553,10 +555,9 @@ async function beside() {
   besides = new AbortController();
   const { signal } = besides;
   const model = $("model-b").value;
-  const variety = modelOf(model).method === "classification" ? { variety: 1 } : {};
   const { hints } = asked();
   try {
-    await api.answers(photo.id, { model, hints, ...variety, seeds: [state.seed] }, signal, (kind, value) => {
+    await api.answers(photo.id, { model, hints, seeds: [state.seed] }, signal, (kind, value) => {
       if (signal.aborted || !value.data) return;
       second.fields = decode(value);
       redraw();

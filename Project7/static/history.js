@@ -20,7 +20,6 @@ export function makeHistory(list, apply) {
         return item;
       }),
     );
-    list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
   function go(number) {
     if (number < 0 || number >= entries.length || number === place) return;
