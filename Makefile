@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint clean
+.PHONY: help setup demo serve test test-all bench lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -12,6 +12,9 @@ setup: .venv/installed ## make .venv and install the toolkit in it
 
 demo: .venv/installed ## colour two photos with the model that comes with the toolkit
 	@$(BIN)/python -m Project7 demo
+
+serve: .venv/installed ## the page: drop a photo, see it in colour, say what is red
+	@$(BIN)/python -m Project7 serve --open
 
 test: .venv/installed-dev ## lint and tests (8 minutes)
 	@$(BIN)/ruff check .

@@ -29,6 +29,7 @@ from Project7.opened import Answer, OpenPhoto
 from Project7.painting import bands
 from Project7.photo import as_png
 from Project7.provenance import MOST_HINTS, GivenHint, read_hints
+from Project7.reference import hints_from
 from Project7.sheet import side_by_side
 from Project7.studio import Asked, NotHere, Shelved, Studio
 
@@ -327,6 +328,25 @@ async def of_photo(id: str, asked: Any, request: Request, studio: Studio, work: 
     worker = studio.light if quick else studio.heavy
     job = worker.submit(lambda job: work(studio.opened(shelved, asked, asked.all_hints())))
     return await finished(job, request)
+
+
+@router.post("/api/photos/{id}/reference")
+async def reference(
+    id: str,
+    request: Request,
+    studio: InStudio,
+    image: Annotated[UploadFile, File()],
+    model: Annotated[str, Form()] = "",
+) -> dict[str, Any]:
+    """The colours of another photo as hints, by what is alike in both."""
+    shelved, content = studio.find(id), await image.read()
+    asked = OfPhoto(model=model or None)
+
+    def work(job: Job) -> list[tuple[float, float, str]]:
+        return hints_from(studio.opened(shelved, asked, ()), studio.read(content).photo)
+
+    found = await finished(studio.heavy.submit(work), request)
+    return {"hints": [{"x": x, "y": y, "color": name} for x, y, name in found]}
 
 
 @router.post("/api/photos/{id}/export", response_class=Response)

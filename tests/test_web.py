@@ -217,6 +217,19 @@ def test_gray_suggestions_and_ambiguity(client):
     assert 0 <= found["best"]["x"] < 90
 
 
+def test_the_colours_of_another_photo_become_hints(client):
+    truth = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    truth = np.array(Image.fromarray(truth).resize((180, 120), Image.Resampling.BICUBIC))
+    id = opened(client, png(truth))
+    response = client.post(
+        f"/api/photos/{id}/reference", files={"image": ("a.png", png(truth))}, data={"model": "mine"}
+    )
+    hints = response.json()["hints"]
+    assert hints
+    assert all(0 <= hint["x"] < 180 and 0 <= hint["y"] < 120 for hint in hints)
+    is_error(client.post(f"/api/photos/{id}/reference", files={"image": ("a.png", b"x")}), 422)
+
+
 @pytest.mark.parametrize(("kind", "size", "mode"), [("side", (184, 60), "RGB"), ("layer", (90, 60), "RGBA")])
 def test_other_exports(client, kind, size, mode):
     asked = {"model": "mine", "steps": 2, "kind": kind}

@@ -29,6 +29,13 @@ export const closePhoto = (id) => send(`api/photos/${encodeURIComponent(id)}`, {
 export const gray = async (id) => (await send(ofPhoto(id, "gray"))).blob();
 export const suggest = async (id, asked, signal) => (await send(ofPhoto(id, "suggest"), { ...asJson(asked), signal })).json();
 export const ambiguity = async (id, asked, signal) => (await send(ofPhoto(id, "ambiguity"), { ...asJson(asked), signal })).json();
+export async function reference(id, file, model) {
+  const form = new FormData();
+  form.append("image", file, "photo");
+  form.append("model", model);
+  return (await send(ofPhoto(id, "reference"), { method: "POST", body: form })).json();
+}
+
 export const exported = async (id, asked) => (await send(ofPhoto(id, "export"), asJson(asked))).blob();
 
 // Calls hear(kind, value) for every event of the answers, until they are done; throws what failed.

@@ -482,6 +482,22 @@ $("best").addEventListener("click", async () => {
   }
 });
 
+$("reference").addEventListener("click", () => $("reference-file").click());
+$("reference-file").addEventListener("change", async () => {
+  const [file] = $("reference-file").files;
+  $("reference-file").value = "";
+  if (!file) return;
+  say("Looking for what is alike …", 120);
+  try {
+    const { hints } = await api.reference(photo.id, file, state.model);
+    const added = hints.map(({ x, y, color }) => ({ id: nextId++, points: [[x, y]], color }));
+    say(added.length ? `${added.length} hints; each can be moved or removed.` : "Nothing in it is alike enough.");
+    if (added.length) change({ hints: [...state.hints, ...added] }, "Colours of another photo");
+  } catch (error) {
+    fail(error);
+  }
+});
+
 // -- mood ------------------------------------------------------------------------------------------------------------
 
 function moodText() {
