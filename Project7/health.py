@@ -89,7 +89,7 @@ def read(
     windows = []
     for before, entry in zip([{}, *same], same, strict=False):
         windows += _windows(entry, steps=(number(entry.get("step")) or 0) - (number(before.get("step")) or 0))
-    return Record(name, config, same, [*windows, *(window for row in more if (window := _window(row)))])
+    return Record(name, config, same, [*windows, *(window for row in more if (window := stored_window(row)))])
 
 
 def _same_objective(entry: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -98,7 +98,7 @@ def _same_objective(entry: dict[str, Any], other: dict[str, Any]) -> bool:
     return keys[0] == keys[1] if all(keys) else entry.get("objective") == other.get("objective")
 
 
-def _window(row: Any) -> Window | None:
+def stored_window(row: Any) -> Window | None:
     """A stored window: its fields by name, or in their order as earlier versions kept them; None for anything else."""
     names = [field.name for field in dataclasses.fields(Window)]
     values = [row.get(name) for name in names] if isinstance(row, dict) else row
@@ -112,7 +112,7 @@ def _windows(entry: dict[str, Any], steps: int) -> list[Window]:
     """Those of an epoch; the epoch itself where it has none (an older history)."""
     found = entry.get("windows")
     if isinstance(found, list):
-        return [window for row in found if (window := _window(row))]
+        return [window for row in found if (window := stored_window(row))]
     numbers = [number(entry.get(key)) for key in ("step", "train_loss", "train_loss_std", "grad_norm")]
     if numbers[0] is None or numbers[1] is None:
         return []

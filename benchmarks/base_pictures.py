@@ -1,11 +1,15 @@
 #!/usr/bin/env python
 """The pictures of a model card: what a model makes of photos that it has never seen, chosen by their order alone.
 
-    python benchmarks/base_pictures.py MODEL_FOLDER --tiny TINY_IMAGENET --large PHOTOS [--to MODEL_FOLDER]
+    python benchmarks/base_pictures.py MODEL_FOLDER --tiny TINY_IMAGENET --photos PHOTOS --large LARGE [--to FOLDER]
 
 validation.jpg: the first 32 of the validation photos that `project7 evaluate` measures on, gray | colour | truth.
-large.jpg: the first eight of the photos that a run on PHOTOS keeps for validation, at full size, gray | colour | truth.
-seeds.jpg: the first eight validation photos, gray | five seeds | told ten true colours | truth.
+photos.jpg: the first 24 validation photos of PHOTOS, at full size, gray | colour | truth.
+old.jpg: the next twelve, blurred, faded, grainy and compressed like old ones, as they look | colour | truth.
+large.jpg: the first eight of the photos that a run on LARGE keeps for validation, at full size, gray | colour | truth.
+seeds.jpg: eight validation photos of PHOTOS, gray | four seeds | told ten true colours | truth.
+
+Every colour is the first answer, as `project7 colorize` gives it by default.
 """
 
 import argparse
@@ -15,21 +19,24 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
-import torch
 from PIL import Image
 
 from Project7 import color, errors
 from Project7.answer_config import EvaluateConfig
-from Project7.colorize import Colorizer
+from Project7.augment import age
+from Project7.batch import BatchRandom
+from Project7.colorize import Colorizer, own_options
 from Project7.dataset import open_photos
-from Project7.evaluate import draw_hints, generator
+from Project7.evaluate import colour, generator
+from Project7.image_set import ImageSet
 from Project7.photo import open_photo
 from Project7.photo_source import hold_out, read_bytes, scan
 from Project7.sheet import sheet, side_by_side
 from Project7.training_config import DataConfig
 
 GAP = 12  # pixels between the blocks of a page
-QUALITY = 88
+QUALITY = 85
+BATCH = 16
 
 
 def blocks(columns: list[np.ndarray], count: int, *, smallest: int) -> np.ndarray:
@@ -40,26 +47,47 @@ def blocks(columns: list[np.ndarray], count: int, *, smallest: int) -> np.ndarra
     return np.concatenate([piece for one in sheets for piece in (gap, one)][1:], axis=1)
 
 
-@torch.no_grad()
-def answers(colorizer: Colorizer, truth: np.ndarray, names: list[str], seed: int, hints: int = 0) -> np.ndarray:
-    """(N, S, S, 3) uint8, coloured as `project7 evaluate` does with its default sampler."""
-    model = colorizer.model
-    L, ab = color.split(color.channels_first(truth), model.ab_mean, model.ab_std)
-    options = {"hints": draw_hints(ab, EvaluateConfig(hints=hints), names)} if hints else {}
-    found = model.colorize(L, generator=[generator(seed, 0, name) for name in names], **options)
-    return color.channels_last(color.show(color.join(L, found, model.ab_mean, model.ab_std)))
+def answers(colorizer: Colorizer, photos: ImageSet, seed: int, *, hints: int = 0) -> np.ndarray:
+    """(N, S, S, 3) uint8, as `project7 evaluate` colours them by default."""
+    settings = EvaluateConfig(seed=seed, hints=hints)
+    rgb, names = color.channels_first(np.array(photos.images)), list(photos.names)
+    parts = [slice(start, start + BATCH) for start in range(0, len(names), BATCH)]
+    options = own_options(colorizer.model, settings, 1)
+    return np.concatenate(
+        [
+            colour(colorizer, rgb[part], [generator(seed, 0, n) for n in names[part]], names[part], settings, options)
+            for part in parts
+        ]
+    )
+
+
+def gray_of(rgb: np.ndarray) -> np.ndarray:
+    return color.channels_last(color.gray(color.channels_first(rgb)))
 
 
 def small_photos(colorizer: Colorizer, data: str, to: Path) -> None:
     photos = open_photos(data, size=64, split="val", limit=32)
-    truth, names = np.array(photos.images), list(photos.names)
-    gray = color.channels_last(color.gray(color.channels_first(truth)))
-    save(to / "validation.jpg", blocks([gray, answers(colorizer, truth, names, 0), truth], 4, smallest=64))
-    first, told = (truth[:8], names[:8]), []
-    if getattr(colorizer.config.model, "hints", False):
-        told = [answers(colorizer, *first, 0, hints=10)]
-    seeds = [answers(colorizer, *first, seed) for seed in range(5)]
-    save(to / "seeds.jpg", sheet([gray[:8], *seeds, *told, truth[:8]], smallest=128))
+    truth = np.array(photos.images)
+    save(to / "validation.jpg", blocks([gray_of(truth), answers(colorizer, photos, 0), truth], 4, smallest=64))
+
+
+def middle_photos(colorizer: Colorizer, data: str, to: Path) -> None:
+    photos = open_photos(data, size=140, split="val", limit=36)
+    truth = np.array(photos.images)
+    shown = answers(colorizer, photos, 0)
+    columns = [part[:24] for part in (gray_of(truth), shown, truth)]
+    save(to / "photos.jpg", blocks(columns, 3, smallest=128))
+    seeds = [shown, *(answers(colorizer, photos, seed) for seed in (1, 2, 3))]
+    told = [answers(colorizer, photos, 0, hints=10)] if colorizer.takes_hints else []
+    save(to / "seeds.jpg", sheet([part[:8] for part in (gray_of(truth), *seeds, *told, truth)], smallest=128))
+    old_photos(colorizer, truth[24:], to)
+
+
+def old_photos(colorizer: Colorizer, truth: np.ndarray, to: Path) -> None:
+    L = color.lightness(color.channels_first(truth))
+    aged = color.channels_last(color.without_chroma(age(L, 1.0, BatchRandom(0, 0, 0, len(L), len(L)))))
+    shown = np.stack([np.asarray(colorizer.colorize(picture)) for picture in aged])
+    save(to / "old.jpg", blocks([aged, shown, truth], 3, smallest=128))
 
 
 def large_photos(colorizer: Colorizer, data: str, to: Path) -> None:
@@ -68,8 +96,7 @@ def large_photos(colorizer: Colorizer, data: str, to: Path) -> None:
     rows = []
     for photo in held_out[:8]:
         opened = open_photo(read_bytes(source.root, source.is_zip, photo.name))
-        gray = color.channels_last(color.gray(color.channels_first(opened.rgb)[None]))[0]
-        rows.append(side_by_side([gray, np.asarray(colorizer.colorize(opened)), opened.rgb]))
+        rows.append(side_by_side([gray_of(opened.rgb[None])[0], np.asarray(colorizer.colorize(opened)), opened.rgb]))
     height = [max(row.shape[0] for row in rows[i : i + 2]) for i in range(0, 8, 2)]
     width = max(row.shape[1] for row in rows)
     page = np.full((sum(height) + GAP * 3, 2 * width + GAP, 3), 255, np.uint8)
@@ -89,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--tiny", required=True)
+    parser.add_argument("--photos", required=True)
     parser.add_argument("--large", required=True)
     parser.add_argument("--to", type=Path)
     arguments = parser.parse_args()
@@ -96,6 +124,7 @@ def main() -> None:
     to.mkdir(parents=True, exist_ok=True)
     colorizer = Colorizer.load(arguments.model)
     small_photos(colorizer, arguments.tiny, to)
+    middle_photos(colorizer, arguments.photos, to)
     large_photos(colorizer, arguments.large, to)
 
 

@@ -9,6 +9,7 @@ histories of all runs are joined into one, each entry with the name of its stage
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from Project7 import errors, model_folder
 from Project7.checkpoints import load_checkpoint, rebuild, save_checkpoint
 from Project7.config import RunConfig, from_dict
 from Project7.errors import ProjectError
+from Project7.health import stored_window
 from Project7.model_folder import ModelFolder
 
 RATE = 1e-4  # the constant learning rate that a continuation begins with: that of the last stage has ended at nothing
@@ -32,8 +34,9 @@ def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
         history = load_checkpoint(run.best)["history"]  # to its best epoch: what came later is not in the weights
         for entry in history:
             counted = {"epoch": entry["epoch"] + epochs, "step": entry["step"] + steps, "stage": run.name}
-            windows = [[window[0] + steps, *window[1:]] for window in entry.get("windows", [])]
-            entries.append(entry | counted | {"windows": windows})
+            windows = [window for row in entry.get("windows", []) if (window := stored_window(row))]
+            moved = [dataclasses.asdict(window) | {"step": window.step + steps} for window in windows]
+            entries.append(entry | counted | {"windows": moved})
     return entries
 
 
