@@ -26,13 +26,14 @@ from Project7.counting import Counting
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_networks import FeaturesMissing
 from Project7.frechet import FRECHET, find_inception, find_networks, frechet
+from Project7.hints import Spot
 from Project7.image_set import ImageSet
 from Project7.methods import METHODS
 from Project7.painting import paint, shrink
 
 BANDS = {"dark": (0.0, 33.0), "middle": (33.0, 67.0), "light": (67.0, 100.1)}  # of the true L
 RESAMPLES = 1000  # of the bootstrap
-PROTOCOL = 2  # raise it when the same photos and answers give other numbers
+PROTOCOL = 3  # raise it when the same photos and answers give other numbers
 _TOGETHER = 64  # photos measured at a time
 Measures = dict[str, np.ndarray]  # name -> a value a photo (N,)
 
@@ -102,24 +103,28 @@ def colour(
     constants = colorizer.model.ab_mean.cpu(), colorizer.model.ab_std.cpu()
     L, ab_truth = color.split(rgb, *constants)
     size = colorizer.working_shape(L.shape[-2:], None)
-    if settings.hints:
-        told = draw_hints(shrink(ab_truth, size), settings, names)
-        options = options | {"hints": tuple(part.to(colorizer.device) for part in told)}
-    small, ab = colorizer.chroma(L.split(1), noise, saturation=settings.saturation, **options)
+    options = options | {"saturation": settings.saturation}
+    if settings.hints:  # which are of one photo
+        told = color.to_lab_units(shrink(ab_truth, size), *constants)
+        parts = [
+            colorizer.chroma([L[[k]]], [noise[k]], spots=draw_spots(told[k], settings, name), **options)
+            for k, name in enumerate(names)
+        ]
+        small, ab = (torch.cat(part) for part in zip(*parts, strict=True))
+    else:
+        small, ab = colorizer.chroma(L.split(1), noise, **options)
     if tuple(L.shape[-2:]) == size:
         return color.channels_last(color.show(color.join(L, ab, *constants)))
     rows = zip(L.split(1), small.split(1), ab.split(1), strict=True)
     return np.stack([paint(*row, *constants) for row in rows])
 
 
-def draw_hints(ab: Tensor, settings: EvaluateConfig, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The true ab (B, 2, H, W) at `settings.hints` random pixels of each photo, the same for every sample and model, as
-    `colorize` takes them: ab and a mask (B, 1, H, W)."""
-    mask = torch.zeros_like(ab[:, :1])
-    for place, name in enumerate(names):
-        pixels = torch.randperm(mask[0].numel(), generator=generator(settings.seed, -1, name))[: settings.hints]
-        mask[place].view(-1)[pixels.to(mask.device)] = 1
-    return ab * mask, mask
+def draw_spots(ab: Tensor, settings: EvaluateConfig, name: str) -> list[Spot]:
+    """The true ab (2, h, w), in Lab units, at `settings.hints` random pixels of the photo called `name`: the same ones
+    for every sample and model."""
+    places = torch.randperm(ab[0].numel(), generator=generator(settings.seed, -1, name))[: settings.hints].tolist()
+    rows = [divmod(place, ab.shape[-1]) for place in places]
+    return [Spot(row, column, (float(ab[0, row, column]), float(ab[1, row, column]))) for row, column in rows]
 
 
 def generator(seed: int, sample: int, name: str) -> torch.Generator:
