@@ -420,7 +420,8 @@ def test_a_full_queue_says_so_and_empties(models_dir, monkeypatch):
         assert "waiting" in is_error(refused, 503)
         assert int(refused.headers["retry-after"]) > 0
         assert [future.result().status_code for future in waiting] == [200] * 3
-        assert studio.heavy.count == 0
+        while studio.heavy.count:  # it is counted off a moment after the answer
+            time.sleep(0.01)
 
 
 def run_job(seconds: float, leave_after: int | None = None) -> tuple[int, BaseException | None]:
