@@ -25,6 +25,7 @@ from torch import nn
 from Project7.atomic_file import is_sealed, replacing, seal, seal_holds
 from Project7.config import RunConfig, from_dict
 from Project7.errors import ProjectError, sentence
+from Project7.feature_networks import is_plain
 from Project7.methods import build_model
 
 FORMAT = 1
@@ -145,7 +146,7 @@ def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Non
 
 def check_weights(model: nn.Module, weights: Any, path: Path) -> None:
     """Raises CheckpointError unless names, shapes and values fit `model`: a summary of at most five lines."""
-    if not isinstance(weights, dict) or not all(_is_plain(tensor) for tensor in weights.values()):
+    if not isinstance(weights, dict) or not all(is_plain(tensor) for tensor in weights.values()):
         raise CheckpointError(
             f"{path}: model_state_dict is not a dict of plain tensors; use the file as it was written."
         )
@@ -163,17 +164,6 @@ def check_weights(model: nn.Module, weights: Any, path: Path) -> None:
         raise CheckpointError("\n".join([f"{fits} use the file as it was written.", *lines]))
     if not all_finite(tensor.float() for tensor in weights.values()):  # as they will be used: 1e300 is infinite there
         raise CheckpointError(f"{path}: the weights hold NaN or infinity; use an earlier copy.")
-
-
-def _is_plain(tensor: Any) -> bool:
-    """A real, dense tensor with numbers in it."""
-    return (
-        isinstance(tensor, torch.Tensor)
-        and tensor.layout == torch.strided
-        and not tensor.is_meta
-        and not tensor.is_quantized
-        and not tensor.is_complex()
-    )
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

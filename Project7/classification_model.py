@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from Project7 import color, encoder
 from Project7.batch import Batch, BatchRandom, Estimate, Step
+from Project7.download import bounded
 from Project7.encoder import Encoder, Maps
 from Project7.errors import ProjectError, sentence
 from Project7.export_parts import ExportParts, one_pass
@@ -363,7 +364,10 @@ def load_resnet34(source: str) -> dict[str, Tensor]:
     try:
         if source == "imagenet":
             url = ResNet34_Weights.IMAGENET1K_V1.url
-            weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+            with bounded():
+                weights = torch.hub.load_state_dict_from_url(
+                    url, map_location="cpu", check_hash=True, weights_only=True
+                )
         else:
             weights = torch.load(Path(source).expanduser(), map_location="cpu", weights_only=True)
         found = {name: tuple(tensor.shape) for name, tensor in weights.items() if tensor.ndim == 4}

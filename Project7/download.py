@@ -1,11 +1,16 @@
-"""Tiny ImageNet from its address: resumed where an earlier try broke off, checked, unpacked whole or not at all."""
+"""Tiny ImageNet from its address: resumed where an earlier try broke off, checked, unpacked whole or not at all; and
+bounds for what libraries download.
+"""
 
+import contextlib
 import http.client
 import shutil
+import socket
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from Project7.atomic_file import write_text
@@ -14,7 +19,8 @@ from Project7.errors import ProjectError, UsageError, sentence
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _NAME = "tiny-imagenet-200"
-_SILENCE = 30  # seconds without a byte, and the connection is given up
+_SILENCE = 30  # seconds without a byte before a connection is given up
+_REACH = 5  # seconds within which the Hugging Face Hub has to answer
 _BLOCK = 1 << 18
 
 
@@ -112,3 +118,33 @@ def unpack(archive: Path, folder: Path, progress: Counting | None) -> None:
         ) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Gives up the downloads of this block after 30 s without a byte: torch.hub sets no bound, and would wait for
+    ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@contextlib.contextmanager
+def bounded_hub() -> Iterator[None]:
+    """The same for a library that also asks the Hugging Face Hub, which retries for a minute where there is no network:
+    if the Hub does not answer within 5 s, only its cache is used in this block."""
+    from huggingface_hub import constants, get_session
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_REACH)
+    except Exception:  # requests, httpx and the Hub itself raise a dozen kinds
+        constants.HF_HUB_OFFLINE = True
+    try:
+        with bounded():
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

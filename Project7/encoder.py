@@ -9,6 +9,7 @@ edges alike, so the maps of a mirrored photo are the mirrored maps, and place i 
 s i of the view.
 """
 
+import contextlib
 import copy
 import functools
 from pathlib import Path
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from Project7 import color
+from Project7.download import bounded_hub
 from Project7.errors import UsageError, sentence
-from Project7.feature_networks import FeaturesMissing, digest, read, save_weights, shipped
+from Project7.feature_networks import FeaturesMissing, digest, read_weights, save_weights, shipped
 from Project7.model_config import ENCODER
 
 SHIPPED = ENCODER
@@ -139,7 +141,8 @@ def encoder_weights(name: str, file: str | None) -> dict[str, Tensor]:
             if not path.is_file():
                 raise FeaturesMissing(f"--encoder-weights {file} does not exist; give a file of timm's weights.")
             source["pretrained_cfg_overlay"] = {"file": str(path)}
-        network = timm.create_model(name, features_only=True, out_indices=levels, **source)
+        with bounded_hub() if file is None else contextlib.nullcontext():
+            network = timm.create_model(name, features_only=True, out_indices=levels, **source)
     except FeaturesMissing:
         raise
     except Exception as error:  # hub, urllib, pickle and torch raise a dozen kinds
@@ -157,7 +160,7 @@ def first_weights(name: str | None, file: str | None) -> dict[str, Tensor]:
 
 @functools.cache
 def _shipped_network() -> Any:
-    weights, _ = read(shipped(SHIPPED))
+    weights, _ = read_weights(shipped(SHIPPED))
     network = make_network(SHIPPED)
     here = {key: weights[key].float() for key in network.state_dict() if key in weights}  # not the classifier's
     counters = {key for key in network.state_dict() if key.endswith("num_batches_tracked")}

@@ -1,15 +1,16 @@
-"""What a frozen encoder sees in the photos of a data set, computed once and kept on the disk as float16.
+"""What a frozen encoder sees in the photos of a data set, computed once and kept on disk as float16.
 
-On a CPU the encoder is a third to two thirds of a training step (benchmarks/RESULTS.md), and its answer never changes.
-A row holds the maps of one photo, one after the other. Mirrored photos have rows of their own, in a second file: their
-maps are not the mirrored maps, because the kernels of a trained network lean to one side (they agree no better than
-those of two photos at stride 8).
+On a CPU the encoder takes a third to two thirds of a training step (benchmarks/RESULTS.md), and its output never
+changes. A row holds the maps of one photo, one after the other. Mirrored photos have rows of their own, in a second
+file: their maps are not the mirrored maps, because the kernels of a trained network are not symmetric (at stride 8 the
+two agree no better than the maps of two different photos).
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +24,27 @@ from Project7.errors import ProjectError, sentence
 from Project7.image_cache import default_cache_dir
 from Project7.image_set import ImageSet
 
-_VERSION = 1  # raise it when the same photos and encoder give other numbers
-_TOGETHER = 16  # photos at a time: more leave the processor's cache
+_VERSION = 1  # to be raised when the same photos and encoder give other numbers
+_TOGETHER = 16  # photos at a time: with more, the maps no longer fit into the processor's cache
 _CHUNK = 64  # rows written at a time
 
 
 class FeatureCache:
-    """The maps of every photo of a set, and of every mirrored one where those are wanted."""
+    """The maps of every photo of a set, and of every mirrored photo if training mirrors photos."""
 
-    def __init__(self, rows: list[np.ndarray], shapes: tuple[tuple[int, ...], ...]):
-        self.rows, self.shapes = rows, shapes  # (N, D) float16, as they are and mirrored; (C, h, w) of each map
+    def __init__(self, rows: Sequence[np.ndarray], shapes: tuple[tuple[int, ...], ...]):
+        self.rows = rows  # (N, D) float16: of the photos, and of the mirrored photos
+        self.shapes = shapes  # (C, h, w) of each map
 
     def read(self, indices: np.ndarray, mirrored: np.ndarray) -> Tensor:
-        """The rows of photos, (B, D) float16; mirrored: (B,) bool."""
+        """The rows of B photos, (B, D) float16. indices: (B,); mirrored: (B,) bool."""
         found = np.empty((len(indices), self.rows[0].shape[1]), np.float16)
         for rows, places in zip(self.rows, (~mirrored, mirrored), strict=False):
             found[places] = np.asarray(rows)[indices[places]]
         return torch.from_numpy(found)
 
     def maps(self, rows: Tensor) -> Maps:
-        """(B, D) -> float32 maps (B, C_k, h_k, w_k), as the encoder gives them."""
+        """Rows (B, D) -> float32 maps (B, C_k, h_k, w_k), as the encoder gives them."""
         parts = rows.float().split([int(np.prod(shape)) for shape in self.shapes], dim=1)
         return tuple(part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True))
 
@@ -55,9 +57,10 @@ def open_features(
     cache_dir: Path | None = None,
     progress: Counting | None = None,
 ) -> FeatureCache:
-    """The features of a set from the cache, computed first where they are not there; a stopped computation goes on.
+    """The features of a set, from the cache. What is missing is computed first; a computation that was stopped
+    continues. mirror: whether the features of mirrored photos are needed too.
 
-    Raises ProjectError where the disk has no room for them.
+    Raises ProjectError if the disk has no room for them.
     """
     from filelock import FileLock
 
@@ -70,8 +73,8 @@ def open_features(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{key}.lock"):
-            for mirrored in (False, True)[: 1 + mirror]:
-                path = folder / f"{key}{'-mirrored' * mirrored}.features"
+            for mirrored in (False, True) if mirror else (False,):
+                path = folder / f"{key}{'-mirrored' if mirrored else ''}.features"
                 if not path.exists() or path.stat().st_size != 2 * count * width:
                     part = path.with_suffix(".features-part")
                     compute(encoder, images, part, width, mirrored, progress)
@@ -86,6 +89,7 @@ def open_features(
 
 
 def map_shapes(encoder: Encoder, images: ImageSet) -> tuple[tuple[int, ...], ...]:
+    """(C, h, w) of each map that the encoder gives for these photos."""
     with torch.no_grad():
         maps = encoder(encoder.view(torch.zeros(1, 1, *images.images.shape[1:3])))
     return tuple(tuple(part.shape[1:]) for part in maps)
@@ -94,7 +98,7 @@ def map_shapes(encoder: Encoder, images: ImageSet) -> tuple[tuple[int, ...], ...
 def compute(
     encoder: Encoder, images: ImageSet, part: Path, width: int, mirrored: bool, progress: Counting | None
 ) -> None:
-    """Appends row after row, so that a run that was stopped goes on behind the last whole row."""
+    """Appends rows to the file `part`, so that a computation that was stopped continues after the last whole row."""
     row_bytes, count = 2 * width, len(images.images)
     done = part.stat().st_size // row_bytes if part.exists() else 0
     need, free = (count - done) * row_bytes, shutil.disk_usage(part.parent).free

@@ -1,18 +1,20 @@
-"""Two small classifiers of Tiny ImageNet, for their features: TinyVGG to learn by, JudgeResNet to judge with.
+"""Two small classifiers of Tiny ImageNet, used for their features: TinyVGG in a loss, JudgeResNet in a measure.
 
-TinyVGG is what `--perceptual-net tiny` compares pictures in, on a machine without a network. The Fréchet distance of
-`project7 evaluate` is measured in the features of JudgeResNet, which never stands in a loss and is built differently:
-a model may learn the weaknesses of the network that it is trained with, and must not be praised for it.
+`--perceptual-net tiny` compares pictures in the features of TinyVGG, also on a machine without a network connection.
+The Fréchet distance of `project7 evaluate` is measured in the features of JudgeResNet. It is never part of a loss, and
+has a different architecture: a model may learn to exploit the weaknesses of the network that it is trained with, and
+must not score better for that.
 
-Their weights lie in Project7/weights/ in half precision, made by benchmarks/train_features.py; the header of each file
-says how: data, command, accuracy.
+Their weights are in Project7/weights/ in half precision, made by benchmarks/train_features.py. The header of each file
+gives the data, the command and the accuracy.
 """
 
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,38 +24,46 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from Project7.atomic_file import replacing
 from Project7.errors import ProjectError, sentence
 
-SIZE = 64  # pixels a side, of the photos that both were trained with
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's sRGB, a channel
+SIZE = 64  # pixels: side of the photos that both networks were trained with
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of each channel of ImageNet's sRGB in [0, 1]
 WEIGHTS = Path(__file__).parent / "weights"
-_VGG = (32, "pool", 64, "pool", 128, 128, "pool", 256, 256)
-_LEVELS = ((32, 1), (64, 1), (128, 1), (192, 2))  # of JudgeResNet: channels and blocks, each half as large as the last
+_WIDEST = 256  # channels at the end of TinyVGG
+_VGG = (32, None, 64, None, 128, 128, None, 256, _WIDEST)  # channels; None: max pooling
+_LEVELS = ((32, 1), (64, 1), (128, 1), (192, 2))  # of JudgeResNet: channels and blocks, each at half the size
 
 
 class FeaturesMissing(ProjectError):
-    """The weights of a feature network are not there, or cannot be used."""
+    """The weights of a feature network are missing or cannot be used."""
+
+
+def vgg_features(widths: Sequence[int | None], *, norm: bool = False) -> nn.Sequential:
+    """The convolutions of a VGG for sRGB, numbered as in torchvision. widths: their channels; None is max pooling."""
+    layers: list[nn.Module] = []
+    before = 3
+    for width in widths:
+        if width is None:
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers.append(nn.Conv2d(before, width, 3, padding=1, bias=not norm))
+        if norm:
+            layers.append(nn.BatchNorm2d(width))
+        layers.append(nn.ReLU(inplace=True))
+        before = width
+    return nn.Sequential(*layers)
 
 
 class TinyVGG(nn.Module):
-    """A VGG (Simonyan & Zisserman 2015) of six convolutions for pictures of 64 px, 1.2 M weights.
+    """A VGG (Simonyan & Zisserman 2015) with six convolutions for pictures of 64 px, 1.2 M weights.
 
-    norm: with BatchNorm (Ioffe & Szegedy 2015) after each convolution, as it is trained; `folded` takes it out.
+    norm: with BatchNorm (Ioffe & Szegedy 2015) after each convolution, as in its training; `folded` removes it.
     """
 
     LAYERS = (1, 4, 9, 14)  # relu1, relu2, relu3_2 and relu4_2: positions in `features`, without norms
 
     def __init__(self, classes: int = 200, *, norm: bool = False):
         super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
-        for width in _VGG:
-            if width == "pool":
-                layers.append(nn.MaxPool2d(2))
-                continue
-            layers.append(nn.Conv2d(before, width, 3, padding=1, bias=not norm))
-            layers += [nn.BatchNorm2d(width)] * norm + [nn.ReLU(inplace=True)]
-            before = width
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(before, classes)
+        self.features = vgg_features(_VGG, norm=norm)
+        self.classifier = nn.Linear(_WIDEST, classes)
 
     def forward(self, rgb: Tensor) -> Tensor:
         """sRGB (B, 3, H, W), uint8 or float in [0, 1] -> logits (B, classes)."""
@@ -63,7 +73,7 @@ class TinyVGG(nn.Module):
 class JudgeResNet(nn.Module):
     """A ResNet with pre-activation (He et al. 2016) for pictures of 64 px, 1.7 M weights.
 
-    It begins with patches of 5 x 5 pixels, two apart, shrinks by strides, and keeps its norms: not TinyVGG's build.
+    Unlike TinyVGG it starts with a 5 x 5 convolution of stride 2, shrinks by strides, and keeps its norms.
     """
 
     num_features = _LEVELS[-1][0]
@@ -92,7 +102,7 @@ class JudgeResNet(nn.Module):
 
 
 class JudgeFeatures(nn.Module):
-    """The features of a JudgeResNet, as torchmetrics asks for them: photos of any size, brought to 64 px first."""
+    """The features of a JudgeResNet in the form that torchmetrics asks for. Photos of any size are resized to 64 px."""
 
     num_features = JudgeResNet.num_features
 
@@ -109,7 +119,7 @@ class JudgeFeatures(nn.Module):
 
 
 class Block(nn.Module):
-    """x + two 3x3 convolutions of it, each after BatchNorm and ReLU; where the shape changes, x is projected."""
+    """x plus two 3 x 3 convolutions of x, each after BatchNorm and ReLU. If the shape changes, x is projected."""
 
     def __init__(self, before: int, width: int, *, stride: int):
         super().__init__()
@@ -129,18 +139,22 @@ NETWORKS = {"tiny-vgg": TinyVGG, "judge": JudgeResNet}
 
 
 def standardize(rgb: Tensor) -> Tensor:
-    """sRGB (B, 3, H, W), uint8 or float in [0, 1] -> about zero mean and unit variance on photos."""
+    """sRGB (B, 3, H, W), uint8 or float in [0, 1] -> about zero mean and unit variance over photos."""
     rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
     mean, std = (rgb.new_tensor(values)[:, None, None] for values in (MEAN, STD))
     return (rgb - mean) / std
 
 
 def folded(network: TinyVGG) -> TinyVGG:
-    """The same function without BatchNorm: each is taken into the convolution before it, as it is in evaluation."""
+    """The same function without BatchNorm: each norm, in evaluation mode, is folded into the convolution before it."""
     was_training = network.training
     layers = list(network.eval().features)
     plain = TinyVGG(network.classifier.out_features).eval()
-    fused = [fuse_conv_bn_eval(a, b) for a, b in itertools.pairwise(layers) if isinstance(b, nn.BatchNorm2d)]
+    fused = [
+        fuse_conv_bn_eval(conv, norm)
+        for conv, norm in itertools.pairwise(layers)
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    ]
     for ours, theirs in zip((m for m in plain.features if isinstance(m, nn.Conv2d)), fused, strict=True):
         ours.load_state_dict(theirs.state_dict())
     plain.classifier.load_state_dict(network.classifier.state_dict())
@@ -152,9 +166,9 @@ def folded(network: TinyVGG) -> TinyVGG:
 
 
 def save_network(path: Path, name: str, network: nn.Module, about: Mapping[str, str]) -> None:
-    """Writes the weights in half precision, and `about` (texts: data, command, accuracy ...) into the file's header.
+    """Writes the weights in half precision, and `about` (data, command, accuracy ... as text) into the file's header.
 
-    Raises ProjectError for weights that are not finite, or too large for half precision.
+    Raises ProjectError if weights are not finite, or too large for half precision.
     """
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     weights = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
@@ -162,23 +176,23 @@ def save_network(path: Path, name: str, network: nn.Module, about: Mapping[str, 
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Writes tensors as they are, with their checksum in the header. Raises ProjectError for NaN or infinity."""
+    """Writes tensors unchanged, with their checksum in the header. Raises ProjectError for NaN or infinity."""
     from safetensors.torch import save
 
     if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
         raise ProjectError(f"{path} was not written: the weights hold NaN or infinity; train the network again.")
     content = save({key: tensor.contiguous() for key, tensor in weights.items()}, {**about, "digest": digest(weights)})
-    with replacing(path) as file:  # safetensors' own writer makes files that only their owner can read
+    with replacing(path) as file:  # files from safetensors' own writer can be read by their owner only
         file.write(content)
 
 
 def load_network(name: str, path: Path | None = None) -> nn.Module:
-    """A network of NETWORKS with its weights, of `path` or as shipped: float32, frozen, in evaluation.
+    """A network of NETWORKS with the weights of `path`, or with the shipped ones: float32, frozen, in evaluation mode.
 
-    Raises FeaturesMissing with one sentence for a file that is missing, damaged or of something else.
+    Raises FeaturesMissing, with one sentence, for a file that is missing, damaged or of another network.
     """
     path = shipped(name) if path is None else path
-    weights, about = read(path)
+    weights, about = read_weights(path)
     try:
         if about.get("network") != name:
             raise ValueError(f"its header says network {about.get('network')!r}")
@@ -192,16 +206,16 @@ def load_network(name: str, path: Path | None = None) -> nn.Module:
 
 def read_about(name: str, path: Path | None = None) -> dict[str, str]:
     """The header of a file of weights: data, command, accuracy. Raises FeaturesMissing as load_network does."""
-    return read(shipped(name) if path is None else path)[1]
+    return read_weights(shipped(name) if path is None else path)[1]
 
 
 def shipped(name: str) -> Path:
-    """Where the weights of a network lie in this package."""
+    """The file with the weights of a network in this package."""
     return WEIGHTS / f"{name}.safetensors"
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights of a file and its header, once the checksum in it has been seen to hold."""
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights and the header of a file, after its checksum was verified. Raises FeaturesMissing."""
     from safetensors import SafetensorError, safe_open
 
     cure = _cure(path.stem)
@@ -223,10 +237,21 @@ def _cure(name: str) -> str:
     return f"take it from the repository again, or train it: {again}"
 
 
+def is_plain(tensor: Any) -> bool:
+    """Whether this is a real, dense tensor with numbers in it."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and not tensor.is_meta
+        and not tensor.is_quantized
+        and not tensor.is_complex()
+    )
+
+
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """64 hexadecimal digits of all weights, in the order of their names."""
+    """SHA-256 of all weights in the order of their names, as 64 hexadecimal digits."""
     found = hashlib.sha256()
     for key in sorted(weights):
         found.update(json.dumps([key, list(weights[key].shape), str(weights[key].dtype)]).encode())
-        found.update(weights[key].detach().flatten().contiguous().view(torch.uint8).numpy())
+        found.update(weights[key].detach().flatten().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()

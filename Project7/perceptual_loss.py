@@ -1,68 +1,80 @@
 """Perceptual terms: the distance between two pictures in the features of VGG16 (Simonyan & Zisserman 2015) or of the
 toolkit's own TinyVGG, and LPIPS.
 
-Features after relu1_2, relu2_2, relu3_3 and relu4_3, as Johnson et al. 2016 take them (of TinyVGG: the last of each
-size), each brought to unit length over its channels as in LPIPS (Zhang et al. 2018, eq. 1, without its learnt
-weights): so every layer counts alike, and a network that was never trained still compares on the same scale. The
-distance itself is not squared: estimates at low noise are near the truth, and squares of small errors would teach
-nothing beside the squared error.
+Features after relu1_2, relu2_2, relu3_3 and relu4_3, as in Johnson et al. 2016 (for TinyVGG: the last at each size),
+each normalized to unit length over its channels as in LPIPS (Zhang et al. 2018, eq. 1, without its learnt weights). So
+every layer has the same weight, and an untrained network compares on the same scale. The distance is not squared:
+estimates at low noise are near the truth, and the squares of small errors would teach nothing beside the squared error.
 
-Weights come from torchvision's cache or download, from a file, with the package (TinyVGG's), or are random by name;
-never silently another.
+Weights come from torchvision's cache or its download, from a file, or with the package (TinyVGG's); random ones are
+used only if they are asked for by name.
 """
 
-import socket
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from Project7 import color
 from Project7.discriminator import MultiScalePatchGAN
+from Project7.download import bounded
 from Project7.errors import ProjectError, sentence
-from Project7.feature_networks import MEAN, STD, FeaturesMissing, TinyVGG, digest, load_network
+from Project7.feature_networks import (
+    MEAN,
+    STD,
+    FeaturesMissing,
+    TinyVGG,
+    digest,
+    is_plain,
+    load_network,
+    vgg_features,
+)
 
 __all__ = ["LPIPS", "MultiScalePatchGAN", "PerceptualLoss", "WeightsMissing", "load_lpips", "load_perceptual"]
 
-_VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512)  # up to relu4_3
+_VGG16 = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512)  # up to relu4_3
 _LAYERS = (3, 8, 15, 22)  # relu1_2, relu2_2, relu3_3 and relu4_3: positions in torchvision's `features`
 _URLS = {  # torchvision's VGG16_Weights and AlexNet_Weights.IMAGENET1K_V1
     "VGG16": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "AlexNet": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
 }
 _LAST_WAYS = "take untrained features with --perceptual-net random (weaker), or none with --perceptual-weight 0"
-_SILENCE = 30  # seconds without a byte, and the download is given up
-_SMOOTH = 0.01  # a distance below it counts by its square: the root's slope at 0 is infinite
-_LARGEST_AB = 128.0  # Lab units; no estimate of a colour lies beyond
+_SMOOTH = 0.01  # smaller distances count by their square, because the slope of the root is infinite at 0
+_LARGEST_AB = 128.0  # Lab units: larger estimates are clamped
 
 
 class WeightsMissing(ProjectError):
-    """The features of a network cannot be had. The message names the ways to go on."""
+    """The weights of a feature network are not available. The message names the alternatives."""
 
 
 class PerceptualLoss(nn.Module):
-    """A frozen VGG, and the distance between the features of two pictures.
+    """A frozen VGG, and the distance between its features of two pictures.
 
-    name: what the log, the history and the comparison of objectives call it. features: its layers, VGG16's up to
-    relu4_3 if None; positions: those whose output is compared.
+    name: as shown in the log, in the history and in comparisons of objectives. features: the layers (None: VGG16 up to
+    relu4_3). positions: the layers whose outputs are compared.
     """
 
-    def __init__(self, name: str, features: nn.Sequential | None = None, positions: Collection[int] = _LAYERS):
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor  # (3, 1, 1)
+
+    def __init__(self, name: str, features: Any = None, positions: Collection[int] = _LAYERS):
         super().__init__()
         self.name, self.positions = name, positions
-        self.features = make_features() if features is None else features
+        self.features = vgg_features(_VGG16) if features is None else features
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
         self.requires_grad_(False)
 
     def forward(self, rgb: Tensor, truth: Tensor) -> Tensor:
-        """sRGB (B, 3, H, W) in [0, 1], H and W of 8 or more -> (B,): the sum over layers of |f - f_true|, 0 to 2 each.
+        """sRGB (B, 3, H, W) in [0, 1], H and W at least 8 -> (B,): the sum over layers of |f - f_true|, each 0 to 2.
 
-        The mean over places of the distance between unit features; differentiable in `rgb`, smooth at equality.
+        |f - f_true| is the mean over positions of the distance between unit features. Differentiable in `rgb`, and
+        smooth where the two are equal.
         """
         with torch.no_grad():
             true_features = self.extract(truth)
@@ -70,13 +82,14 @@ class PerceptualLoss(nn.Module):
         return torch.stack(distances).sum(dim=0)
 
     def of_chroma(self, L: Tensor, ab: Tensor, truth: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
-        """(B,): the distance between a photo in the colours `ab` and in its true ones.
+        """(B,): the distance between a photo in the colours `ab` and the same photo in its true colours.
 
         L (B, 1, H, W), ab and truth (B, 2, H, W) in the network's range; ab_mean, ab_std: see color.join.
         """
         return self(*(picture(color.join(L, chroma, ab_mean, ab_std)) for chroma in (ab, truth)))
 
     def extract(self, rgb: Tensor) -> list[Tensor]:
+        """The outputs of the layers at `positions`, (B, C_k, H_k, W_k) each."""
         x = (rgb - self.mean) / self.std
         found = []
         for position, layer in enumerate(self.features):
@@ -89,19 +102,19 @@ class PerceptualLoss(nn.Module):
 class LPIPS(nn.Module):
     """Learned Perceptual Image Patch Similarity (Zhang et al. 2018, eq. 1), with the weights of the `lpips` package.
 
-    The sum over five layers of w . (f - f_true)^2, the mean over places, f of unit length over the channels. The
-    package's own `forward` divides by a length whose slope is infinite at 0 (NaN in the features, which only the ReLU
-    before them hides, and a gradient without bound near it), which is why the sum is written out here.
-    name: what the log and the history call it.
+    The sum over five layers of w . (f - f_true)^2, averaged over positions, with f of unit length over the channels.
+    The package's own `forward` divides by a length whose slope is infinite at 0: the gradient of the features is NaN
+    there, which only the ReLU before them hides, and has no bound nearby. So the sum is written out here.
+    name: as shown in the log and in the history.
     """
 
-    def __init__(self, network: nn.Module, name: str):
+    def __init__(self, network: Any, name: str):
         super().__init__()
         self.network, self.name = network, name  # a lpips.LPIPS
         self.requires_grad_(False)
 
     def forward(self, rgb: Tensor, truth: Tensor) -> Tensor:
-        """sRGB (B, 3, H, W) in [0, 1], H and W of 32 or more -> (B,); differentiable in `rgb`."""
+        """sRGB (B, 3, H, W) in [0, 1], H and W at least 32 -> (B,); differentiable in `rgb`."""
         with torch.no_grad():
             true_features = self.extract(truth)
         distances = []
@@ -119,33 +132,21 @@ class LPIPS(nn.Module):
 
 
 def picture(lab: Tensor) -> Tensor:
-    """Lab (B, 3, H, W) -> sRGB to compare, differentiable: colours beyond all that exist are brought back first."""
+    """Lab (B, 3, H, W) -> sRGB (B, 3, H, W) to compare; differentiable. Impossible values of ab are clamped first."""
     return color.lab_to_rgb(torch.cat([lab[:, :1], lab[:, 1:].clamp(-_LARGEST_AB, _LARGEST_AB)], dim=1))
 
 
 def distance(found: Tensor, true: Tensor) -> Tensor:
-    """(B, C, h, w) twice -> (B,): the mean over places of sqrt(d^2 + s^2) - s, d the distance of the unit features."""
+    """Features (B, C, h, w) twice -> (B,): the mean over positions of sqrt(d^2 + s^2) - s, where d is the distance
+    between unit features and s = 0.01."""
     squared = (unit(found) - unit(true)).square().sum(dim=1)
     return ((squared + _SMOOTH**2).sqrt() - _SMOOTH).mean(dim=(1, 2))
 
 
 def unit(features: Tensor) -> Tensor:
-    """(B, C, h, w) -> the same in float32, of length 1 over the channels; where there is nothing, nothing."""
+    """(B, C, h, w) -> the same in float32 with length 1 over the channels; zero stays zero."""
     features = features.float()
     return features * (features.square().sum(dim=1, keepdim=True) + 1e-6).rsqrt()
-
-
-def make_features() -> nn.Sequential:
-    """torchvision's vgg16().features up to relu4_3, numbered as there; without its classifier's 120 M weights."""
-    layers: list[nn.Module] = []
-    before = 3
-    for width in _VGG16:
-        if width == "pool":
-            layers.append(nn.MaxPool2d(2))
-            continue
-        layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(inplace=True)]
-        before = width
-    return nn.Sequential(*layers)
 
 
 # -- where the weights come from -------------------------------------------------------------------------------------
@@ -153,9 +154,9 @@ def make_features() -> nn.Sequential:
 
 @cache
 def load_perceptual(net: str, weights: str | None = None) -> PerceptualLoss:
-    """The perceptual loss by the settings `perceptual_net` and `perceptual_weights`.
+    """The perceptual loss for the settings `perceptual_net` and `perceptual_weights`.
 
-    Raises WeightsMissing, which names the ways to go on, where the weights cannot be had.
+    Raises WeightsMissing, which names the alternatives, if the weights are not available.
     """
     if net == "random":
         loss = PerceptualLoss("random VGG16, untrained")
@@ -171,7 +172,7 @@ def load_perceptual(net: str, weights: str | None = None) -> PerceptualLoss:
 
 
 def load_tiny(weights: str | None) -> PerceptualLoss:
-    """The same on TinyVGG, which comes with the package; or on one that benchmarks/train_features.py has trained."""
+    """The perceptual loss on TinyVGG, with the weights of the package or from benchmarks/train_features.py."""
     try:
         network = load_network("tiny-vgg", None if weights is None else Path(weights).expanduser())
     except FeaturesMissing as error:
@@ -182,9 +183,9 @@ def load_tiny(weights: str | None) -> PerceptualLoss:
 
 @cache
 def load_lpips(net: str, weights: str | None = None) -> LPIPS:
-    """LPIPS by the settings `perceptual_net` (alex, vgg, random) and `perceptual_weights` of a LossConfig.
+    """LPIPS for the settings `perceptual_net` (alex, vgg, random) and `perceptual_weights` of a LossConfig.
 
-    random: an untrained AlexNet, all of whose channels count alike. Raises WeightsMissing as load_perceptual does.
+    random: an untrained AlexNet whose channels all have the same weight. Raises WeightsMissing as load_perceptual does.
     """
     import lpips
 
@@ -201,35 +202,38 @@ def load_lpips(net: str, weights: str | None = None) -> LPIPS:
 
 
 def initialize(features: nn.Sequential, *, seed: int) -> None:
-    """The usual initialization of VGG (He et al. 2015), from a generator of its own: the same on every machine."""
+    """The usual initialization of VGG (He et al. 2015) from a generator of its own: the same on every machine."""
     generator = torch.Generator().manual_seed(seed)
     for layer in features:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def download(trunk: str) -> dict[str, Tensor]:
-    """torchvision's weights of VGG16 or AlexNet, from its cache ($TORCH_HOME) or its address, checked by their hash."""
-    url, before = _URLS[trunk], socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SILENCE)  # torch.hub sets none, and would wait for ever
+    """torchvision's weights of VGG16 or AlexNet, from its cache ($TORCH_HOME) or its address, checked by their hash.
+
+    Raises WeightsMissing.
+    """
+    url = _URLS[trunk]
     try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        with bounded():
+            return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except Exception as error:  # urllib, http, ssl, pickle and torch raise a dozen kinds
         kept = cached(trunk)
-        if kept.exists():  # torch.hub puts it there whole, or not at all
+        if kept.exists():  # torch.hub never leaves half a file there
             raise WeightsMissing(f"{kept} cannot be read ({sentence(error)[:120]}): remove it") from None
         raise WeightsMissing(f"The weights of {trunk} cannot be downloaded from {url} ({sentence(error)})") from None
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def cached(trunk: str) -> Path:
-    """Where torchvision keeps that network."""
+    """The file in which torchvision caches this network."""
     return Path(torch.hub.get_dir()) / "checkpoints" / _URLS[trunk].rsplit("/", 1)[1]
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file of --perceptual-weights. Raises WeightsMissing."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -241,16 +245,17 @@ def read(path: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fill(parameters: dict[str, Tensor], file: str | None, trunk: str) -> str:
-    """Puts a network's weights, of `file` or of torchvision, into `parameters`, named as in its `features`.
+    """Copies the weights of a network, from `file` or from torchvision, into `parameters`, named as in its `features`.
 
-    A file holds `features.0.weight` ..., or `0.weight` ...; a classifier in it is left out. Returns what to say of
-    where they came from.
+    A file holds `features.0.weight` ..., or `0.weight` ...; a classifier in it is ignored. Returns words that tell
+    where the weights came from. Raises WeightsMissing.
     """
     source = str(cached(trunk)) if file is None else file
-    state = download(trunk) if file is None else read(Path(file).expanduser())
+    state = download(trunk) if file is None else read_file(Path(file).expanduser())
     state = state if isinstance(state, dict) else {}
-    found = {name: state.get(f"features.{name}", state.get(name)) for name in parameters}
-    wrong = [n for n, t in found.items() if not _is_plain(t) or t.shape != parameters[n].shape]
+    found: dict[str, Any] = {name: state.get(f"features.{name}", state.get(name)) for name in parameters}
+    real = {name: t for name, t in found.items() if is_plain(t) and t.is_floating_point()}
+    wrong = [name for name, own in parameters.items() if name not in real or real[name].shape != own.shape]
     if wrong:
         raise WeightsMissing(f"{source} does not hold {trunk} (it has no features.{wrong[0]} of the right shape)")
     if not all(bool(tensor.isfinite().all()) for tensor in found.values()):
@@ -260,17 +265,12 @@ def fill(parameters: dict[str, Tensor], file: str | None, trunk: str) -> str:
     return "" if file is None else f" from a file ({digest(parameters)[:8]})"
 
 
-def _is_plain(tensor: object) -> bool:
-    plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
-    return plain and not tensor.is_meta and tensor.is_floating_point()
-
-
 @contextmanager
 def naming_the_ways(trunk: str, first: str = "") -> Iterator[None]:
-    """Adds to a WeightsMissing, which says the reason, the ways to go on; `first` is one before all others."""
+    """Adds the alternatives to a WeightsMissing, which gives the reason; `first` is named before the others."""
     try:
         yield
     except WeightsMissing as error:
         put = f"put torchvision's {cached(trunk).name} into {torch.hub.get_dir()}/checkpoints or name it with"
-        ways = ", ".join([first] * bool(first) + [f"{put} --perceptual-weights FILE", _LAST_WAYS])
+        ways = ", ".join(way for way in (first, f"{put} --perceptual-weights FILE", _LAST_WAYS) if way)
         raise WeightsMissing(f"{error}. {ways[0].upper()}{ways[1:]}.") from None

