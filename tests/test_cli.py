@@ -1,20 +1,22 @@
-"""project7 as a person calls it: whole processes, exit codes, what is printed."""
+"""project7 as a person calls it: exit codes, and what is printed. In this process where nothing is lost by it."""
 
+import io
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pexpect
 import pytest
 import torch
 from PIL import Image
 
-from Project7 import cli, demo, model_folder
+from Project7 import cli, demo, errors, model_folder, train_diffusion
 from Project7.checkpoints import save_checkpoint
 from Project7.config import RunConfig, to_json
 from Project7.errors import ProjectError, UsageError
@@ -30,19 +32,27 @@ CONFIG = RunConfig(
 )
 
 
-def project7(*arguments, cwd, **settings):
-    command = [sys.executable, "-m", "Project7", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-        **settings,
-    )
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def project7(capsys, monkeypatch):
+    """Calls the program as its console script does, but in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments, cwd, program=cli.command) -> Done:
+        monkeypatch.chdir(cwd)
+        try:
+            code = errors.run(lambda: program([str(argument) for argument in arguments]))
+        except SystemExit as end:  # of --help
+            code = end.code or 0
+        return Done(code, *capsys.readouterr())
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +73,16 @@ def place(tmp_path_factory):
     return place
 
 
-def colorize(place, *arguments):
-    return project7("colorize", *arguments, "--models-dir", place / "models", "--steps", 2, cwd=place)
+@pytest.fixture
+def colorize(project7, place):
+    def call(*arguments) -> Done:
+        return project7("colorize", *arguments, "--models-dir", place / "models", "--steps", 2, cwd=place)
+
+    return call
 
 
-def test_a_folder_is_coloured_then_skipped_then_forced(place):
-    done = colorize(place, "photos", "--output", "out")
+def test_a_folder_is_coloured_then_skipped_then_forced(place, colorize):
+    done = colorize("photos", "--output", "out")
     assert done.returncode == 0, done.stderr
     assert "3 coloured" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
@@ -77,30 +91,39 @@ def test_a_folder_is_coloured_then_skipped_then_forced(place):
     with Image.open(place / "out" / "a.png") as picture:
         assert picture.size == (30, 20)
         assert picture.info["icc_profile"]
-    again = colorize(place, "photos", "--output", "out")
+    again = colorize("photos", "--output", "out")
     assert again.returncode == 0
     assert "3 skipped" in again.stdout
     assert "--force" in again.stderr
-    assert "3 coloured" in colorize(place, "photos", "--output", "out", "--force").stdout
+    assert "3 coloured" in colorize("photos", "--output", "out", "--force").stdout
 
 
-def test_a_bad_file_is_named_and_the_rest_goes_on(place):
+def test_a_bad_file_is_named_and_the_rest_goes_on(place, colorize):
     (place / "mixed").mkdir()
     Image.new("RGB", (20, 20), "teal").save(place / "mixed" / "good.png")
     (place / "mixed" / "bad.png").write_bytes(b"no picture")
-    done = colorize(place, "mixed", "--output", "out2", "--variants", 2, "--seed", 3)
+    done = colorize("mixed", "--output", "out2", "--variants", 2, "--seed", 3)
     assert done.returncode == 1
     assert "bad.png" in done.stderr
     assert "1 coloured, 1 failed" in done.stdout
     assert sorted(p.name for p in (place / "out2").iterdir()) == ["good-1.png", "good-2.png"]
 
 
-def test_weights_without_a_checksum_are_taken_and_that_is_said(place):
+def test_weights_without_a_checksum_are_taken_and_that_is_said(place, colorize):
     weights = torch.load(place / "models" / "tiny" / "best_model.pth", weights_only=True)
     torch.save(weights, place / "foreign.pth")
-    done = colorize(place, "photos/a.png", "--model", "foreign.pth", "--output", "out3")
+    done = colorize("photos/a.png", "--model", "foreign.pth", "--output", "out3")
     assert done.returncode == 0, done.stderr
     assert "no checksum" in done.stderr
+
+
+def test_the_strength_of_the_colours_reaches_them(place, colorize):
+    """--saturation 0 is gray; --warmth brings a tint even there."""
+    for name, flags in {"gray": ("--saturation", 0), "warm": ("--saturation", 0, "--warmth", 30)}.items():
+        assert colorize("photos/a.png", "--output", name, *flags).returncode == 0
+    gray, warm = (np.asarray(Image.open(place / name / "a.png")).astype(int) for name in ("gray", "warm"))
+    assert np.ptp(gray, axis=-1).max() <= 1
+    assert (warm[..., 0] - warm[..., 2]).mean() > 20
 
 
 @pytest.mark.parametrize(
@@ -115,7 +138,7 @@ def test_weights_without_a_checksum_are_taken_and_that_is_said(place):
         ([], ["PHOTO"]),
     ],
 )
-def test_bad_requests_exit_2_with_one_sentence(place, arguments, words):
+def test_bad_requests_exit_2_with_one_sentence(place, arguments, words, project7):
     done = project7("colorize", *arguments, "--models-dir", place / "models", cwd=place)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -135,7 +158,7 @@ def test_the_model_where_none_is_named(tmp_path):
     assert cli.default_model(tmp_path) == "base"
 
 
-def test_models_are_listed_and_an_empty_folder_says_so_beside_the_shipped_ones(place):
+def test_models_are_listed_and_an_empty_folder_says_so_beside_the_shipped_ones(place, project7):
     listed = project7("models", "--models-dir", place / "models", cwd=place)
     assert listed.returncode == 0
     assert "tiny" in listed.stdout
@@ -146,7 +169,7 @@ def test_models_are_listed_and_an_empty_folder_says_so_beside_the_shipped_ones(p
     assert "base-classification" in empty.stdout
 
 
-def test_a_model_with_terms_is_used_like_any_other(place):
+def test_a_model_with_terms_is_used_like_any_other(place, project7):
     """Its checkpoint holds a discriminator besides, and its configuration an objective."""
     config = CONFIG.model_copy(update={"objective": ObjectiveConfig(gan=True)})
     folder = place / "with-terms" / "v2"
@@ -163,21 +186,14 @@ def test_a_model_with_terms_is_used_like_any_other(place):
     assert "1 coloured" in done.stdout
 
 
-def test_data_shows_what_training_would_see(place):
+def test_data_shows_what_training_would_see(place, project7):
     shown = project7("data", "--data", "photos", "--image-size", 16, "--cache-dir", place / "cache", cwd=place)
     assert shown.returncode == 0, shown.stderr
     assert "training: 2 images" in shown.stdout
     assert "colorfulness" in shown.stdout
 
 
-def test_by_its_path_from_anywhere(place):
-    command = [sys.executable, ROOT / "Project7", "models", "--models-dir", place / "models"]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "tiny" in done.stdout
-
-
-def test_the_demo_uses_a_shipped_model(place):
+def test_the_demo_uses_a_shipped_model(place, project7):
     shutil.copytree(place / "models" / "tiny", place / "shipped" / "base")
     done = project7("demo", "--models-dir", place / "shipped", "--output", place / "demo", cwd=place)
     assert done.returncode == 0, done.stderr
@@ -202,7 +218,7 @@ def test_the_demo_trains_a_model_of_its_own_where_that_is_asked_for(tmp_path, mo
     assert "an earlier demo trained" in capsys.readouterr().out
 
 
-def test_help_names_every_command_and_every_training_script(place):
+def test_help_names_every_command_and_every_training_script(place, project7):
     shown = project7(cwd=place).stdout
     scripts = sorted(path.stem for path in (ROOT / "Project7").glob("train_*.py"))
     assert len(scripts) > 1
@@ -210,11 +226,11 @@ def test_help_names_every_command_and_every_training_script(place):
     assert named == ["colorize", *scripts]
 
 
-def test_help_of_every_command(place):
-    for command in ("colorize", "models", "doctor", "data", "download", "demo"):
-        done = project7(command, "--help", cwd=place)
-        assert done.returncode == 0
-        assert "usage: project7" in done.stdout
+def test_help_of_every_command(project7, tmp_path):
+    helped = project7(cwd=tmp_path).stdout
+    for command in re.findall(r"^    ([a-z]+) ", helped, re.MULTILINE):
+        done = project7(command, "--help", cwd=tmp_path)
+        assert (done.returncode, done.stdout.split()[:3]) == (0, ["usage:", "project7", command])
 
 
 def test_only_what_a_command_needs_is_imported(place):
@@ -226,11 +242,10 @@ def test_only_what_a_command_needs_is_imported(place):
     assert done.stderr.strip() == "[]"
 
 
-def test_a_models_folder_that_cannot_be_written(place):
+def test_a_models_folder_that_cannot_be_written(place, project7):
     (place / "file").write_text("x")
-    script = ROOT / "Project7" / "train_diffusion.py"
-    command = [sys.executable, script, "--name", "m", "--yes", "--models-dir", place / "file" / "models"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    arguments = ["--name", "m", "--yes", "--models-dir", place / "file" / "models"]
+    done = project7(*arguments, cwd=place, program=train_diffusion.main)
     assert done.returncode == 1
     assert "--models-dir" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -357,7 +372,7 @@ def test_a_run_of_which_nothing_was_logged_exits_1_with_one_sentence(tmp_path, d
     assert not (folder.path / "doctor.png").exists()
 
 
-def test_the_doctor_of_nobody_exits_2_and_names_the_models(tmp_path):
+def test_the_doctor_of_nobody_exits_2_and_names_the_models(tmp_path, project7):
     trained(tmp_path)
     with pytest.raises(UsageError, match=r"No model 'n' .* are m\."):
         doctor(ModelFolder(tmp_path / "n"))
@@ -374,13 +389,13 @@ def test_a_model_without_a_run_of_its_own_has_no_log(place):
 C_LOCALE = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "dumb"}
 
 
-@pytest.mark.parametrize("settings", [C_LOCALE, {"PYTHONIOENCODING": "ascii"}])
-def test_in_a_pipe_the_doctor_writes_plain_lines_that_its_encoding_knows(tmp_path, monkeypatch, settings):
+def test_in_a_pipe_the_doctor_writes_plain_lines_that_its_encoding_knows(tmp_path):
+    """Called by the path of the folder, from elsewhere."""
     models = tmp_path / "Schüler"
     trained(models, SICK)
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    done = project7("doctor", "m", "--models-dir", models, cwd=tmp_path, encoding="utf-8", errors="strict")
+    command = [sys.executable, ROOT / "Project7", "doctor", "m", "--models-dir", models]
+    environment = os.environ | C_LOCALE
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120, encoding="utf-8")
     assert (done.returncode, done.stderr) == (1, "")
     assert "divergence" in done.stdout
     assert "\x1b" not in done.stdout
@@ -388,28 +403,28 @@ def test_in_a_pipe_the_doctor_writes_plain_lines_that_its_encoding_knows(tmp_pat
     assert (models / "m" / "doctor.png").exists()
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path):
+def test_a_reader_that_leaves_is_no_error(tmp_path, project7, monkeypatch):
+    """`project7 doctor m | head -1`"""
     trained(tmp_path, SICK)
-    command = f"{sys.executable} -m Project7 doctor m --models-dir {tmp_path} | head -1; exit ${{PIPESTATUS[0]}}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=120)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with monkeypatch.context() as piped, os.fdopen(writer, "w") as pipe:
+        piped.setattr(sys, "stdout", pipe)
+        done = project7("doctor", "m", "--models-dir", tmp_path, cwd=tmp_path)
     assert (done.returncode in (0, 1), done.stderr) == (True, "")
-    assert done.stdout == "m: 1 epoch, 6300 steps\n"
 
 
-def test_the_table_fits_a_narrow_terminal(tmp_path):
+def test_the_table_fits_a_narrow_terminal(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
     trained(tmp_path, SICK)
-    child = pexpect.spawn(
-        sys.executable,
-        ["-m", "Project7", "doctor", "m", "--models-dir", str(tmp_path)],
-        cwd=str(tmp_path),
-        env={n: v for n, v in os.environ.items() if n != "COLUMNS"} | {"PYTHONPATH": str(ROOT), "TERM": "xterm"},
-        encoding="utf-8",
-        timeout=120,
-        dimensions=(50, 40),
-    )
-    shown = re.sub(r"\x1b\[[\d;]*m", "", child.read())
-    child.close()
-    assert child.exitstatus == 1
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert doctor(ModelFolder(tmp_path / "m")) == 1
+    shown = re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue())
     assert max(map(len, shown.splitlines())) <= 40
     assert "sure" in shown
