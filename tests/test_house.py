@@ -4,6 +4,7 @@ import ast
 import fnmatch
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -135,6 +136,12 @@ def test_imports_run_one_way(module):
 )
 def test_an_import_that_runs_back_up_is_found(module, source, wrong):
     assert uphill(module, source) == wrong
+
+
+def test_the_tree_in_the_documentation_lists_every_room_once():
+    tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"^  (\w+)\.py", tree, re.MULTILINE)
+    assert sorted(named) == sorted(set(MODULES) - {"__init__", "__main__"})
 
 
 @pytest.mark.parametrize("module", MODULES)
