@@ -48,6 +48,22 @@ def command(argv: list[str] | None = None) -> int:
     return arguments.run(arguments)
 
 
+def add_models_dir(parser) -> None:
+    parser.add_argument(
+        "--models-dir",
+        type=Path,
+        default=model_folder.default_models_dir(),
+        metavar="DIR",
+        help="folder that holds the models (models/)",
+    )
+
+
+def add_cache_dir(parser) -> None:
+    parser.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="folder for decoded photos ($PROJECT7_CACHE or ~/.cache/project7)"
+    )
+
+
 # -- colorize --------------------------------------------------------------------------------------------------------
 
 
@@ -59,10 +75,10 @@ def add_colorize(commands) -> None:
         "--model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file (base, or the only one)"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (outputs)"
+        "--output", type=Path, default=Path("outputs"), metavar="DIR", help="folder for the pictures (outputs)"
     )
-    parser.add_argument("--force", action="store_true", help="make pictures anew that exist already")
-    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    parser.add_argument("--force", action="store_true", help="colour again what was coloured already")
+    add_models_dir(parser)
     add_retouch(parser)
     flags.add_settings(parser, ColorizeConfig)
     parser.set_defaults(run=colorize)
@@ -106,8 +122,8 @@ def colorize(arguments: argparse.Namespace) -> int:
     from Project7.retouch import retouch_files
 
     retouch = wanted_retouch(arguments, like, len(found))
-    plan = {"variants": settings.variants, "confidence": settings.confidence, "suffix": f".{settings.format}"}
-    jobs = own_share(plan_outputs(found, arguments.output, **plan))
+    plan: dict[str, Any] = {"variants": settings.variants, "confidence": settings.confidence}
+    jobs = own_share(plan_outputs(found, arguments.output, suffix=f".{settings.format}", **plan))
     colorizer = Colorizer.load(weights, device=settings.device, precision=settings.precision)
     if colorizer.note:
         console.print(colorizer.note, highlight=False, markup=False)
@@ -207,13 +223,24 @@ def default_model(models_dir: Path) -> str:
 def add_evaluate(commands) -> None:
     about = "measure models on photos with known colours, beside gray and the mean colour"
     parser = commands.add_parser("evaluate", help=about, description=about.capitalize() + ".")
-    parser.add_argument("--model", action="append", required=True, metavar="NAME|PATH", help="once for each model")
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME|PATH",
+        help="a model to measure; give the flag once per model",
+    )
     parser.add_argument("--data", required=True, metavar="PATH", help="a folder or zip of colour photos, or 'samples'")
     parser.add_argument("--split", choices=("train", "val"), help="part of a divided set such as Tiny ImageNet (val)")
-    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    add_models_dir(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result, for `project7 compare`")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write a sheet, the worst photos, bias by class")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="write a sheet of pictures, the worst photos and the bias per class",
+    )
+    add_cache_dir(parser)
     flags.add_settings(parser, EvaluateConfig)
     parser.set_defaults(run=evaluate)
 
@@ -289,7 +316,7 @@ def add_export(commands) -> None:
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
     parser.add_argument("--no-onnx", action="store_true", help="leave out model.onnx")
     parser.add_argument("--force", action="store_true", help="replace what an earlier export wrote there")
-    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    add_models_dir(parser)
     parser.set_defaults(run=export)
 
 
@@ -314,7 +341,7 @@ def export(arguments: argparse.Namespace) -> int:
 def add_models(commands) -> None:
     about = "list the trained models, and those that come with the toolkit"
     parser = commands.add_parser("models", help=about, description=about.capitalize() + ".")
-    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    add_models_dir(parser)
     parser.set_defaults(run=models)
 
 
@@ -356,7 +383,7 @@ def add_doctor(commands) -> None:
     about = "tell from a run's curves and pictures what goes wrong, and what to change"
     parser = commands.add_parser("doctor", help=about, description=f"{about.capitalize()}. Exit code 1: findings.")
     parser.add_argument("name", metavar="NAME", help="the model, in training or trained")
-    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    add_models_dir(parser)
     parser.set_defaults(run=doctor)
 
 
@@ -389,8 +416,8 @@ def add_data(commands) -> None:
     about = "look at a data set as training would see it, and build its cache"
     parser = commands.add_parser("data", help=about, description=about.capitalize() + ".")
     flags.add_settings(parser, DataConfig)
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (0)")
+    add_cache_dir(parser)
     parser.set_defaults(run=data)
 
 
@@ -420,9 +447,9 @@ def add_palette(commands) -> None:
     parser = commands.add_parser("palette", help=about, description=about.capitalize() + ".")
     flags.add_settings(parser, DataConfig)
     parser.add_argument("--bins", default="313", metavar="N", help="colours (313)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (0)")
     parser.add_argument("--output", type=Path, default=Path("palette.npz"), metavar="FILE", help="(palette.npz)")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR")
+    add_cache_dir(parser)
     parser.set_defaults(run=palette)
 
 
@@ -483,7 +510,7 @@ def add_demo(commands) -> None:
     parser = commands.add_parser("demo", help=about, description=about.capitalize() + ".")
     parser.add_argument("--train", action="store_true", help="train a small model on four photos first (4 minutes)")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), metavar="DIR")
-    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    add_models_dir(parser)
     parser.set_defaults(run=demo)
 
 
@@ -524,7 +551,7 @@ def transfer(arguments: argparse.Namespace) -> int:
 def add_serve(commands) -> None:
     about = "the page and the HTTP API: drop a photo, say what is red, compare models"
     parser = commands.add_parser("serve", help=about, description=about.capitalize() + ".")
-    parser.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
+    add_models_dir(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="NAME", help="0.0.0.0 lets others on the network in (127.0.0.1)"
     )

@@ -128,8 +128,8 @@ class Colorizer:
         denoise: float = 0.0,
         **options: Any,
     ) -> list[list[np.ndarray]]:
-        """Photos whose working pictures have one shape, in one batch: for each photo, a (H, W, 3) uint8 for each
-        seed."""
+        """Photos whose working pictures have the same shape, in one batch. For each photo one (H, W, 3) uint8 picture
+        per seed."""
         lightness = [full_lightness(photo.rgb) for photo in photos]
         generators = [noise for photo in photos for noise in photo_noise(photo, seeds)]
         spots: list[Spot] = []
@@ -306,13 +306,16 @@ class Colorizer:
         return self.config.model.encoder_size if self.config.model.encoder else None
 
     def shapes(self, size: tuple[int, int], working_size: int | None) -> tuple[tuple[int, int] | None, ...]:
-        """Of the pictures that the network sees of a photo (H, W): photos that share them may share a batch."""
+        """The shapes of the pictures that the network sees of a photo (H, W). Photos with equal ones fit in a batch."""
         view = None if self.view_size is None else view_shape(size, self.view_size)
         return self.working_shape(size, working_size), view
 
     def working_shape(self, size: tuple[int, int] | torch.Size, working_size: int | None) -> tuple[int, int]:
-        """The shape of the picture that the network sees: its short side is `working_size`. The default is that of
-        the training; a smaller photo is not enlarged, which costs much and tells nothing, but to half of that."""
+        """The shape of the picture that the network sees; `working_size` is its short side.
+
+        The default is the size in training. A smaller photo is not enlarged, because that is slow and adds nothing,
+        except to half of that size.
+        """
         whole = working_size or self.config.data.image_size
         short = working_size or max(math.ceil(whole / 2), min(whole, *size))
         scale = min(short / min(size), _LONGEST * whole / max(size))
@@ -322,7 +325,7 @@ class Colorizer:
 
 
 def at_full_size(confidence: Tensor, size: tuple[int, int] | torch.Size) -> np.ndarray:
-    """(1, 1, h, w) -> (H, W) float32: a map of where the model is sure, at the size of the photo."""
+    """Confidence (1, 1, h, w) -> (H, W) float32 at the size of the photo."""
     return F.interpolate(confidence.float().cpu(), tuple(size), mode="bilinear")[0, 0].numpy()
 
 
@@ -333,12 +336,12 @@ def own_options(model: Any, settings: ColorizeConfig | EvaluateConfig, answers: 
 
 
 def usual_variety(model: Any, answers: int) -> dict[str, float]:
-    """The variety that several answers to one photo need, of a method that gives the same answer each time without."""
+    """The variety that several answers to one photo need with a method that always gives the same answer without."""
     return {"variety": 1.0} if answers > 1 and "variety" in model.OPTIONS else {}
 
 
 def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collection[str]) -> dict[str, Any]:
-    """The settings that are the model's own. Raises UsageError where one was given that is another method's."""
+    """The settings that apply to the model. Raises UsageError if one was given that is for other methods."""
     options = colorizer.model.OPTIONS
     for name in given:
         owners = [method for method, kind in METHODS.items() if name in kind.OPTIONS]
@@ -357,6 +360,7 @@ def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collec
 
 
 def pick_device(name: str) -> torch.device:
+    """The device for `--device`. Raises UsageError if this machine does not have it."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, there in available.items() if there)

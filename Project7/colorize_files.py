@@ -1,4 +1,4 @@
-"""Files and folders through a Colorizer: which file each answer goes to, and what became of every photo."""
+"""Colours files and folders with a Colorizer: where each answer is written, and what happened to each photo."""
 
 import dataclasses
 from collections import Counter
@@ -21,7 +21,7 @@ _PIXELS_TOGETHER = 16_000_000  # of the photos that wait for one batch
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One photo and the files its answers go to."""
+    """One photo, and the files that its answers are written to."""
 
     source: Path
     targets: tuple[Path, ...]
@@ -29,7 +29,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a job: "done", "exists" (left as it is) or "failed"; `text` says why or what to know."""
+    """What happened to a job: "done", "exists" (the file was not replaced) or "failed". text: the reason, or a note."""
 
     job: Job
     kind: str
@@ -39,11 +39,11 @@ class Outcome:
 def plan_outputs(
     found: Sequence[tuple[Path, Path]], output: Path, *, variants: int, confidence: bool = False, suffix: str = ".png"
 ) -> list[Job]:
-    """`found` (file, path relative to its folder) -> jobs: OUTPUT/<subfolder>/<stem>.png, or <stem>-1.png ... for
-    variants, with another suffix where that is given.
+    """Jobs for `found`, which is (file, path relative to its folder) of each photo.
 
-    Two inputs of one stem keep their full names (a.jpg.png), so no answer overwrites another. Raises UsageError where
-    even those clash, or where an output would be an input.
+    The answer is written to OUTPUT/<subfolder>/<stem><suffix>, several variants to <stem>-1<suffix> and so on. Photos
+    with the same stem keep their full names (a.jpg.png), so that no answer overwrites another. Raises UsageError if
+    even these are the same, or if an output would overwrite an input.
     """
     short = [targets(output / relative.parent, relative.stem, variants, suffix) for _, relative in found]
     names = Counter(path for paths in short for path in paths)
@@ -59,7 +59,7 @@ def plan_outputs(
     sources = {file.resolve() for file, _ in found}
     taken: set[Path] = set()
     for job in jobs:
-        for path in (*job.targets, *[confidence_path(job)] * confidence):
+        for path in (*job.targets, confidence_path(job)) if confidence else job.targets:
             if path in taken:
                 raise UsageError(
                     f"{job.source}: another photo would be written to {path} as well; use another --output for it."
@@ -83,9 +83,9 @@ def targets(folder: Path, name: str, variants: int, suffix: str) -> tuple[Path, 
 def colorize_files(
     colorizer: Colorizer, jobs: Sequence[Job], *, seed: int, batch_size: int, force: bool, **options: Any
 ) -> Iterator[Outcome]:
-    """Colours files one batch after the other. options: those of Colorizer.colorize_photos, and `confidence`.
+    """Colours files batch by batch. options: those of Colorizer.colorize_photos, and `confidence`.
 
-    A file that cannot be read or written is an Outcome; the rest goes on.
+    A file that cannot be read or written gives an Outcome that says so, and the other files are coloured all the same.
     """
     batch: list[tuple[Job, Photo]] = []
     for job in jobs:
@@ -109,7 +109,7 @@ def colorize_files(
 def fits(
     colorizer: Colorizer, batch: list[tuple[Job, Photo]], photo: Photo, most: int, working_size: int | None
 ) -> bool:
-    """Whether a photo may go through the network with those waiting: one working shape, and little memory in all."""
+    """Whether a photo fits in the batch of waiting photos: the same working shape, and little memory in all."""
     first, size = batch[0][1].rgb.shape[:2], photo.rgb.shape[:2]
     pixels = sum(p.rgb.shape[0] * p.rgb.shape[1] for _, p in batch) + size[0] * size[1]
     same = colorizer.shapes(size, working_size) == colorizer.shapes(first, working_size)

@@ -1,6 +1,7 @@
-"""What the doctor says of a run: its curves in small and as a picture, and the table of findings."""
+"""What the doctor shows about a run: small curves, curves as a picture, and the table of findings."""
 
 import io
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -11,8 +12,8 @@ from Project7.health import Finding, Record, number
 
 
 def show_diagnosis(record: Record, findings: list[Finding], console: Console) -> None:
-    """The curves in small, then a table of the findings."""
-    epochs = f"{len(record.history)} epoch{'s' * (len(record.history) != 1)}"
+    """Prints small curves, then a table of the findings."""
+    epochs = "1 epoch" if len(record.history) == 1 else f"{len(record.history)} epochs"
     console.print(f"{record.name}: {epochs}, {record.step} steps", style="bold", highlight=False, markup=False)
     curves = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, values in curves_of(record).items():
@@ -32,8 +33,8 @@ def show_diagnosis(record: Record, findings: list[Finding], console: Console) ->
 
 
 def curves_of(record: Record) -> dict[str, list[float]]:
-    """What the doctor draws: name -> values, in order."""
-    curves = {
+    """The curves that the doctor draws: name -> values in order."""
+    curves: dict[str, list[Any]] = {
         "training loss": [window.loss for window in record.windows],
         "validation loss": [entry.get("val_loss") for entry in record.history],
         "gradient norm": [window.grad_norm for window in record.windows],
@@ -43,7 +44,8 @@ def curves_of(record: Record) -> dict[str, list[float]]:
 
 
 def sparkline(values: list[float], encoding: str, *, width: int = 40) -> str:
-    """A curve of at most `width` characters, each the mean of its part; plain ASCII where blocks cannot be shown."""
+    """A curve of at most `width` characters, each for the mean of its part of the values; in plain ASCII if the
+    encoding has no block characters."""
     steps = "▁▂▃▄▅▆▇█" if encoding.lower().startswith("utf") else "_.-~=+*#"
     parts = [float(np.mean(part)) for part in np.array_split(values, min(width, len(values)))]
     low, high = min(parts), max(parts)

@@ -1,7 +1,7 @@
-"""Saved models against a set of photos: measures a photo, their means with intervals, and the protocol behind them.
+"""Measures saved models on a set of photos: measures per photo, their means with intervals, and the protocol.
 
-Rows for gray (ab = 0) and for the mean colour of the photos always stand beside: a model that does not beat them has
-learnt nothing. Everything is measured on 8-bit sRGB, as a person would see it.
+There are always two more rows for comparison: gray (ab = 0), and the mean colour of the photos. A model that does not
+beat them has learnt nothing. Everything is measured on 8-bit sRGB, as a person sees it.
 """
 
 import dataclasses
@@ -33,19 +33,19 @@ from Project7.painting import paint, shrink
 
 BANDS = {"dark": (0.0, 33.0), "middle": (33.0, 67.0), "light": (67.0, 100.1)}  # of the true L
 RESAMPLES = 1000  # of the bootstrap
-PROTOCOL = 3  # raise it when the same photos and answers give other numbers
-_TOGETHER = 64  # photos measured at a time
-Measures = dict[str, np.ndarray]  # name -> a value a photo (N,)
+PROTOCOL = 3  # to be raised when the same photos and answers give other numbers
+_TOGETHER = 64  # photos, or resamples, that are measured at a time
+Measures = dict[str, np.ndarray]  # name -> one value per photo (N,)
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A model's colours for all photos."""
+    """The colours that one model gives to all photos."""
 
     name: str
     pictures: np.ndarray  # (K, N, H, W, 3) uint8: K samples
-    seconds: float  # a photo and sample; NaN for what needs no network
-    sha256: str = ""  # of the file of weights
+    seconds: float  # per photo and sample; NaN for what needs no network
+    sha256: str = ""  # of the file of weights; "" for what needs none
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # method, sampler, steps ...
 
 
@@ -53,7 +53,7 @@ class Answer:
 
 
 def baselines(photos: ImageSet) -> list[Answer]:
-    """Gray, and the mean ab of all these photos everywhere: what is known without looking."""
+    """Gray, and the mean ab of all these photos in every pixel: colours that need no model."""
     L, ab = lab_of(np.array(photos.images))
     mean = ab.mean(axis=(0, 2, 3), keepdims=True)
     answers = []
@@ -99,7 +99,7 @@ def colour(
     settings: EvaluateConfig,
     options: dict[str, Any],
 ) -> np.ndarray:
-    """Photos (B, 3, H, W) uint8 as `colorize` would colour their lightness: (B, H, W, 3) uint8."""
+    """Photos (B, 3, H, W) uint8, coloured from their lightness as `colorize` does it: (B, H, W, 3) uint8."""
     constants = colorizer.model.ab_mean.cpu(), colorizer.model.ab_std.cpu()
     L, ab_truth = color.split(rgb, *constants)
     size = colorizer.working_shape(L.shape[-2:], None)
@@ -120,14 +120,17 @@ def colour(
 
 
 def draw_spots(ab: Tensor, settings: EvaluateConfig, name: str) -> list[Spot]:
-    """The true ab (2, h, w), in Lab units, at `settings.hints` random pixels of the photo called `name`: the same ones
-    for every sample and model."""
+    """The true colours at `settings.hints` random pixels of a photo, the same pixels for every sample and model.
+
+    ab: (2, h, w) in Lab units, the truth; name: of the photo.
+    """
     places = torch.randperm(ab[0].numel(), generator=generator(settings.seed, -1, name))[: settings.hints].tolist()
     rows = [divmod(place, ab.shape[-1]) for place in places]
     return [Spot(row, column, (float(ab[0, row, column]), float(ab[1, row, column]))) for row, column in rows]
 
 
 def generator(seed: int, sample: int, name: str) -> torch.Generator:
+    """The source of the noise for one sample of the photo `name`."""
     return keyed_generator(f"{seed}/{sample}/{name}")
 
 
@@ -135,9 +138,9 @@ def generator(seed: int, sample: int, name: str) -> torch.Generator:
 
 
 def measure(pictures: np.ndarray, truth: np.ndarray, lpips: torch.nn.Module | None = None) -> Measures:
-    """pictures (K, N, H, W, 3), truth (N, H, W, 3), uint8 -> the measures of each photo.
+    """pictures (K, N, H, W, 3) and truth (N, H, W, 3), uint8 -> the measures of each photo.
 
-    Those of one answer are of the first sample; `best_psnr`, `energy_score`, `diversity` and `mean_ab_mse` of all K.
+    `best_psnr`, `energy_score`, `diversity` and `mean_ab_mse` use all K samples, the others the first one.
     """
     parts = [
         measure_some(pictures[:, i : i + _TOGETHER], truth[i : i + _TOGETHER], lpips)
@@ -280,7 +283,8 @@ def make_row(answer: Answer, found: Measures, distances: dict[str, float]) -> di
 
 
 def find_lpips(weights: str | None, size: int) -> tuple[torch.nn.Module | None, str]:
-    """LPIPS of AlexNet (from `weights`, or torchvision's cache), or None and the reason. Nothing is downloaded here."""
+    """LPIPS of AlexNet, from the file `weights` or from torchvision's cache; or None and the reason. Nothing is
+    downloaded."""
     from Project7.perceptual_loss import cached, load_lpips
 
     if size < 32:
@@ -291,7 +295,7 @@ def find_lpips(weights: str | None, size: int) -> tuple[torch.nn.Module | None, 
 
 
 def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | None) -> dict[str, Any]:
-    """All that a number depends on but the model and the networks that measure."""
+    """All that the numbers depend on, except the models and the networks that measure."""
     options = [name for method in METHODS.values() for name in method.OPTIONS]
     method_settings = [name for name in options if name in EvaluateConfig.model_fields]
     libraries = ("torch", "diffusers", "numpy", "scikit-image", "torchmetrics")
@@ -308,21 +312,21 @@ def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | No
         **{name: getattr(settings, name) for name in ("samples", "seed", "saturation", *method_settings)},
         "precision": settings.precision,
         **({"hints": settings.hints} if settings.hints else {}),
-        "psnr": f"8-bit RGB, a photo, at most {metrics.PSNR_CAP:g} dB, then the mean",
+        "psnr": f"8-bit RGB, a photo, at most {metrics.PSNR_CAP:g} dB, then the mean",  # results are compared by it
         "energy_norm": "root mean square over a photo's ab, K (K - 1) pairs",
         "versions": versions,
     }
 
 
 def check_hints(settings: EvaluateConfig, colorizers: Sequence[Colorizer]) -> None:
-    """Raises UsageError where hints are to be told to a model that cannot take any."""
+    """Raises UsageError if hints are asked for and a model was trained without."""
     deaf = [colorizer.name for colorizer in colorizers if not colorizer.takes_hints]
     if settings.hints and deaf:
         raise UsageError(f"--hints {settings.hints}: {', '.join(deaf)} trained without colour hints; leave it out.")
 
 
 def check_files(settings: EvaluateConfig) -> None:
-    """Raises UsageError for files of weights that were named and cannot be used, before minutes go into colouring."""
+    """Raises UsageError for a named file of weights that cannot be used, before minutes are spent on colouring."""
     for name in ("lpips_weights", "inception_weights"):
         path = getattr(settings, name)
         if path and not Path(path).expanduser().is_file():
@@ -342,7 +346,7 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A file of `--json`. Raises ProjectError for anything else."""
+    """The result in a file of `--json`. Raises ProjectError for any other file."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         usable = isinstance(result["protocol"], dict) and all(isinstance(row["model"], str) for row in result["rows"])
@@ -356,7 +360,8 @@ def read_result(path: Path) -> dict[str, Any]:
 def joined(results: Sequence[tuple[str, dict[str, Any]]], *, despite: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The rows of several results (file, result) for one table.
 
-    Raises UsageError that says what differs where their protocols do, in more than versions and what `despite` names.
+    Raises UsageError, which says what differs, if the protocols differ in more than the versions and the keys in
+    `despite`.
     """
     first_file, first = results[0]
     for file, result in results[1:]:
@@ -379,7 +384,7 @@ def joined(results: Sequence[tuple[str, dict[str, Any]]], *, despite: Sequence[s
 
 
 def verdicts(differences: Sequence[dict[str, Any]]) -> list[str]:
-    """A plain sentence for each pair of models and the measures that matter most."""
+    """One sentence per pair of models, for each of the measures that matter most."""
     lines = []
     for found in differences:
         if found["measure"] in ("energy_score", "psnr", "ab_rmse"):
@@ -394,7 +399,7 @@ def verdicts(differences: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def worst(found: Measures, count: int = 10) -> np.ndarray:
-    """The photos with the largest error of ab in the first sample: their places, the worst first."""
+    """The numbers of the photos with the largest error of ab in the first sample, the worst first."""
     return np.argsort(-found["ab_mse"])[:count]
 
 

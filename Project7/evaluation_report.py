@@ -19,9 +19,9 @@ _FINE = ("ssim", "seconds_per_photo", "lpips", "frechet_judge")  # measures show
 
 
 def evaluation_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows of a result as columns; in brackets half the width of the 95 % interval."""
+    """The rows of a result as columns. In brackets: half the width of the 95 % interval."""
     columns = ("psnr", "ssim", "ab_rmse", "ciede2000", "colorfulness", "colorfulness_difference")
-    networks = ("lpips", "fid", "frechet_judge")  # n/a where their weights are not there
+    networks = ("lpips", "fid", "frechet_judge")  # n/a if their weights are missing
     more = ("tint_a", "tint_b", "energy_score", "best_psnr", "ab_rmse_of_mean", "diversity", *networks)
     names = [*columns, *more, "ab_rmse_dark", "ab_rmse_middle", "ab_rmse_light", "seconds_per_photo"]
     shown = [name for name in names if any(row.get(name) is not None for row in rows) or name in networks]

@@ -1,10 +1,10 @@
-"""A trained model for other programs: diffusers' folders, ONNX, and the constants that go with them.
+"""Exports a trained model for other programs: diffusers' folders, ONNX, and the constants that go with them.
 
 DIR/unet/, DIR/scheduler/   a diffusion model, as diffusers' own `from_pretrained` reads it
-DIR/model.onnx              the network for onnxruntime and others: any batch, height and width
-DIR/context.onnx            of a diffusion model with an encoder: what is known of a photo before the first step
-DIR/project7.json           ranges, order of channels, noise schedule: what the files do not say themselves
-DIR/README.md               how to colour a photo with them
+DIR/model.onnx              the network for onnxruntime and others: any batch size, height and width
+DIR/context.onnx            for a diffusion model with an encoder: what is known about a photo before the first step
+DIR/project7.json           ranges, order of channels, noise schedule: what the other files do not tell
+DIR/README.md               how to colour a photo with these files
 """
 
 import importlib.util
@@ -34,8 +34,8 @@ from Project7.export_parts import VIEW, Channels, ExportGraph, ExportParts
 from Project7.model_folder import name_of
 
 _OPSET = 17  # of 2022: every onnxruntime from 1.12 on reads it
-_SIDES = (33, 41)  # of the traced picture: halved and rounded up they stay odd, so that all padding is in the graph
-_TRIALS = ((1, 24, 56), (3, 50, 23))  # batch, height, width at which onnxruntime is compared: less, and more
+_SIDES = (33, 41)  # pixels of the traced picture: they stay odd when halved, so that all padding is in the graph
+_TRIALS = ((1, 24, 56), (3, 50, 23))  # batch, height, width at which onnxruntime is compared with torch
 _TOLERANCE = 1e-4
 _NEEDED = ("onnx", "onnxruntime")
 _LICENCE = re.compile(r"(licen[cs]e|notice|copying)\b.*", re.IGNORECASE)
@@ -44,10 +44,10 @@ _FLAT_LIST = re.compile(r"\[([^\[\]{}]*)\]")  # goes on one line of project7.jso
 
 
 def export_model(weights: Path, to: Path, *, with_onnx: bool = True, force: bool = False) -> str | None:
-    """Writes the model in the file `weights` into the folder `to`, whole or not at all.
+    """Exports the model in the file `weights` to the folder `to`, completely or not at all.
 
-    Returns a sentence about what was left out because a package is missing, or None. Raises UsageError where `to` is
-    not free (`force`: where it may not be replaced) or nothing would be written; ProjectError where it cannot be.
+    Returns a sentence about what was left out because a package is missing, or None. Raises UsageError if `to` is not
+    free (with `force`: if it may not be replaced) or nothing would be written, ProjectError if writing fails.
     """
     with replacing_folder(to, keep=weights, force=force) as folder:
         stored = open_model(weights)
@@ -80,7 +80,7 @@ def missing_note(missing: list[str]) -> str | None:
 
 
 def check_without_onnx(parts: ExportParts, config: RunConfig, note: str | None) -> None:
-    """Raises where a model cannot be used without its graphs. note: which packages are missing."""
+    """Raises an error if a model is of no use without its graphs. note: which packages are missing."""
     if parts.save_for_diffusers and len(parts.graphs) == 1:
         return
     if parts.save_for_diffusers:
@@ -100,7 +100,7 @@ def file_of(part: str) -> str:
 
 
 class Graph(nn.Module):
-    """A function of tensors as the module that torch's exporter asks for; `model` brings the weights."""
+    """A function of tensors as a module, which torch's exporter asks for. model: the module that has the weights."""
 
     def __init__(self, model: nn.Module, function: Callable[..., Any]):
         super().__init__()
@@ -111,24 +111,24 @@ class Graph(nn.Module):
 
 
 def write_onnx(path: Path, model: nn.Module, part: ExportGraph, facts: dict[str, Any]) -> None:
-    """Traces a graph, writes it with the facts as its metadata, and sees to it that onnxruntime gives its numbers.
+    """Traces a graph, writes it with the facts as its metadata, and checks that onnxruntime gives the same numbers.
 
-    The exporter is the one by tracing (dynamo=False). torch 2.11 to 2.15, all that requirements.txt allows, have it
-    and write the same graph with it; it needs no package but onnx, takes a second, and writes an opset that old
-    runtimes read. The newer one (dynamo=True) needs onnxscript, whose versions go with torch's; it took ten times as
-    long, and refused the attention over (B, places, channels) of layers.py. What tracing could get wrong, a size that
-    becomes a constant, is what `check_onnx` looks for.
+    It uses the exporter by tracing (dynamo=False). In torch 2.11 to 2.15, which requirements.txt allows, it writes the
+    same graph; it needs no package but onnx, takes a second, and writes an opset that old runtimes read. The newer
+    exporter (dynamo=True) needs a version of onnxscript that matches torch's; it took ten times as long, and refused
+    the attention over (B, places, channels) in layers.py. `check_onnx` looks for the usual fault of tracing: a size
+    that becomes a constant.
     """
     import onnx
 
     graph, inputs, outputs = Graph(model, part.function), part.inputs, part.outputs
     free = {name: free_axes(name) if channels else {0: "batch"} for name, channels in (inputs | outputs).items()}
     traced = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):  # of the exporter's age, and of each size that it sees compared
+    with warnings.catch_warnings(action="ignore"):  # about the exporter's age, and about each comparison of sizes
         torch.onnx.export(
             graph.eval(),
             random_inputs(inputs, 2, *_SIDES),
-            traced,
+            traced,  # type: ignore[arg-type]  # a file object is allowed by this exporter
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_axes=free,
@@ -136,7 +136,7 @@ def write_onnx(path: Path, model: nn.Module, part: ExportGraph, facts: dict[str,
             dynamo=False,
         )
     proto = onnx.load_from_string(traced.getvalue())
-    for output in proto.graph.output:  # tracing lost sight of the number of channels where padding was cut off
+    for output in proto.graph.output:  # tracing does not know the number of channels where padding was cut off
         output.type.tensor_type.shape.dim[1].dim_value = len(outputs[output.name])
     onnx.helper.set_model_props(proto, {"project7.json": to_json(facts)})
     onnx.checker.check_model(proto)
@@ -150,7 +150,7 @@ def free_axes(name: str) -> dict[int, str]:
 
 
 def random_inputs(inputs: Channels, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
-    """Pictures (B, C, H, W) in [-1, 1], and timesteps (B,) for what has no channels."""
+    """Random pictures (B, C, H, W) in [-1, 1]; timesteps (B,) for an input without channels."""
     generator = torch.Generator().manual_seed(0)
     sizes = {VIEW: view_shape((height, width), 48)}
     return tuple(
@@ -163,9 +163,10 @@ def random_inputs(inputs: Channels, batch: int, height: int, width: int) -> tupl
 
 @torch.no_grad()
 def check_onnx(path: Path, graph: Graph, inputs: Channels) -> None:
-    """Raises ProjectError unless onnxruntime gives torch's numbers at sizes and batches that were not traced.
+    """Raises ProjectError unless onnxruntime gives torch's numbers, at sizes and batches that were not traced.
 
-    One in a hundred may differ: at a low temperature a classification model's nearly equal classes change places.
+    One number in a hundred may differ: at a low temperature, classes of a classification model with nearly the same
+    probability can change places.
     """
     import onnxruntime
 
@@ -189,7 +190,7 @@ def check_onnx(path: Path, graph: Graph, inputs: Channels) -> None:
 
 
 def make_facts(weights: Path, stored: StoredModel, parts: ExportParts) -> dict[str, Any]:
-    """The content of project7.json: what a program must know that cannot ask Project7."""
+    """The content of project7.json: what another program has to know about the model."""
     config = stored.config
     facts = {
         "project7": __version__,
@@ -215,9 +216,9 @@ def to_json(facts: dict[str, Any]) -> str:
 
 
 def copy_licence(weights: Path, folder: Path) -> list[str]:
-    """Copies what the model's folder says about licence and data; returns the names of the copies."""
+    """Copies the files of the model's folder about licence and data; returns the names of the copies."""
     if weights.name != "best_model.pth":
-        return []  # a file somewhere: what lies beside it need not belong to it
+        return []  # a single file: what is beside it need not belong to it
     notes = {path.name: path for path in sorted(weights.parent.iterdir()) if _LICENCE.fullmatch(path.name)}
     card = weights.parent / "README.md"
     notes |= {"MODEL_CARD.md": card} if card.exists() else {}
@@ -374,12 +375,12 @@ Image.fromarray((rgb * 255).round().astype(np.uint8)).save("colour.png")
 
 @contextmanager
 def replacing_folder(path: Path, *, keep: Path, force: bool) -> Iterator[Path]:
-    """Makes a folder beside `path`; when the block ends well, it becomes `path` in one step.
+    """Makes a folder beside `path`, which replaces `path` in one step when the block ends without an error.
 
-    Raises UsageError where something stands there that may not be replaced (`keep` is a file that must stay);
-    ProjectError where it cannot be written. Whatever ends the block early leaves `path` as it was.
+    keep: a file that must not be replaced. Raises UsageError if `path` may not be replaced, ProjectError if it cannot
+    be written. If the block ends early, `path` stays as it was.
     """
-    path = Path(os.path.abspath(path))  # `..` goes, links stay
+    path = Path(os.path.abspath(path))  # resolves `..` but not links
     check_free(path, keep=keep, force=force)
     new = path.parent / f".project7-tmp-{secrets.token_hex(8)}"
     try:
@@ -399,6 +400,7 @@ def replacing_folder(path: Path, *, keep: Path, force: bool) -> Iterator[Path]:
 
 
 def check_free(path: Path, *, keep: Path, force: bool) -> None:
+    """Raises UsageError unless an export may be written to `path`."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UsageError(f"--to {path} is no folder; give one that is new or empty.")
     if any(path in [place, *place.parents] for place in (Path.cwd(), Path(os.path.abspath(keep)))):
@@ -408,9 +410,9 @@ def check_free(path: Path, *, keep: Path, force: bool) -> None:
 
 
 def settle(folder: Path) -> None:
-    """Brings everything to the disk, and lets those read it who may read what this person writes.
+    """Flushes all files to the disk, and gives them the permissions of the umask, as project7.json has them.
 
-    safetensors writes with mode 0600; project7.json has the mode that the umask gives.
+    safetensors writes files with mode 0600.
     """
     mode = (folder / "project7.json").stat().st_mode & 0o777
     for file in (path for path in folder.rglob("*") if path.is_file()):
@@ -420,7 +422,7 @@ def settle(folder: Path) -> None:
 
 
 def exchange(new: Path, path: Path) -> None:
-    """`new` becomes `path`. What stood there goes, but for files that are none of an export's: they move over."""
+    """Replaces `path` by `new`. Files in `path` that do not belong to an export are moved to the new folder."""
     if not path.exists():
         new.rename(path)
         return

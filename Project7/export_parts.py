@@ -24,5 +24,7 @@ class ExportParts(NamedTuple):
 
 def one_pass(function: Callable[..., Any], outputs: Channels, *, sees: bool) -> ExportParts:
     """L, and the view of an encoder where there is one -> the answer."""
-    inputs: Channels = {"L": ("L",)} | ({VIEW: ("L",)} if sees else {})
+    inputs: Channels = {"L": ("L",)}
+    if sees:
+        inputs[VIEW] = ("L",)
     return ExportParts({"onnx": ExportGraph(function, inputs, outputs)}, {})

@@ -1,6 +1,6 @@
 """Fréchet distances between two sets of photos: in the features of Inception-v3 (FID), and of our own JudgeResNet.
 
-torchmetrics does the sums; here the networks are found, and what cannot be had says why.
+torchmetrics computes them. Here the networks are loaded; if one is not available, the result says why.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from Project7.errors import sentence
 from Project7.feature_networks import FeaturesMissing, JudgeFeatures, load_network, read_about, shipped
 
 FRECHET = ("fid", "frechet_judge")  # keys of a row: in the features of Inception-v3, and of JudgeResNet
-_TOGETHER = 64  # photos at a time
+_TOGETHER = 64  # photos that go through a network at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What a Fréchet distance is measured with, once it has been fed with the truth."""
+    """A network to measure Fréchet distances with, which has seen the true photos."""
 
     metric: Any  # torchmetrics' FrechetInceptionDistance
     about: dict[str, Any]  # for the protocol: name, features, hash, accuracy
@@ -32,26 +32,27 @@ class Network:
 def frechet(network: Network, pictures: np.ndarray) -> float:
     """The Fréchet distance of pictures (N, H, W, 3) uint8 to the truth, lower is better (Heusel et al. 2017, eq. 6).
 
-    |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), of the means and covariances of their features, in float64. It has no
-    interval: it falls with the number of photos, and a resampled set is a smaller one.
+    |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of the means m and covariances C of the features, in float64. There is no
+    interval for it: the distance depends on the number of different photos, which resampling reduces.
     """
-    network.metric.reset()  # of the answer before; the truth's features stay
+    network.metric.reset()  # forgets the pictures of the previous call; the features of the true photos stay
     feed(network.metric, pictures, real=False)
     return max(0.0, float(network.metric.compute()))
 
 
 @torch.no_grad()
 def feed(metric: Any, photos: np.ndarray, *, real: bool) -> None:
+    """Shows photos (N, H, W, 3) uint8 to a metric of torchmetrics; real: whether they are the true photos."""
     for start in range(0, len(photos), _TOGETHER):
         metric.update(color.channels_first(photos[start : start + _TOGETHER]), real=real)
 
 
 def find_networks(settings: EvaluateConfig, truth: np.ndarray, missing: dict[str, str]) -> dict[str, Network]:
-    """The networks of FRECHET that can be had for these photos; the others' reasons are added to `missing`."""
+    """The networks of FRECHET that are available for these photos. For the others the reason is added to `missing`."""
     found = {}
-    for key, find in (("fid", lambda: find_inception(settings.inception_weights)), ("frechet_judge", find_judge)):
+    for key in FRECHET:
         try:
-            network = find()
+            network = find_inception(settings.inception_weights) if key == "fid" else find_judge()
         except FeaturesMissing as error:
             missing[key] = str(error)
             continue
@@ -64,10 +65,11 @@ def find_networks(settings: EvaluateConfig, truth: np.ndarray, missing: dict[str
 
 
 def find_judge() -> Network:
-    """JudgeResNet, as it comes with the toolkit. Raises FeaturesMissing where its weights are not there."""
+    """JudgeResNet as it comes with the toolkit. Raises FeaturesMissing if its weights are missing."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    judge = JudgeFeatures(load_network("judge"))
+    network: Any = load_network("judge")
+    judge = JudgeFeatures(network)
     header = read_about("judge")
     about = {"network": "JudgeResNet", "features": judge.num_features, "sha256": file_sha256(shipped("judge"))}
     about |= {name: float(header[name]) for name in ("top1", "top5") if name in header}
@@ -75,9 +77,9 @@ def find_judge() -> Network:
 
 
 def find_inception(weights: str | None) -> Network:
-    """Inception-v3 of torch-fidelity, from `weights` or torch's cache; nothing is downloaded.
+    """Inception-v3 of torch-fidelity, from the file `weights` or from torch's cache; nothing is downloaded.
 
-    Raises FeaturesMissing where the library or its weights are not there.
+    Raises FeaturesMissing if the library or the weights are missing.
     """
     if importlib.util.find_spec("torch_fidelity") is None:
         raise FeaturesMissing("torch-fidelity is not installed: pip install torch-fidelity")
@@ -89,7 +91,7 @@ def find_inception(weights: str | None) -> Network:
     if not path.exists():
         raise FeaturesMissing(f"no {kept.name} in torch's cache; give --inception-weights FILE")
     try:
-        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run any code in it
+        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run code in the file
         metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(path), reset_real_features=False)
     except Exception as error:  # torch and pickle raise a dozen kinds for damaged or foreign files
         raise FeaturesMissing(f"{path} is not Inception-v3 of torch-fidelity ({sentence(error)[:120]})") from None
@@ -97,5 +99,6 @@ def find_inception(weights: str | None) -> Network:
 
 
 def file_sha256(path: Path) -> str:
+    """64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,15 +1,15 @@
 """Measures of a coloured photo, as functions of uint8 RGB arrays (..., H, W, 3).
 
-No torch here: the data set filters with them.
+Imports no torch: the data set uses them to filter photos.
 """
 
 import numpy as np
 
-PSNR_CAP = 60.0  # a gray photo is answered exactly, and an infinite PSNR would drown the mean
+PSNR_CAP = 60.0  # dB: a gray photo is coloured exactly, and its infinite PSNR would make the mean infinite
 
 
 def psnr(rgb: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio a photo, in dB, at most 60: (..., H, W, 3) uint8 twice -> (...)."""
+    """Peak signal-to-noise ratio per photo in dB, at most 60: (..., H, W, 3) uint8 twice -> (...)."""
     error = np.square(rgb.astype(np.float32) - truth.astype(np.float32)).mean(axis=(-3, -2, -1))
     return np.minimum(10 * np.log10(255**2 / np.maximum(error, 1e-9)), PSNR_CAP)
 
@@ -30,11 +30,11 @@ def ab_rmse(ab: np.ndarray, truth: np.ndarray) -> float:
 
 
 def energy_score(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Energy score a photo (Gneiting & Raftery 2007, eq. 22), lower is better: samples (K, B, 2, H, W), truth (B,
-    2, H, W) -> (B,).
+    """Energy score per photo (Gneiting & Raftery 2007, eq. 22), lower is better: samples (K, B, 2, H, W), truth
+    (B, 2, H, W) -> (B,).
 
-    mean_k |x_k - y| - 1/2 mean_{k != l} |x_k - x_l|, over the K (K - 1) pairs. The norm is the root mean square over a
-    photo's pixels and both channels, so the score is in Lab units and for one certain answer equals its RMSE.
+    mean_k |x_k - y| - 1/2 mean_{k != l} |x_k - x_l|, over the K (K - 1) pairs. The norm is the root mean square over
+    the pixels of a photo and both channels. So the score is in Lab units, and with K = 1 it is the RMSE.
     """
     count = len(samples)
     error = np.mean([_rms(x - truth) for x in samples], axis=0)
@@ -49,14 +49,13 @@ def _rms(ab: np.ndarray) -> np.ndarray:
 
 
 def diversity(samples: np.ndarray) -> np.ndarray:
-    """How far several answers to a photo lie apart: (K, B, 2, H, W), K > 1 -> (B,), the mean over pairs, in Lab
-    units."""
+    """The mean distance between two answers to the same photo: (K, B, 2, H, W), K > 1 -> (B,), in Lab units."""
     return np.mean([_rms(samples[k] - samples[j]) for k in range(len(samples)) for j in range(k)], axis=0)
 
 
 def ssim(rgb: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity (Wang et al. 2004: Gaussian window, sigma 1.5), the mean over the channels: (B, H, W, 3)
-    uint8 twice, H and W of 11 or more -> (B,)."""
+    """Structural similarity per photo (Wang et al. 2004: Gaussian window, sigma 1.5), averaged over the channels:
+    (B, H, W, 3) uint8 twice, H and W at least 11 -> (B,)."""
     from skimage.metrics import structural_similarity
 
     settings = {"channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -65,7 +64,7 @@ def ssim(rgb: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def ciede2000(rgb: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The mean CIEDE2000 difference (Sharma et al. 2005) over the pixels of a photo: (B, H, W, 3) uint8 twice ->
+    """CIEDE2000 difference per photo (Sharma et al. 2005), averaged over the pixels: (B, H, W, 3) uint8 twice ->
     (B,)."""
     from skimage.color import deltaE_ciede2000, rgb2lab
 

@@ -1,6 +1,6 @@
-"""models/<name>/: names, places, listing, history and the lock.
+"""The folder models/<name>/: names, files, listing, history and the lock.
 
-No torch here, so prompts and `project7 models` are quick.
+Imports no torch, so that prompts and `project7 models` are quick.
 """
 
 import json
@@ -19,12 +19,11 @@ from Project7.errors import ProjectError, UsageError
 
 _PACKAGE = Path(__file__).resolve().parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_LIST_OF_NUMBERS = re.compile(r"\[[\s\d.,eE+-]*\]")  # goes on one line of the history
+_LIST_OF_NUMBERS = re.compile(r"\[[\s\d.,eE+-]*\]")  # is written on one line of the history
 
 
 def default_models_dir() -> Path:
-    """`models/` of this checkout, wherever the command is called from; of the current folder once installed
-    elsewhere."""
+    """`models/` in this checkout, whatever the current folder is; in the current folder if the package is installed."""
     return _PACKAGE.parent / "models" if _in_checkout() else Path("models")
 
 
@@ -33,8 +32,7 @@ def _in_checkout() -> bool:
 
 
 def check_name(name: str) -> str:
-    """Raises UsageError unless `name` can name a model: it becomes a folder, on every system, and never leaves
-    `models/`."""
+    """Raises UsageError unless `name` can name a model: a folder inside `models/`, on every operating system."""
     if not _NAME.fullmatch(name) or name.endswith("."):
         raise UsageError(
             f"{name!r} cannot name a model: use 1 to 64 of the letters A-Z and a-z, digits, '.', '_' and '-', starting "
@@ -84,9 +82,9 @@ class ModelFolder:
 
 
 def open_folder(models_dir: Path, name: str) -> ModelFolder:
-    """The folder of a model, existing or to be.
+    """The folder of a model, which need not exist yet.
 
-    Raises UsageError for a bad name or a link that leads out of `models_dir`.
+    Raises UsageError for a bad name, or for a link that leads out of `models_dir`.
     """
     path = Path(models_dir) / check_name(name)
     if path.is_symlink() and not path.resolve().is_relative_to(Path(models_dir).resolve()):
@@ -95,13 +93,14 @@ def open_folder(models_dir: Path, name: str) -> ModelFolder:
 
 
 def shipped_models() -> list["ModelSummary"]:
-    """The models that come with the toolkit: in `models/` of the checkout, or of the installed package."""
+    """The models that come with the toolkit, from `models/` in the checkout or in the installed package."""
     models = list_models((_PACKAGE.parent if _in_checkout() else _PACKAGE) / "models")
     return [model for model in models if model.config and model.config.shipped]
 
 
 def existing_folder(models_dir: Path, name: str) -> ModelFolder:
-    """The folder of a model, or of a shipped one where `models_dir` has none of that name."""
+    """The folder of a model; of a shipped model if `models_dir` has none of this name. Raises UsageError without
+    either."""
     folder = open_folder(models_dir, name)
     if not folder.exists():
         if shipped := next((model for model in shipped_models() if model.name == name), None):
@@ -113,7 +112,7 @@ def existing_folder(models_dir: Path, name: str) -> ModelFolder:
 
 
 def create(folder: ModelFolder) -> None:
-    """Makes the folder and proves that it can be written, before hours are spent on training."""
+    """Makes the folder and checks that it can be written to, before hours are spent on training (else ProjectError)."""
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         sweep(folder.path)
@@ -127,7 +126,10 @@ def create(folder: ModelFolder) -> None:
 
 @contextmanager
 def locked(folder: ModelFolder) -> Iterator[None]:
-    """Holds the folder for one trainer. The lock is the system's: it ends with the process, however that ends."""
+    """Reserves the folder for one trainer. The operating system releases the lock when the process ends, in any way.
+
+    Raises ProjectError if another process has it.
+    """
     from filelock import FileLock, Timeout
 
     owner = folder.path / ".lock-owner"
@@ -164,7 +166,7 @@ def write_history(folder: ModelFolder, history: list[dict]) -> None:
 
 
 def read_history(folder: ModelFolder) -> list[dict] | None:
-    """One entry an epoch; None where the file is damaged, [] where there is none."""
+    """One entry per epoch; None if the file is damaged, [] if there is none."""
     try:
         history = json.loads(folder.history.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -176,7 +178,7 @@ def read_history(folder: ModelFolder) -> list[dict] | None:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged file to a free name beside it; nothing is thrown away."""
+    """Renames a damaged file to an unused name beside it, so that nothing is lost. Returns the new path."""
     for number in range(1, 1000):
         aside = path.with_name(f"{path.name}.damaged-{number}")
         if not aside.exists():
@@ -187,15 +189,15 @@ def set_aside(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A line of the models table."""
+    """One model in the table of `project7 models`."""
 
     folder: ModelFolder
-    config: RunConfig | None  # None where config.json is missing or damaged
+    config: RunConfig | None  # None if config.json is missing or damaged
     epochs: int
     best_val_loss: float | None
     changed: datetime | None  # of the weights
     size: int  # bytes of best_model.pth
-    complete: bool  # all planned epochs are done
+    complete: bool  # whether all planned epochs are done
 
     @property
     def name(self) -> str:
@@ -203,12 +205,12 @@ class ModelSummary:
 
 
 def list_models(models_dir: Path) -> list[ModelSummary]:
-    """Every model of the folder, by name."""
+    """Every model in the folder, sorted by name."""
     models_dir = Path(models_dir)
     names = sorted(p.name for p in models_dir.iterdir() if p.is_dir()) if models_dir.is_dir() else []
     models = []
     for name in names:
-        with suppress(UsageError):  # a folder that is no model, or a link that leads elsewhere
+        with suppress(UsageError):  # a folder that cannot be a model, or a link that leads elsewhere
             models.append(open_folder(models_dir, name))
     return [summarize(folder) for folder in models if folder.exists()]
 
@@ -222,7 +224,7 @@ def summarize(folder: ModelFolder) -> ModelSummary:
     latest = history[-1] if history else {}
     epochs = latest.get("epoch", len(history))
     losses = [v for e in history if isinstance(v := e.get("val_loss"), int | float) and isfinite(v)]
-    # Not the lowest of the history, where there is better: its objective may have changed on the way.
+    # The lowest loss of the history is only a fallback: the objective may have changed during training.
     best = latest.get("best_val_loss", min(losses, default=None))
     weights = next((path for path in (folder.best, folder.last) if path.exists()), None)
     return ModelSummary(
@@ -232,7 +234,7 @@ def summarize(folder: ModelFolder) -> ModelSummary:
         best_val_loss=best if isinstance(best, int | float) and isfinite(best) else None,
         changed=datetime.fromtimestamp(weights.stat().st_mtime) if weights else None,
         size=weights.stat().st_size if weights else 0,
-        complete=bool(config) and isinstance(epochs, int) and epochs >= config.training.epochs,
+        complete=config is not None and isinstance(epochs, int) and epochs >= config.training.epochs,
     )
 
 

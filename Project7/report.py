@@ -1,11 +1,12 @@
-"""What a run shows: rich progress in a terminal, plain lines in a pipe, TensorBoard scalars, comparison pictures."""
+"""Shows a run: rich progress in a terminal, plain lines in a pipe, TensorBoard scalars, comparison pictures."""
 
 import contextlib
 import math
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Column
 
 from Project7.config import RunConfig
@@ -22,16 +23,17 @@ _SCALAR_INTERVAL = 10  # steps between the points of a TensorBoard curve
 class Report:
     """Shows each `Progress` of a run.
 
-    A picture or a curve that cannot be written is said once, and training goes on.
+    If a picture or a curve cannot be written, this is reported once, and training continues.
     """
 
     def __init__(self, folder: ModelFolder, config: RunConfig, console: Console):
         self.folder, self.config, self.console = folder, config, console
         self.troubles: set[str] = set()
-        self.last_picture = None
+        self.last_picture: Path | None = None
         self.psnr = math.nan
         self.step = 0
-        self.writer = self.task = None
+        self.writer: Any = None
+        self.task: TaskID | None = None
 
     def __enter__(self):
         self.bar = Progress(
@@ -104,7 +106,7 @@ class Report:
         return f"{line}  {entry['images_per_second']:.0f} images/s"
 
     def write_comparison(self, progress) -> None:
-        """gray | colour | truth, a row a photo, to pictures/ and TensorBoard."""
+        """Writes gray | colour | truth, a row per photo, to pictures/ and to TensorBoard."""
         shown = progress.comparison
         picture = sheet([shown.gray, shown.colour, shown.truth])
         self.folder.pictures.mkdir(exist_ok=True)
@@ -114,7 +116,7 @@ class Report:
         self.tensorboard().add_image("gray | colour | truth", picture, progress.step, dataformats="HWC")
 
     def write_scalars(self, progress) -> None:
-        """Losses and rates every few steps, the validation's measures once an epoch."""
+        """Writes losses and rates every few steps, and the measures of the validation once per epoch."""
         values = {f"train/{name}": value for name, value in progress.losses.items()}
         values |= {
             "train/learning_rate": progress.learning_rate,
@@ -141,7 +143,7 @@ class Report:
 
 
 def numbers(progress, psnr: float) -> str:
-    """The figures of a step, in one line."""
+    """The numbers of a step in one line."""
     losses = terms(progress.losses, only_loss=True)
     shown = f"  PSNR {psnr:.1f} dB" if math.isfinite(psnr) else ""
     left = f"  {clock(progress.seconds_left)} left" if math.isfinite(progress.seconds_left) else ""
@@ -149,9 +151,9 @@ def numbers(progress, psnr: float) -> str:
 
 
 def terms(losses: dict[str, float], *, only_loss: bool = False) -> str:
-    """loss 0.2893 = mse 0.2711 + perceptual 0.0182 (0.1823) ...: each term as it counts, in brackets unweighted.
+    """loss 0.2893 = mse 0.2711 + perceptual 0.0182 (0.1823) ...: each term weighted, and in brackets unweighted.
 
-    Then what is measured besides (the discriminator's answers), unless only the loss is wanted.
+    Then the other measures (such as the outputs of the discriminator), unless only_loss.
     """
     weighted = {n.removeprefix(WEIGHTED): v for n, v in losses.items() if n.startswith(WEIGHTED)}
     parts = []

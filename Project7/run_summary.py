@@ -1,4 +1,4 @@
-"""A run in words before it begins: its table, and the objective with the weights of its terms."""
+"""Describes a run before it begins: its table, and its objective with the weights of the terms."""
 
 from rich.table import Table
 from rich.text import Text
@@ -8,7 +8,7 @@ from Project7.model_folder import ModelFolder
 
 
 def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validation: int, device: str) -> Table:
-    """What is about to be trained, before it begins."""
+    """The table of what is about to be trained."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     model, settings = config.model, config.training
     rows = {
@@ -26,7 +26,7 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
 
 
 def objective_text(config: RunConfig) -> str:
-    """The weights of the terms, before any network is loaded."""
+    """The terms of the objective with their weights. Loads no network."""
     objective = config.objective
     if config.loss:
         return loss_text(config.loss)

@@ -18,8 +18,8 @@ def side_by_side(pictures: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
 
 
 def sheet(columns: list[np.ndarray], *, smallest: int = 128) -> np.ndarray:
-    """Pictures of one size, (K, H, W, 3) uint8 a column -> one sheet, a row a photo, small pictures enlarged in
-    whole steps."""
+    """Columns of pictures (K, H, W, 3) uint8, all of one size -> one sheet (H', W', 3) with a row per photo. Pictures
+    narrower than `smallest` pixels are enlarged by a whole factor."""
     scale = max(1, smallest // columns[0].shape[1])
     rows = [
         side_by_side([np.kron(p, np.ones((scale, scale, 1), np.uint8)) for p in row])
