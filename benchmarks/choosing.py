@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Which of several answers to show, and how calm: read-outs of one model's samples, side by side.
 
-    python benchmarks/choosing.py MODEL --data PATH [--photos 400] [--size 64] [--candidates 8] [--sheet FILE.png]
+    python benchmarks/choosing.py MODEL --data PATH [--photos 400] [--size 64] [--candidates 8]
+        [--guidance 1] [--sheet FILE.png]
 
 The samples are drawn once; each row settles them in another way. `class` is the share of photos in which JudgeResNet
 sees the same class as in the true photo.
@@ -30,7 +31,7 @@ SHEET = 24
 
 
 @torch.no_grad()
-def draw(colorizer: Colorizer, photos, count: int, batch: int = 16):
+def draw(colorizer: Colorizer, photos, count: int, guidance: float, batch: int = 16):
     """Small L (N, 1, h, w), the samples (N, K, 2, h', w') and the head's mean in Lab units, its likelihoods (N, K)."""
     model, found = colorizer.model, []
     for start in range(0, len(photos.images), batch):
@@ -38,7 +39,7 @@ def draw(colorizer: Colorizer, photos, count: int, batch: int = 16):
         small = shrink(L, colorizer.working_shape(L.shape[-2:], None))
         maps = colorizer.look(list(L.split(1)))
         noise = [generator(0, 0, name) for name in photos.names[start : start + batch]]
-        samples, context = model.draw(small, noise, None, maps, candidates=count)
+        samples, context = model.draw(small, noise, None, maps, guidance=guidance, candidates=count)
         lab = model.to_lab(samples)
         likelihood = [model.head.log_likelihood(context.answer, lab[:, k]) for k in range(count)]
         found.append((small, lab, model.head.mean(context.answer), torch.stack(likelihood, dim=1)))
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=400)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--candidates", type=int, default=8)
+    parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument("--sheet", type=Path, help="write gray | read-outs | truth of the first photos")
     arguments = parser.parse_args()
@@ -99,7 +101,7 @@ def main() -> None:
     where = {"limit": arguments.photos, "cache_dir": arguments.cache_dir}
     photos = open_photos(arguments.data, size=arguments.size, **where)
     truth = np.array(photos.images)
-    small, lab, head, likelihood = draw(colorizer, photos, arguments.candidates)
+    small, lab, head, likelihood = draw(colorizer, photos, arguments.candidates, arguments.guidance)
     judge, network = load_network("judge"), find_judge()
     feed(network.metric, truth, real=True)
     seen, ab_truth = classes(judge, truth), color.rgb_to_lab(color.channels_first(truth))[:, 1:]
