@@ -44,6 +44,7 @@ def settings(stored: RunConfig, epochs: int) -> RunConfig:
     """The last stage's, as a continuation can use them: the place of the data is `data/`, the rate is constant."""
     data = stored.data.model_copy(update={"data": tuple(f"data/{Path(source).name}" for source in stored.data.data)})
     changes = {"epochs": epochs, "lr_schedule": "constant", "learning_rate": RATE, "mixed_precision": "auto"}
+    changes |= {"cache_features": False}  # of other photos
     training = stored.training.model_copy(update=changes)
     return stored.model_copy(update={"data": data, "training": training, "shipped": True})
 

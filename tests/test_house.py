@@ -85,11 +85,13 @@ def imports(source: str) -> Iterator[tuple[str, int]]:
         for name in names:
             top, module = [*name.split("."), "__init__"][:2]
             if top == "Project7":
-                yield "__init__" if module == "__version__" else module, node.lineno
+                yield "__init__" if module in ("__version__", "Colorizer") else module, node.lineno
 
 
 def uphill(module: str, source: str) -> list[str]:
-    """The imports of a module that do not run down."""
+    """The imports of a module that do not run down. The package's own names are the way in from outside."""
+    if module == "__init__":
+        return []
     return [
         f"{module}.py:{number} imports {name}"
         for name, number in imports(source)
@@ -165,6 +167,14 @@ for name in {there}:
 """
     result = run_python(code, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_colorizer_is_a_name_of_the_package(tmp_path):
+    """And torch is imported when it is asked for, not before."""
+    code = "import sys, Project7; assert 'torch' not in sys.modules; from Project7 import Colorizer; print(Colorizer)"
+    result = run_python(code, cwd=tmp_path)
+    assert (result.stdout, result.returncode) == ("<class 'Project7.colorize.Colorizer'>\n", 0)
+    assert "no attribute 'Colourizer'" in run_python("import Project7; Project7.Colourizer", cwd=tmp_path).stderr
 
 
 def test_importing_does_nothing(tmp_path):
