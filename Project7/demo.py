@@ -10,6 +10,7 @@ from rich.console import Console
 
 from Project7 import model_folder, recipe
 from Project7.config import RunConfig
+from Project7.invocation import command
 from Project7.model_config import DiffusionConfig
 from Project7.model_folder import ModelFolder
 from Project7.training_config import DataConfig, TrainingConfig
@@ -110,5 +111,7 @@ def show_photos(folder: ModelFolder, output: Path, console: Console) -> None:
         console.print(f"  gray | colour | truth   {output / f'{name}-gray-colour-truth.png'}", highlight=False)
         console.print(f"  in colour, full size    {output / f'{name}.png'}", highlight=False)
     more = "A model that has seen more knows more: python Project7/train_diffusion.py"
-    yours = "Your photos: project7 colorize PHOTO    a model of your own from a few photos: project7 demo --train"
-    console.print(f"\n{more if folder.name == 'demo' else yours}", highlight=False)
+    program = command()
+    yours = f"Your photos: {program} colorize PHOTO\nIn the browser: {program} serve --open\n"
+    yours += f"A model of your own from a few photos: {program} demo --train"
+    console.print(f"\n{more if folder.name == 'demo' else yours}", highlight=False, markup=False)

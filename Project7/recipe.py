@@ -18,6 +18,7 @@ from rich.console import Console
 from Project7 import flags, model_folder, prompts
 from Project7.config import RunConfig
 from Project7.errors import StopSignals, UsageError
+from Project7.invocation import command
 from Project7.loss_config import LOSS_TRAINING, LossConfig
 from Project7.model_config import ENCODER, RegressionConfig
 from Project7.model_folder import ModelFolder
@@ -440,5 +441,7 @@ def summarize(folder: ModelFolder, report, console: Console) -> None:
         if path and path.exists():
             console.print(f"  {name:<12}{path}", highlight=False)
     console.print(
-        f"Colour a photo with it: project7 colorize PHOTO --model {folder.name} --output outputs", highlight=False
+        f"Colour a photo with it: {command()} colorize PHOTO --model {folder.name} --output outputs",
+        highlight=False,
+        markup=False,
     )

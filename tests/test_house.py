@@ -17,7 +17,7 @@ PACKAGE = ROOT / "Project7"
 
 # A module imports only from the lines above its own.
 ORDER = """
-__init__ errors
+__init__ errors invocation
 settings sheet
 counting atomic_file answer_config loss_config training_config color processes
 model_config
