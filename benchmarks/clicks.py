@@ -21,8 +21,6 @@ from Project7.dataset import open_photos
 from Project7.opened import OpenPhoto
 from Project7.photo import from_array
 
-COUNTS = (0, 1, 2, 5, 10, 50)
-
 
 def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
     off = np.square(picture.astype(float) - truth).mean()
@@ -33,11 +31,11 @@ def told(truth: np.ndarray, x: int, y: int) -> tuple[int, int, str]:
     return x, y, "#" + "".join(f"{value:02x}" for value in truth[y, x].tolist())
 
 
-def curve(opened: OpenPhoto, truth: np.ndarray, place) -> list[float]:
-    """PSNR at each of COUNTS; place(opened) names the next pixel."""
+def curve(opened: OpenPhoto, truth: np.ndarray, place, counts: list[int]) -> list[float]:
+    """PSNR at each of the counts; place(opened) names the next pixel."""
     found = []
-    for count in range(COUNTS[-1] + 1):
-        if count in COUNTS:
+    for count in range(max(counts) + 1):
+        if count in counts:
             found.append(psnr(opened.picture(), truth))
         opened.hint(*told(truth, *place(opened)))
     return found
@@ -60,15 +58,17 @@ def main() -> int:
     parser.add_argument("--data", default="samples")
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--size", type=int, help="side of the squares (that of the model's training)")
+    parser.add_argument("--counts", type=int, nargs="+", default=[0, 1, 2, 5, 10, 50], help="hints")
     given = parser.parse_args()
+    counts = sorted(given.counts)
     colorizer = Colorizer.load(given.model)
     photos = open_photos(given.data, size=given.size or colorizer.config.data.image_size, limit=given.limit)
     rows = {"best click": [], "random": []}
     for number, truth in enumerate(photos.images):
         gray = color.channels_last(color.gray(color.channels_first(np.ascontiguousarray(truth))[None]))[0]
         for name, place in {"best click": OpenPhoto.best_click, "random": at_random(f"clicks/{number}")}.items():
-            rows[name].append(curve(colorizer.open(from_array(gray)), truth, place))
-    print(f"{'hints':>12} " + " ".join(f"{count:>7}" for count in COUNTS))
+            rows[name].append(curve(colorizer.open(from_array(gray)), truth, place, counts))
+    print(f"{'hints':>12} " + " ".join(f"{count:>7}" for count in counts))
     for name, values in rows.items():
         print(f"{name:>12} " + " ".join(f"{value:7.2f}" for value in np.mean(values, axis=0)))
     gain = np.subtract(rows["best click"], rows["random"])
