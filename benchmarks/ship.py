@@ -42,7 +42,9 @@ def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
 
 def settings(stored: RunConfig, epochs: int) -> RunConfig:
     """The last stage's, as a continuation can use them: the place of the data is `data/`, the rate is constant."""
-    data = stored.data.model_copy(update={"data": tuple(f"data/{Path(source).name}" for source in stored.data.data)})
+    places = tuple(f"data/{Path(source).name}" for source in stored.data.data)
+    crops = stored.data.crops[:1]  # one number fits any sources that a continuation names
+    data = stored.data.model_copy(update={"data": places, "crops": crops})
     changes = {"epochs": epochs, "lr_schedule": "constant", "learning_rate": RATE, "mixed_precision": "auto"}
     changes |= {"cache_features": False}  # of other photos
     training = stored.training.model_copy(update=changes)

@@ -346,7 +346,7 @@ def learn(
     model: RegressionColorizer, loss: LossConfig | None, photos: Tensor, *, steps: int = 60, rate: float = 1e-2
 ) -> list[float]:
     """The loss of each step."""
-    objective = Objective(None, loss=loss, image_size=16, device=torch.device("cpu"), own=model.LOSS)
+    objective = Objective(None, loss=loss, image_size=16, device=torch.device("cpu"), method_loss=model.LOSS)
     objective.begin(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     constants, weights, losses = (model.ab_mean, model.ab_std), objective.weights(0), []

@@ -118,8 +118,8 @@ def test_its_answers_differ_where_they_may(name, measured):
     assert (measured(name)["diversity"] > 2).all()
 
 
-def test_hints_are_worth_a_lot(measured):
-    assert measured("base", hints=10)["energy_score"].mean() < 0.75 * measured("base")["energy_score"].mean()
+def test_ten_hints_help(measured):
+    assert measured("base", hints=10)["energy_score"].mean() < 0.92 * measured("base")["energy_score"].mean()
 
 
 # -- where they are found --------------------------------------------------------------------------------------------
