@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from Project7 import color
-from Project7 import colorize as painting
+from Project7 import color, painting
 from Project7.batch import Batch, BatchRandom
 from Project7.checkpoints import load_model, save_checkpoint
 from Project7.colorize import Colorizer
