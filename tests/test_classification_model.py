@@ -566,7 +566,7 @@ def test_options_of_the_method():
     assert method_options(ours, ColorizeConfig(), set()) == {}, "one answer is the likeliest"
     assert method_options(ours, ColorizeConfig(variety=0.3, variants=2), {"variety"}) == {"variety": 0.3}
     found = method_options(diffusion(), ColorizeConfig(steps=3, candidates=2, calm=0.5), {"steps"})
-    assert found == {"steps": 3, "sampler": "dpm++", "candidates": 2, "calm": 0.5}
+    assert found == {"steps": 3, "sampler": "dpm++", "guidance": 1.0, "candidates": 2, "calm": 0.5}
     assert method_options(diffusion(), ColorizeConfig(fast=True), set())["candidates"] == 1
 
 

@@ -14,6 +14,7 @@ from Project7.answer_config import SAMPLERS
 from Project7.errors import UsageError
 from Project7.model_config import DiffusionConfig
 from Project7.samplers import even_places, make_noise_scheduler, make_sampler, respaced_betas, sample, shifted_betas
+from Project7.settings import parse_settings
 
 MEAN, STD, COUNT = 0.2, 0.3, 4000
 
@@ -287,7 +288,7 @@ def test_zero_terminal_snr_leaves_the_first_step_as_it_is(timesteps):
 def test_refused_schedules_name_the_flags_that_cure(schedule):
     names = ("prediction_type", "beta_schedule", "zero_terminal_snr")
     with pytest.raises(UsageError) as error:
-        settings.build(DiffusionConfig, dict(zip(names, schedule, strict=True)))
+        parse_settings(DiffusionConfig, dict(zip(names, schedule, strict=True)))
     message = str(error.value)
     assert "--beta-schedule linear" in message
     if schedule[2]:
@@ -311,7 +312,7 @@ def test_a_schedule_that_leaves_a_picture_is_refused_here_too(timesteps):
 
 
 def test_classic_choices_alone_mean_the_classic_pair():
-    conf = settings.build(DiffusionConfig, {"prediction_type": "epsilon"})
+    conf = parse_settings(DiffusionConfig, {"prediction_type": "epsilon"})
     assert (conf.beta_schedule, conf.zero_terminal_snr) == ("linear", False)
     make_noise_scheduler(conf)
 
@@ -360,7 +361,7 @@ def test_a_shift_divides_the_signal_to_noise_ratio_by_its_square(schedule, times
 @every_shifted
 def test_a_shift_of_1_leaves_the_schedule_bit_for_bit(schedule):
     """Models of before keep their schedule."""
-    without = settings.build(DiffusionConfig, dict(zip(("prediction_type", "beta_schedule"), schedule, strict=False)))
+    without = parse_settings(DiffusionConfig, dict(zip(("prediction_type", "beta_schedule"), schedule, strict=False)))
     assert torch.equal(
         make_noise_scheduler(settings(schedule)).alphas_cumprod, make_noise_scheduler(without).alphas_cumprod
     )

@@ -16,7 +16,7 @@ from terminal import ENTER, answer, open_terminal
 
 from Project7.checkpoints import load_checkpoint
 from Project7.colorize import Colorizer
-from Project7.perceptual_loss import make_features
+from Project7.perceptual_loss import PerceptualLoss
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT, MSE_SCRIPT = ROOT / "Project7" / "train_diffusion_v2.py", ROOT / "Project7" / "train_diffusion.py"
@@ -238,7 +238,10 @@ def test_the_weights_of_vgg16_from_a_file(tmp_path, photos, offline):
     """A file that is something else is refused, and asked for again."""
     other, weights = tmp_path / "other.pth", tmp_path / "vgg16.pth"
     torch.save({"features.0.weight": torch.zeros(2)}, other)
-    state = {f"features.{name}": torch.rand_like(t) * 0.1 for name, t in make_features().state_dict().items()}
+    state = {
+        f"features.{name}": torch.rand_like(t) * 0.1
+        for name, t in PerceptualLoss("vgg16").features.state_dict().items()
+    }
     torch.save(state | {"classifier.6.bias": torch.zeros(1000)}, weights)  # in torchvision's format
     child = missing_weights(tmp_path / "models", photos)
     child.send("2" + ENTER)
