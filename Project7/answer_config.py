@@ -61,6 +61,14 @@ Denoise = Annotated[
         le=1,
     ),
 ]
+Levels = Annotated[
+    Literal["off", "network", "auto"],
+    setting(
+        "off",
+        "a faded photo's darkest percent becomes black and its lightest white: for the network alone, or in the "
+        "picture too (auto)",
+    ),
+]
 Temperature = Annotated[
     float | None,
     setting(
@@ -90,6 +98,7 @@ class ColorizeConfig(BaseModel):
     saturation: Saturation
     warmth: Warmth
     denoise: Denoise
+    levels: Levels
     steps: Steps
     fast: bool = setting(False, f"one candidate in {FAST_STEPS} denoising steps: a fraction of the time")
     sampler: Sampler
@@ -97,7 +106,10 @@ class ColorizeConfig(BaseModel):
     variety: float | None = setting(
         None, "how far a classification model leaves the likeliest answer (0; with --variants 1)", ge=0, le=10
     )
-    format: Literal["png", "jpg", "webp"] = setting("png", "of the pictures: lossless, or smaller files")
+    format: Literal["png", "tif", "jpg", "webp"] = setting(
+        "png", "of the pictures: png and tif are lossless, and keep the 16 bits of a scan; jpg and webp are smaller"
+    )
+    skip_colour: bool = setting(False, "leave photos as they are that have colours of their own")
     confidence: bool = setting(False, "also write a classification model's map of where it is sure (white)")
     precision: Precision
     working_size: int | None = setting(

@@ -12,7 +12,7 @@ from typing import Any
 from Project7 import errors, flags, model_folder
 from Project7.answer_config import ColorizeConfig, EvaluateConfig
 from Project7.errors import ProjectError, UsageError
-from Project7.model_config import ClassificationConfig
+from Project7.model_config import METHOD_CONFIGS, ClassificationConfig
 from Project7.processes import own_share, several_processes, start_missing_processes
 from Project7.settings import parse_settings
 from Project7.training_config import DataConfig, TrainingConfig
@@ -132,14 +132,14 @@ def colorize(arguments: argparse.Namespace) -> int:
     if settings.variants > 1 and not colorizer.model.OPTIONS:
         method = colorizer.config.model.method
         raise UsageError(f"--variants {settings.variants}: a {method} model has one answer only; leave the flag out.")
-    shared = {name: getattr(settings, name) for name in (*TONE, "seed", "confidence", "working_size")}
+    shared = {name: getattr(settings, name) for name in (*TONE, "seed", "confidence", "working_size", "skip_colour")}
     shared |= {"force": arguments.force}
     shared |= method_options(colorizer, settings, flags.given(arguments, ColorizeConfig))
     if retouch:
         outcomes = retouch_files(colorizer, jobs, retouch, **shared)
     else:
         outcomes = colorize_files(colorizer, jobs, batch_size=settings.batch_size, **shared)
-    return show_outcomes(outcomes, len(jobs), arguments.output, console)
+    return show_outcomes(outcomes, len(jobs), arguments.output, colorizer.name, console)
 
 
 def named_photos(paths: list[Path], console) -> list[tuple[Path, Path]]:
@@ -186,25 +186,36 @@ def wanted_retouch(arguments: argparse.Namespace, like, photos: int):
     return Retouch(tuple(hints), like, reference, arguments.side_by_side, arguments.ambiguity)
 
 
-def show_outcomes(outcomes, total: int, output: Path, console) -> int:
-    """Progress, what was left out and why, and a last line. Returns 1 if a file failed."""
+def show_outcomes(outcomes, total: int, output: Path, model: str, console) -> int:
+    """One line per photo as it is done, what was left out and why, and a last line. Returns 1 if a file failed."""
     from Project7.counting import counting
 
-    counts = {"done": 0, "exists": 0, "failed": 0}
+    counts = {"done": 0, "exists": 0, "left": 0, "failed": 0}
     with counting(console) as progress:
+        progress("colouring", 0, total)
         for number, outcome in enumerate(outcomes, start=1):
             counts[outcome.kind] += 1
+            if outcome.kind == "done":
+                where = f"{outcome.job.source} -> {file_names(outcome.files)}"
+                print(f"{where}  ({model}, {outcome.seconds:.1f} s)", flush=True)
             if outcome.text:
-                word = {"done": "Note", "exists": "Skipped", "failed": "Failed"}[outcome.kind]
-                where = f"{outcome.job.source}: " if outcome.kind == "done" else ""
+                word = {"done": "Note", "exists": "Skipped", "left": "Left", "failed": "Failed"}[outcome.kind]
+                where = f"{outcome.job.source}: " if outcome.kind in ("done", "left") else ""
                 console.print(f"{word}: {where}{outcome.text}", highlight=False, markup=False)
             progress("colouring", number, total)
     parts = [f"{counts['done']} coloured"]
-    parts += [f"{counts['exists']} skipped (they exist)"] * bool(counts["exists"])
+    parts += [f"{counts['exists']} skipped (there already)"] * bool(counts["exists"])
+    parts += [f"{counts['left']} left (in colour)"] * bool(counts["left"])
     parts += [f"{counts['failed']} failed"] * bool(counts["failed"])
     who = f"process {os.environ['RANK']}: " if several_processes() else ""
     print(f"{who}{', '.join(parts)}: {output}")
     return 1 if counts["failed"] else 0
+
+
+def file_names(files: tuple[Path, ...]) -> str:
+    """outputs/robin-1.png, robin-2.png: the folder once; of more than six files the first and the last."""
+    names = [str(files[0]), *(path.name for path in files[1:])]
+    return ", ".join(names if len(names) <= 6 else [names[0], "...", *names[-2:]])
 
 
 def default_model(models_dir: Path) -> str:
@@ -356,13 +367,22 @@ def models(arguments: argparse.Namespace) -> int:
     found += [model for model in model_folder.shipped_models() if model.name not in own]
     if not found:
         return 0
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("model", "method", "size", "epochs", "best loss", "changed", "weights"):
-        table.add_column(heading, justify="right" if heading in ("size", "epochs", "best loss", "weights") else "left")
-    for model in found:
-        table.add_row(*model_row(model))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for method in dict.fromkeys(method_of(model) for model in found):
+        kind = METHOD_CONFIGS.get(method)
+        console.print(f"\n[bold]{method}[/bold]{f': {kind.CHOOSE}' if kind else ''}", highlight=False)
+        table = Table(box=None, padding=(0, 2, 0, 2))
+        for heading in ("model", "size", "epochs", "best loss", "changed", "weights"):
+            table.add_column(heading, justify="left" if heading in ("model", "changed") else "right", no_wrap=True)
+        for model in found:
+            if method_of(model) == method:
+                table.add_row(*model_row(model))
+        console.print(table)
     return 0
+
+
+def method_of(model: model_folder.ModelSummary) -> str:
+    return model.config.model.method if model.config else "config.json is missing or damaged"
 
 
 def model_row(model: model_folder.ModelSummary) -> list[str]:
@@ -370,11 +390,10 @@ def model_row(model: model_folder.ModelSummary) -> list[str]:
     planned = f"/{config.training.epochs}" if config and not model.complete else ""
     return [
         model.name,
-        config.model.method if config else "config.json is missing or damaged",
         f"{config.data.image_size} px" if config else "",
         f"{model.epochs}{planned}",
         "" if model.best_val_loss is None else f"{model.best_val_loss:.4f}",
-        f"{model.changed:%Y-%m-%d %H:%M}" if model.changed else "",
+        f"{model.changed:%Y-%m-%d}" if model.changed else "",
         f"{model.size / 1e6:.1f} MB" if model.size else "none yet",
     ]
 
@@ -525,25 +544,25 @@ def add_transfer(commands) -> None:
     parser = commands.add_parser("transfer", help=about, description=about.capitalize() + ".")
     parser.add_argument("original", type=Path, metavar="ORIGINAL")
     parser.add_argument("edited", type=Path, metavar="EDITED", help="of any size, a little shifted at most")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png, .jpg or .webp")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png, .tif, .jpg or .webp")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     parser.set_defaults(run=transfer)
 
 
 def transfer(arguments: argparse.Namespace) -> int:
     output = arguments.output
-    if output.suffix not in (".png", ".jpg", ".webp"):
-        raise UsageError(f"--output {output}: the name ends with .png, .jpg or .webp.")
+    if output.suffix not in (".png", ".tif", ".jpg", ".webp"):
+        raise UsageError(f"--output {output}: the name ends with .png, .tif, .jpg or .webp.")
     if output.exists() and not arguments.force:
         raise UsageError(f"{output} exists; --force replaces it.")
 
     from Project7 import transfer as colours
-    from Project7.photo import open_photo, save_photo
+    from Project7.photo import kept, open_photo, save_photo
 
     original, edited = open_photo(arguments.original), open_photo(arguments.edited)
     picture = colours.transfer(original, edited)
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_photo(output, picture, alpha=original.alpha, exif=original.exif)
+    save_photo(output, picture, **kept(original))
     print(f"Coloured: {output}")
     return 0
 

@@ -79,10 +79,15 @@ def into_gamut(lab: Tensor) -> Tensor:
 
 def show(lab: Tensor) -> Tensor:
     """Lab (..., 3, H, W) -> the nearest picture a screen can show, uint8, lightness kept."""
+    return to_uint8(displayed(lab))
+
+
+def displayed(lab: Tensor) -> Tensor:
+    """The same as sRGB values, before they are rounded to 8 or 16 bits."""
     linear = lab_to_linear(lab)
     if _outside(linear.movedim(-3, 0)).any():
         linear = lab_to_linear(into_gamut(lab))
-    return to_uint8(linear_to_srgb(linear))
+    return linear_to_srgb(linear)
 
 
 def _outside(linear: Tensor, tolerance: float = 2e-5) -> Tensor:
@@ -154,8 +159,8 @@ def to_network_range(ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
     return (ab - _channels(ab_mean)) / _channels(ab_std)
 
 
-def saturate(ab: Tensor, ab_mean: Tensor, ab_std: Tensor, factor: float) -> Tensor:
-    """ab (B, 2, H, W) in the network's range, with `factor` times its distance from gray."""
+def saturate(ab: Tensor, ab_mean: Tensor, ab_std: Tensor, factor: float | Tensor) -> Tensor:
+    """ab (B, 2, H, W) in the network's range, with `factor` times its distance from gray; factor: also (B, 1, H, W)."""
     gray = -_channels(ab_mean) / _channels(ab_std)
     return gray + factor * (ab - gray)
 
@@ -176,6 +181,11 @@ def _channels(values: Tensor) -> Tensor:
 
 def to_uint8(rgb: Tensor) -> Tensor:
     return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def to_uint16(rgb: Tensor) -> np.ndarray:
+    """(..., 3, H, W) sRGB -> (..., H, W, 3) uint16, of which torch knows little."""
+    return channels_last((rgb.clamp(0, 1) * 65535).round().to(torch.int32)).astype(np.uint16)
 
 
 def gray(rgb: Tensor) -> Tensor:

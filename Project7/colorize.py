@@ -26,8 +26,9 @@ from Project7.hints import Hint, Spot, find_spots, hint_maps, hold, influence, n
 from Project7.methods import METHODS
 from Project7.model_folder import default_models_dir, find_weights, name_of
 from Project7.opened import OpenPhoto
-from Project7.painting import as_photo, full_lightness, paint, photo_noise, shrink, without_grain
+from Project7.painting import as_photo, full_lightness, photo_noise, shrink
 from Project7.photo import Photo, to_image
+from Project7.scan import Lightness
 
 _LONGEST = 4  # sides of the working picture differ at most by this factor: a 65,500 x 1 strip stays cheap
 _AREA = 2.0  # training squares: a larger working picture is unlike any, and a panorama becomes a rainbow
@@ -89,6 +90,7 @@ class Colorizer:
         saturation: float = 1.0,
         warmth: float = 0.0,
         denoise: float = 0.0,
+        levels: Literal["off", "network", "auto"] = "off",
         **options: Any,
     ) -> "PIL.Image.Image | list[PIL.Image.Image]":
         """The photo in colour, at its own size; a list of `variants` different answers where that is given.
@@ -111,6 +113,7 @@ class Colorizer:
             saturation=saturation,
             warmth=warmth,
             denoise=denoise,
+            levels=levels,
             **options,
         )
         images = [to_image(rgb, alpha=photo.alpha) for rgb in answers[0]]
@@ -123,36 +126,29 @@ class Colorizer:
         seeds: Sequence[int],
         working_size: int | None = None,
         hints: Sequence[Hint] = (),
-        saturation: float = 1.0,
-        warmth: float = 0.0,
         denoise: float = 0.0,
+        levels: str = "off",
+        deep: bool = False,
         **options: Any,
     ) -> list[list[np.ndarray]]:
-        """Photos whose working pictures have the same shape, in one batch. For each photo one (H, W, 3) uint8 picture
-        per seed."""
-        lightness = [full_lightness(photo.rgb) for photo in photos]
+        """Photos whose working pictures have the same shape, in one batch. For each photo one (H, W, 3) picture per
+        seed: uint8, or uint16 of a photo of 16 bits if `deep`. options: those of `chroma`."""
+        views = [Lightness(photo, denoise=denoise, levels=levels) for photo in photos]
         generators = [noise for photo in photos for noise in photo_noise(photo, seeds)]
-        spots: list[Spot] = []
-        if hints:
-            size = self.working_shape(photos[0].rgb.shape[:2], working_size)
-            spots = find_spots(hints, photos[0].rgb.shape[:2], shrink(without_grain(lightness[0], denoise), size))
-        small, ab = self.chroma(
-            lightness,
-            generators,
-            working_size=working_size,
-            saturation=saturation,
-            warmth=warmth,
-            denoise=denoise,
-            spots=spots,
-            **options,
-        )
+        size = self.working_shape(photos[0].rgb.shape[:2], working_size)
+        spots = find_spots(hints, photos[0].rgb.shape[:2], shrink(views[0].seen, size)) if hints else []
+        borders = [view.border_at(size) for view in views for _ in seeds]
+        seen = [view.seen for view in views]
+        border = torch.cat(borders) if any(part.any() for part in borders) else None
+        small, ab = self.chroma(seen, generators, working_size=working_size, spots=spots, border=border, **options)
         mean, std = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
+        each = len(seeds)
         return [
             [
-                paint(L, small[n : n + 1], ab[n : n + 1], mean, std)
-                for n in range(number * len(seeds), (number + 1) * len(seeds))
+                view.paint(small[n : n + 1], ab[n : n + 1], mean, std, deep=deep)
+                for n in range(number * each, (number + 1) * each)
             ]
-            for number, L in enumerate(lightness)
+            for number, view in enumerate(views)
         ]
 
     def chroma(
@@ -163,24 +159,24 @@ class Colorizer:
         working_size: int | None = None,
         saturation: float = 1.0,
         warmth: float = 0.0,
-        denoise: float = 0.0,
         spots: Sequence[Spot] = (),
+        border: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """The network's part: working pictures L (B, 1, h, w) and their ab (B, 2, h, w), in the network's range.
 
-        lightness: L (1, 1, H, W) of photos whose `shapes` are alike; each is answered once for each of its generators,
-        which are as many for every photo. spots: hints, for one photo. options: the method's own.
+        lightness: L (1, 1, H, W), as it is to be seen, of photos whose `shapes` are alike; each is answered once for
+        each of its generators, which are as many for every photo. spots: hints, for one photo. border: see `finish`.
+        options: the method's own.
         """
         each = len(generators) // len(lightness)
         size = self.working_shape(lightness[0].shape[-2:], working_size)
-        seen = [without_grain(L, denoise) for L in lightness]
-        small = torch.cat([shrink(L, size) for L in seen]).repeat_interleave(each, dim=0)
-        maps = self.look(seen)
+        small = torch.cat([shrink(L, size) for L in lightness]).repeat_interleave(each, dim=0)
+        maps = self.look(lightness)
         if maps is not None:
             maps = tuple(part.repeat_interleave(each, dim=0) for part in maps)
         ab = self.answer(small, maps, generators, spots=spots, **options)
-        return small, self.finish(ab, small, saturation=saturation, warmth=warmth, spots=spots)
+        return small, self.finish(ab, small, saturation=saturation, warmth=warmth, spots=spots, border=border)
 
     def answer(
         self,
@@ -224,11 +220,15 @@ class Colorizer:
         warmth: float = 0.0,
         spots: Sequence[Spot] = (),
         shares: Tensor | None = None,
+        border: Tensor | None = None,
     ) -> Tensor:
-        """The strength and the warmth that are wanted, then the hints: what a person has said is not strengthened.
-        shares: the `surfaces` of the spots, where they are known."""
+        """A white border is left neutral; the strength and the warmth that are wanted; then the hints: what a person
+        has said is not strengthened. shares: the `surfaces` of the spots, where they are known. border: (B, 1, h, w).
+        """
         constants = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
         chroma, change = ab[:, -2:], ab[:, :-2]  # (B, 2, h, w), and (B, 1, h, w) where lightness is restored
+        if border is not None:
+            chroma = color.saturate(chroma, *constants, 1 - border)
         if saturation != 1:
             chroma = color.saturate(chroma, *constants, saturation)
         if warmth:

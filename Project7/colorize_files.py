@@ -1,8 +1,10 @@
 """Colours files and folders with a Colorizer: where each answer is written, and what happened to each photo."""
 
 import dataclasses
+import os
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,15 @@ from torch import Tensor
 from Project7.colorize import Colorizer, at_full_size
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.opened import provenance
-from Project7.painting import photo_digest
-from Project7.photo import Photo, open_photo, save_photo, save_png
-from Project7.provenance import OPTIONS, TONE, Provenance
+from Project7.painting import full_lightness, photo_digest
+from Project7.photo import DEEP_SUFFIXES, Photo, kept, open_photo, save_photo, save_png
+from Project7.provenance import OPTIONS, TONE, Provenance, differences, read_provenance
+from Project7.scan import faded, in_colour, white_border
+from Project7.sheet import contact_sheet
 
 _PIXELS_TOGETHER = 16_000_000  # of the photos that wait for one batch
+_SHEET_SIDE = 512  # pixels of the long side of each answer on the contact sheet
+LEFT_IN_COLOUR = "it is in colour already (--skip-colour)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +35,16 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What happened to a job: "done", "exists" (the file was not replaced) or "failed". text: the reason, or a note."""
+    """What happened to a job: "done", "exists" (made in the same way already), "left" or "failed"."""
 
     job: Job
     kind: str
-    text: str = ""
+    text: str = ""  # the reason, or a note
+    files: tuple[Path, ...] = ()  # that were written: the answers, and what stands beside them
+    seconds: float = 0.0
+
+
+# -- where to --------------------------------------------------------------------------------------------------------
 
 
 def plan_outputs(
@@ -42,9 +53,11 @@ def plan_outputs(
     """Jobs for `found`, which is (file, path relative to its folder) of each photo.
 
     The answer is written to OUTPUT/<subfolder>/<stem><suffix>, several variants to <stem>-1<suffix> and so on. Photos
-    with the same stem keep their full names (a.jpg.png), so that no answer overwrites another. Raises UsageError if
-    even these are the same, or if an output would overwrite an input.
+    with the same stem keep their full names (a.jpg.png), and folders that hold photos of one name their own
+    (OUTPUT/holiday/, OUTPUT/scans/), so that no answer overwrites another. Raises UsageError if an output would
+    overwrite an input.
     """
+    found = apart(found)
     short = [targets(output / relative.parent, relative.stem, variants, suffix) for _, relative in found]
     names = Counter(path for paths in short for path in paths)
     jobs = [
@@ -70,8 +83,31 @@ def plan_outputs(
     return jobs
 
 
+def apart(found: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """`found`, with the names of their folders before the relative paths where folders hold photos of one name."""
+    names = Counter(relative for _, relative in found)
+    roots = [Path(os.path.abspath(file)).parents[len(relative.parts) - 1] for file, relative in found]
+    clashing = {root for root, (_, relative) in zip(roots, found, strict=True) if names[relative] > 1}
+    depth = 1  # names of the path that tell the folders apart: holiday, or alps/holiday
+    while len({root.parts[-depth:] for root in clashing}) < len(clashing):
+        depth += 1
+    return [
+        (file, Path(*(part for part in root.parts[-depth:] if part != root.anchor), relative))
+        if root in clashing
+        else (file, relative)
+        for root, (file, relative) in zip(roots, found, strict=True)
+    ]
+
+
+def beside(job: Job, word: str, suffix: str = ".png") -> Path:
+    """The file of a picture beside the answers: robin-confidence.png beside robin.png, or beside robin-1.png."""
+    first = job.targets[0]
+    stem = first.stem.removesuffix("-1") if len(job.targets) > 1 else first.stem
+    return first.with_name(f"{stem}-{word}{suffix}")
+
+
 def confidence_path(job: Job) -> Path:
-    return job.targets[0].with_name(f"{job.targets[0].stem}-confidence.png")
+    return beside(job, "confidence")
 
 
 def targets(folder: Path, name: str, variants: int, suffix: str) -> tuple[Path, ...]:
@@ -80,30 +116,99 @@ def targets(folder: Path, name: str, variants: int, suffix: str) -> tuple[Path, 
     return tuple(folder / f"{name}-{k}{suffix}" for k in range(1, variants + 1))
 
 
+def settle(job: Job, made: Sequence[Provenance], planned: Collection[Path] = ()) -> Job | Outcome:
+    """Where the answers with these recipes go. A picture that is there stays: what would be made in the same way again
+    is skipped, and what is made in another way gets a name that says what differs (robin-seed1.png). planned: the
+    files of all jobs, whose names are not for this one."""
+    ways = [
+        differences(before, how) if (before := read_provenance(path)) else None
+        for path, how in zip(job.targets, made, strict=True)
+        if path.exists()
+    ]
+    if not ways:
+        return job
+    if None in ways:
+        return Outcome(job, "exists", f"{job.targets[0]} exists, and does not say how it was made; --force replaces it")
+    words = next((words for words in ways if words), [])
+    if not words:
+        if len(ways) < len(job.targets):
+            return job
+        return Outcome(job, "exists", f"{job.targets[0]} exists, made in the same way; --force makes it anew")
+    first, suffix = job.targets[0], job.targets[0].suffix
+    name = "-".join([beside(job, "").stem.removesuffix("-"), *words])
+    while set(others := targets(first.parent, name, len(job.targets), suffix)) & set(planned):
+        name += "-again"
+    return settle(Job(job.source, others), made, planned)
+
+
+# -- colouring -------------------------------------------------------------------------------------------------------
+
+
 def colorize_files(
-    colorizer: Colorizer, jobs: Sequence[Job], *, seed: int, batch_size: int, force: bool, **options: Any
+    colorizer: Colorizer,
+    jobs: Sequence[Job],
+    *,
+    seed: int,
+    batch_size: int,
+    force: bool,
+    skip_colour: bool = False,
+    **options: Any,
 ) -> Iterator[Outcome]:
     """Colours files batch by batch. options: those of Colorizer.colorize_photos, and `confidence`.
 
     A file that cannot be read or written gives an Outcome that says so, and the other files are coloured all the same.
     """
+    planned = {path for job in jobs for path in job.targets}
     batch: list[tuple[Job, Photo]] = []
     for job in jobs:
-        if not force and all(path.exists() for path in job.targets):
-            yield Outcome(job, "exists", f"{job.targets[0]} exists; --force makes it anew")
-            continue
         try:
-            photo = open_photo(job.source)
+            ready = prepared(colorizer, job, planned, seed=seed, force=force, skip_colour=skip_colour, **options)
         except (ProjectError, OSError) as error:
-            yield Outcome(job, "failed", sentence(error))
+            ready = Outcome(job, "failed", sentence(error))
+        if isinstance(ready, Outcome):
+            yield ready
             continue
         most = batch_size // (len(job.targets) * options.get("candidates", 1))
-        if batch and not fits(colorizer, batch, photo, most, options.get("working_size")):
+        if batch and not fits(colorizer, batch, ready[1], most, options.get("working_size")):
             yield from colorize_batch(colorizer, batch, seed=seed, **options)
             batch = []
-        batch.append((job, photo))
+        batch.append(ready)
     if batch:
         yield from colorize_batch(colorizer, batch, seed=seed, **options)
+
+
+def prepared(
+    colorizer: Colorizer,
+    job: Job,
+    planned: Collection[Path],
+    *,
+    seed: int,
+    force: bool,
+    skip_colour: bool,
+    **options: Any,
+) -> tuple[Job, Photo] | Outcome:
+    """The photo, and where its answers go; or why it is not to be coloured. Raises PhotoError, OSError."""
+    photo = None
+    if not force:
+        newer = any(path.exists() and path.stat().st_mtime < job.source.stat().st_mtime for path in job.targets)
+        photo = open_photo(job.source) if newer else None  # else it is the photo that the answer was made of
+        settled = settle(job, recipes(colorizer, photo, range(seed, seed + len(job.targets)), **options), planned)
+        if isinstance(settled, Outcome):
+            return settled
+        job = settled
+    photo = photo or open_photo(job.source)
+    if skip_colour and in_colour(photo.rgb):
+        return Outcome(job, "left", LEFT_IN_COLOUR)
+    return job, photo
+
+
+def recipes(colorizer: Colorizer, photo: Photo | None, seeds: Sequence[int], **options: Any) -> list[Provenance]:
+    """How the answers of these seeds are made. options: those of colorize_photos. photo: None where it is not read."""
+    how: dict[str, Any] = {name: options[name] for name in (*TONE, "working_size") if name in options}
+    how["options"] = {name: options[name] for name in OPTIONS if name in options}
+    digest = photo_digest(photo) if photo else ""
+    size = photo.rgb.shape[:2] if photo else (1, 1)
+    return [provenance(colorizer, size, digest, seed, **how) for seed in seeds]
 
 
 def fits(
@@ -119,21 +224,24 @@ def fits(
 def colorize_batch(
     colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, confidence: bool = False, **options: Any
 ) -> Iterator[Outcome]:
+    begin = time.perf_counter()
     count = len(batch[0][0].targets)
     seeds = range(seed, seed + count)
-    how = {name: options[name] for name in (*TONE, "working_size") if name in options}
-    how["options"] = {name: options[name] for name in OPTIONS if name in options}
+    made = [recipes(colorizer, photo, seeds, **options) for _, photo in batch]
     sure: list[Tensor] = []
     if confidence:
         options["watch_confidence"] = sure.append
-    answers = colorizer.colorize_photos([photo for _, photo in batch], seeds=seeds, **options)
-    for place, ((job, photo), pictures) in enumerate(zip(batch, answers, strict=True)):
-        digest = photo_digest(photo)
-        made = [provenance(colorizer, photo, digest, seed, **how) for seed in seeds]
+    deep = batch[0][0].targets[0].suffix in DEEP_SUFFIXES
+    answers = colorizer.colorize_photos([photo for _, photo in batch], seeds=seeds, deep=deep, **options)
+    seconds = (time.perf_counter() - begin) / len(batch)
+    for place, ((job, photo), pictures, how) in enumerate(zip(batch, answers, made, strict=True)):
+        begin = time.perf_counter()
         maps = {}
         if confidence:
             maps[confidence_path(job)] = at_full_size(sure[0][[place * count]], photo.rgb.shape[:2])
-        yield write(job, photo, pictures, made, maps)
+        levels = options.get("levels", "off")
+        outcome = write(job, photo, pictures, how, maps, levels=levels)
+        yield dataclasses.replace(outcome, seconds=seconds + time.perf_counter() - begin)
 
 
 def write(
@@ -142,14 +250,33 @@ def write(
     pictures: Sequence[np.ndarray],
     made: Sequence[Provenance],
     maps: Mapping[Path, np.ndarray] | None = None,
+    *,
+    levels: str = "off",
 ) -> Outcome:
-    """Writes the answers to a photo, and maps (H, W) in [0, 1] beside them."""
+    """Writes the answers to a photo, maps (H, W) in [0, 1] beside them, and of several answers a contact sheet."""
+    files = list(job.targets)
     try:
         for path, rgb, how in zip(job.targets, pictures, made, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_photo(path, rgb, alpha=photo.alpha, exif=photo.exif, text=how.as_text())
+            save_photo(path, rgb, text=how.as_text(), **kept(photo))
         for path, values in (maps or {}).items():
             save_png(path, np.repeat((values * 255).round().astype(np.uint8)[..., None], 3, axis=2))
+            files.append(path)
+        if len(pictures) > 1:
+            path = beside(job, "sheet")
+            save_png(path, contact_sheet(pictures, [f"seed {how.seed}" for how in made], side=_SHEET_SIDE))
+            files.append(path)
     except (ProjectError, OSError) as error:
         return Outcome(job, "failed", sentence(error))
-    return Outcome(job, "done", "; ".join(photo.notes))
+    return Outcome(job, "done", "; ".join([*photo.notes, *advice(photo, levels)]), tuple(files))
+
+
+def advice(photo: Photo, levels: str) -> list[str]:
+    """What the photo itself suggests."""
+    said = []
+    if in_colour(photo.rgb):
+        said.append("it is in colour already, and its colours were replaced (--skip-colour leaves such photos)")
+    L = full_lightness(photo.rgb)
+    if levels == "off" and faded(L, white_border(L)):
+        said.append("low contrast: --levels auto")
+    return said

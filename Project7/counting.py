@@ -1,6 +1,7 @@
 """Work that can be counted: what it tells while it goes on, and the progress bar that shows it."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -13,7 +14,9 @@ Counting = Callable[[str, int, int], None]  # what is being done, how many are d
 def counting(console: Console) -> Iterator[Counting]:
     """A progress bar as a function (what, done, total), for work that counts. Silent where there is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    here = sys.stdout.isatty()  # else lines are printed to a file or a pipe, and go there
+    shown = {"disable": not console.is_terminal, "redirect_stdout": here}
+    with Progress(*columns, console=console, transient=True, **shown) as bar:
         tasks: dict[str, TaskID] = {}
 
         def progress(what: str, done: int, total: int) -> None:

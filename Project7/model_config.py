@@ -66,6 +66,7 @@ class DiffusionConfig(BaseModel):
     model_config = SETTINGS
 
     SCRIPTS: ClassVar = ("train_diffusion.py", "train_diffusion_v2.py")
+    CHOOSE: ClassVar = "decides on vivid colours, and decides otherwise with another seed: the first choice for a photo"
     UNIT_TARGETS: ClassVar = True  # a network that always answers 0 has a squared error of 1
 
     method: Literal["diffusion"] = "diffusion"
@@ -202,6 +203,7 @@ class ClassificationConfig(BaseModel):
     model_config = SETTINGS
 
     SCRIPTS: ClassVar = ("train_classification.py",)
+    CHOOSE: ClassVar = "one fast pass, calmer colours, and a map of where it is sure: for many photos and a first look"
     UNIT_TARGETS: ClassVar = False
 
     method: Literal["classification"] = "classification"
@@ -286,6 +288,7 @@ class RegressionConfig(BaseModel):
     model_config = SETTINGS
 
     SCRIPTS: ClassVar = ("train_colorization_simple.py", "train_image_restoration.py")
+    CHOOSE: ClassVar = "one fast pass to the average of what is plausible: paler, seldom odd; may restore faded photos"
     UNIT_TARGETS: ClassVar = False
 
     method: Literal["regression"] = "regression"

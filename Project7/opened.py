@@ -22,10 +22,11 @@ from Project7.answer_config import FAST_STEPS
 from Project7.batch import keyed_generator
 from Project7.encoder import Maps
 from Project7.hints import Hint, Spot, find_spots, loosened, nearness, surfaces
-from Project7.painting import full_lightness, paint, photo_digest, shrink, without_grain
+from Project7.painting import photo_digest, shrink
 from Project7.palette import class_spread, unlike_colours
-from Project7.photo import Photo, save_photo, to_image
-from Project7.provenance import GivenHint, Provenance
+from Project7.photo import DEEP_SUFFIXES, Photo, kept, save_photo, to_image
+from Project7.provenance import TONE, GivenHint, Provenance
+from Project7.scan import Lightness
 
 _APART = 12.0  # Lab units: colours nearer than this are one suggestion
 _SAMPLES = 4  # answers by which a model without a distribution is judged
@@ -56,6 +57,7 @@ class OpenPhoto:
         *,
         working_size: int | None = None,
         denoise: float = 0.0,
+        levels: str = "off",
         lightness: Tensor | None = None,
         digest: str | None = None,
         **options: Any,
@@ -66,8 +68,12 @@ class OpenPhoto:
         self.hints: tuple[Hint, ...] = ()
         self.seed, self.saturation, self.warmth = 0, 1.0, 0.0
         self.working_size, self.digest = working_size, digest or photo_digest(photo)
-        self.L = full_lightness(photo.rgb) if lightness is None else lightness  # (1, 1, H, W)
-        self.denoise, self.seen = denoise, without_grain(self.L, denoise)  # what the network is shown of it
+        self.denoise, self.levels = denoise, levels
+        self.lightness = Lightness(photo, denoise=denoise, levels=levels, lightness=lightness)
+        self.L, self.seen = (
+            self.lightness.L,
+            self.lightness.seen,
+        )  # (1, 1, H, W) as it is kept, and as the network is shown it
         self.small = shrink(self.seen, colorizer.working_shape(self.size, working_size))  # (1, 1, h, w)
         self._answers: dict[Any, Answer] = {}
         self._near: dict[tuple[int, int], Tensor] = {}
@@ -80,6 +86,11 @@ class OpenPhoto:
     def size(self) -> tuple[int, int]:
         """(H, W)"""
         return self.photo.rgb.shape[:2]
+
+    @functools.cached_property
+    def border(self) -> Tensor | None:
+        """(1, 1, h, w): the share of each place that is the white border of a print, which stays neutral."""
+        return None if self.lightness.border is None else self.lightness.border_at(tuple(self.small.shape[-2:]))
 
     @functools.cached_property
     def maps(self) -> Maps | None:
@@ -169,7 +180,8 @@ class OpenPhoto:
     def chroma(self, answer: Answer) -> Tensor:
         """(1, 2 or 3, h, w) in the network's range: an answer as it is shown, with its hints, strength and warmth."""
         tone = {"saturation": self.saturation, "warmth": self.warmth}
-        return self.colorizer.finish(answer.ab[None], self.small, spots=self.spots, shares=self.shares(), **tone)
+        told = {"spots": self.spots, "shares": self.shares(), "border": self.border}
+        return self.colorizer.finish(answer.ab[None], self.small, **told, **tone)
 
     def fields(self, answer: Answer) -> Tensor:
         """(7, h, w): all that makes a picture of any saturation s and warmth w, for a page that lays it onto L itself.
@@ -178,7 +190,10 @@ class OpenPhoto:
         ab = s * answer + w * (0, 1 - share) + hints. At the size of the working picture, or of a smaller photo.
         """
         constants = self.colorizer.model.ab_mean.cpu(), self.colorizer.model.ab_std.cpu()
-        ab = color.to_lab_units(answer.ab[None, -2:], *constants)
+        ab = answer.ab[None, -2:]
+        if self.border is not None:
+            ab = color.saturate(ab, *constants, 1 - self.border)
+        ab = color.to_lab_units(ab, *constants)
         change = color.level(answer.ab[:-2]) - color.level(torch.zeros(())) if len(answer.ab) == 3 else ab[0, :1] * 0
         shares, spots = self.shares(), self.spots
         told, share = ab[0] * 0, ab[0, :1] * 0
@@ -186,7 +201,7 @@ class OpenPhoto:
             ab = loosened(ab, shares, spots)
             told = torch.einsum("khw,kc->chw", shares, torch.tensor([spot.ab for spot in spots]))
             share = shares.sum(dim=0, keepdim=True)
-        fields = torch.cat([color.level(self.small[0]), change, ab[0], told, share])
+        fields = torch.cat([color.level(self.lightness.guide(self.small)[0]), change, ab[0], told, share])
         if all(full <= small for full, small in zip(self.size, fields.shape[-2:], strict=True)):
             fields = F.interpolate(fields[None], self.size, mode="bilinear", antialias=True)[0]
         return fields
@@ -265,27 +280,25 @@ class OpenPhoto:
 
     # -- pictures ----------------------------------------------------------------------------------------------------
 
-    def picture(self, seed: int | None = None) -> np.ndarray:
-        """(H, W, 3) uint8: the answer of a seed, at full size."""
+    def picture(self, seed: int | None = None, *, deep: bool = False) -> np.ndarray:
+        """(H, W, 3) uint8: the answer of a seed, at full size; uint16 of a photo of 16 bits if `deep`."""
         (answer,) = self.answers([self.seed if seed is None else seed])
-        model = self.colorizer.model
-        return paint(self.L, self.small, self.chroma(answer), model.ab_mean.cpu(), model.ab_std.cpu())
+        constants = self.colorizer.model.ab_mean.cpu(), self.colorizer.model.ab_std.cpu()
+        return self.lightness.paint(self.small, self.chroma(answer), *constants, deep=deep)
 
     def image(self, seed: int | None = None) -> PIL.Image.Image:
         return to_image(self.picture(seed), alpha=self.photo.alpha)
 
     def provenance(self, seed: int | None = None) -> Provenance:
         """How the picture of a seed is made: what its PNG carries."""
-        settings = {
-            name: getattr(self, name) for name in ("saturation", "warmth", "denoise", "working_size", "options")
-        }
+        settings = {name: getattr(self, name) for name in (*TONE, "working_size", "options")}
         seed = self.seed if seed is None else seed
-        return provenance(self.colorizer, self.photo, self.digest, seed, hints=self.hints, **settings)
+        return provenance(self.colorizer, self.size, self.digest, seed, hints=self.hints, **settings)
 
     def save(self, path: str | Path, seed: int | None = None) -> None:
-        """Writes the picture at full size; a PNG carries how it was made."""
-        made = self.provenance(seed).as_text()
-        save_photo(Path(path), self.picture(seed), alpha=self.photo.alpha, exif=self.photo.exif, text=made)
+        """Writes the picture at full size; the file carries how it was made."""
+        picture = self.picture(seed, deep=Path(path).suffix in DEEP_SUFFIXES)
+        save_photo(Path(path), picture, text=self.provenance(seed).as_text(), **kept(self.photo))
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows, at most 1,024 pixels wide or high."""
@@ -296,10 +309,10 @@ class OpenPhoto:
 
 
 def provenance(
-    colorizer: Any, photo: Photo, digest: str, seed: int, *, hints: Sequence[Hint] = (), **settings: Any
+    colorizer: Any, size: tuple[int, int], digest: str, seed: int, *, hints: Sequence[Hint] = (), **settings: Any
 ) -> Provenance:
-    """How a Colorizer makes the answer of a seed to a photo. settings: fields of Provenance."""
-    height, width = photo.rgb.shape[:2]
+    """How a Colorizer makes the answer of a seed to a photo of this size (H, W). settings: fields of Provenance."""
+    height, width = size
     return Provenance(
         model=colorizer.name,
         model_sha256=colorizer.sha256,

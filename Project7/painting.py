@@ -48,6 +48,15 @@ def full_lightness(rgb: np.ndarray) -> Tensor:
     return L
 
 
+def deep_lightness(gray: np.ndarray) -> Tensor:
+    """(H, W) uint16, sRGB gray -> L (1, 1, H, W) in [-1, 1]."""
+    L = torch.empty(1, 1, *gray.shape)
+    for rows in bands(*gray.shape):
+        value = torch.from_numpy(gray[rows].astype(np.float32) / 65535)
+        L[:, :, rows] = color.lightness(value.expand(1, 3, -1, -1))
+    return L
+
+
 def shrink(L: Tensor, size: tuple[int, int]) -> Tensor:
     """L or ab (B, C, H, W) at the working size; a picture of that size already is left alone."""
     if tuple(L.shape[-2:]) == size:
@@ -83,20 +92,30 @@ def noise_level(L: Tensor) -> float:
     return float(F.conv2d(L, kernel).abs().mean()) * math.sqrt(math.pi / 2) / 6
 
 
-def paint(L: Tensor, L_small: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> np.ndarray:
-    """The full-size L (1, 1, H, W) with the chroma ab (1, 2, h, w) found on L_small -> (H, W, 3) uint8."""
+def paint(L: Tensor, L_small: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor, *, deep: bool = False) -> np.ndarray:
+    """The full-size L (1, 1, H, W) with the chroma ab (1, 2, h, w) found on L_small -> (H, W, 3) uint8, or uint16 where
+    it is to be `deep`."""
     height, width = L.shape[-2:]
-    picture = np.empty((height, width, 3), dtype=np.uint8)
+    picture = np.empty((height, width, 3), dtype=np.uint16 if deep else np.uint8)
+    show = _show_deep if deep else _show
     if height <= ab.shape[-2] and width <= ab.shape[-1]:
         ab = F.interpolate(ab, (height, width), mode="bilinear", antialias=True)
-        picture[:] = color.channels_last(color.show(color.join(L, ab, ab_mean, ab_std)))[0]
+        picture[:] = show(color.join(L, ab, ab_mean, ab_std))
         return picture
     k, c = line_coefficients(ab, L_small)
     to_rows, to_columns = bicubic_matrix(height, ab.shape[-2]), bicubic_matrix(width, ab.shape[-1])
     for rows in bands(height, width):
         chroma = enlarge_rows(k, c, L[:, :, rows], to_rows[rows], to_columns)
-        picture[rows] = color.channels_last(color.show(color.join(L[:, :, rows], chroma, ab_mean, ab_std)))[0]
+        picture[rows] = show(color.join(L[:, :, rows], chroma, ab_mean, ab_std))
     return picture
+
+
+def _show(lab: Tensor) -> np.ndarray:
+    return color.channels_last(color.show(lab))[0]
+
+
+def _show_deep(lab: Tensor) -> np.ndarray:
+    return color.to_uint16(color.displayed(lab))[0]
 
 
 def bands(height: int, width: int) -> list[slice]:

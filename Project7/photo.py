@@ -4,6 +4,7 @@ What comes in may be anything that calls itself a picture; what goes on is 8-bit
 and its harmless metadata, or a PhotoError that says what the file is instead. No torch here.
 """
 
+import html
 import io
 import os
 import re
@@ -13,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from PIL import (
@@ -33,6 +35,7 @@ from Project7.errors import ProjectError, UsageError, sentence
 from Project7.training_config import IMAGE_SUFFIXES
 
 MAX_PIXELS = 120_000_000  # a 48-megapixel photo passes; a bomb (169 megapixels in 20 kB) is refused
+DEEP_SUFFIXES = (".png", ".tif")  # of files that may have 16 bits per channel
 MAX_BYTES = 1 << 30  # MAX_PIXELS in 16-bit RGBA, uncompressed
 
 _CURE = "give a JPEG, PNG, WebP, TIFF or BMP file"
@@ -88,6 +91,9 @@ _EXIF_NAMES = """
 _EXIF_KEPT = frozenset(_TAG[name] for name in _EXIF_NAMES.split())
 
 
+XMP = 700  # the tag of a TIFF
+
+
 class PhotoError(ProjectError):
     """A file that is no usable photo. The message names the file, what is wrong, and the cure."""
 
@@ -98,6 +104,8 @@ class Photo:
     alpha: np.ndarray | None = None  # (H, W) uint8
     exif: bytes | None = None  # harmless tags only, orientation 1; None where there are none, or only garbage
     notes: tuple[str, ...] = ()  # what a person should be told
+    dpi: tuple[float, float] | None = None  # pixels per inch, across and down, where the file says so
+    deep: np.ndarray | None = None  # (H, W) uint16: the gray of a 16-bit file in full, in sRGB as `rgb` is
 
 
 def open_photo(source: Path | str | bytes | BinaryIO | Image.Image, *, most: int = MAX_PIXELS) -> Photo:
@@ -173,50 +181,35 @@ def to_image(rgb: np.ndarray, *, alpha: np.ndarray | None = None) -> Image.Image
     return image
 
 
-def save_png(
-    path: Path,
-    rgb: np.ndarray,
-    *,
-    alpha: np.ndarray | None = None,
-    exif: bytes | None = None,
-    text: Mapping[str, str] | None = None,
-) -> None:
-    """Writes an 8-bit PNG, whole or not at all: tagged sRGB, lossless, the same bytes for the same picture.
+def save_png(path: Path, rgb: np.ndarray, **about: Any) -> None:
+    """Writes a PNG, whole or not at all: tagged sRGB, lossless, the same bytes for the same picture.
 
-    text: by its keys, kept in the PNG. Raises ProjectError naming the path where it cannot be written; an earlier file
-    is then as it was.
+    rgb: (H, W, 3) uint8 or uint16. about: see as_png. Raises ProjectError naming the path where it cannot be written;
+    an earlier file is then as it was.
     """
-    _save(path, rgb, alpha, exif, "PNG", text)
+    _save(path, "PNG", rgb, **about)
 
 
-def save_photo(
-    path: Path,
-    rgb: np.ndarray,
-    *,
-    alpha: np.ndarray | None = None,
-    exif: bytes | None = None,
-    text: Mapping[str, str] | None = None,
-) -> None:
-    """Writes .png, .jpg (no transparency: white shows through) or .webp by the name of the file; see save_png."""
-    kind = {".jpg": "JPEG", ".webp": "WEBP"}.get(Path(path).suffix, "PNG")
+def save_photo(path: Path, rgb: np.ndarray, *, alpha: np.ndarray | None = None, **about: Any) -> None:
+    """Writes .png, .tif, .jpg (no transparency: white shows through) or .webp by the name of the file; see save_png.
+
+    16 bits per channel are for PNG and TIFF.
+    """
+    kind = {".jpg": "JPEG", ".webp": "WEBP", ".tif": "TIFF"}.get(Path(path).suffix, "PNG")
     if kind == "JPEG" and alpha is not None:
         over = alpha[..., None].astype(np.float32) / 255
         rgb, alpha = (rgb * over + 255 * (1 - over)).round().astype(np.uint8), None
-    _save(path, rgb, alpha, exif, kind, text)
+    _save(path, kind, rgb, alpha=alpha, **about)
 
 
-def as_png(
-    rgb: np.ndarray,
-    *,
-    alpha: np.ndarray | None = None,
-    exif: bytes | None = None,
-    text: Mapping[str, str] | None = None,
-) -> bytes:
-    """The bytes that save_png writes."""
-    content = io.BytesIO()
-    image = to_image(rgb, alpha=alpha)
-    image.save(content, "PNG", **_options(image, exif, "PNG", text))
-    return content.getvalue()
+def kept(photo: Photo) -> dict[str, Any]:
+    """What a picture keeps of the photo that it was made of, as save_photo takes it."""
+    return {"alpha": photo.alpha, "exif": photo.exif, "dpi": photo.dpi}
+
+
+def as_png(rgb: np.ndarray, **about: Any) -> bytes:
+    """The bytes that save_png writes. about: `alpha` (H, W) uint8; `exif`; `text`, by its keys; `dpi`."""
+    return _encoded("PNG", rgb, **about)
 
 
 _OPTIONS: dict[str, dict[str, object]] = {
@@ -224,36 +217,69 @@ _OPTIONS: dict[str, dict[str, object]] = {
     "PNG": {"compress_level": 1, "compress_type": zlib.Z_RLE},
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},  # colour is what the picture was made for
     "WEBP": {"quality": 92, "method": 2},
+    "TIFF": {"compression": "tiff_adobe_deflate"},
 }
 
 
-def _save(
-    path: Path,
-    rgb: np.ndarray,
-    alpha: np.ndarray | None,
-    exif: bytes | None,
-    kind: str,
-    text: Mapping[str, str] | None = None,
-) -> None:
-    image = to_image(rgb, alpha=alpha)
+def _save(path: Path, kind: str, rgb: np.ndarray, **about: Any) -> None:
     longest = {"JPEG": 65_500, "WEBP": 16_383}.get(kind)
-    if longest and max(image.size) > longest:
-        raise ProjectError(f"{_shown(path)}: {kind} ends at {longest} pixels a side, not {max(image.size)}; use PNG.")
-    options = _options(image, exif, kind, text)
+    if longest and max(rgb.shape[:2]) > longest:
+        raise ProjectError(
+            f"{_shown(path)}: {kind} ends at {longest} pixels a side, not {max(rgb.shape[:2])}; use PNG."
+        )
+    content = _encoded(kind, rgb, **about)
     try:
         with replacing(Path(path)) as file:
-            image.save(file, kind, **options)
+            file.write(content)
     except OSError as error:  # it names the temporary file, which says nothing to a person
         raise ProjectError(f"{_shown(path)} could not be written: {error.strerror or error}.") from error
 
 
-def _options(image: Image.Image, exif: bytes | None, kind: str, text: Mapping[str, str] | None) -> dict[str, object]:
-    options = _OPTIONS[kind] | {"icc_profile": image.info["icc_profile"]} | ({"exif": exif} if exif else {})
+def _encoded(
+    kind: str,
+    rgb: np.ndarray,
+    *,
+    alpha: np.ndarray | None = None,
+    exif: bytes | None = None,
+    text: Mapping[str, str] | None = None,
+    dpi: tuple[float, float] | None = None,
+) -> bytes:
+    """The file. text: in a PNG by its keys, elsewhere in an XMP packet."""
+    options: dict[str, Any] = _OPTIONS[kind] | {"icc_profile": _srgb_profile()}
+    options |= ({"exif": exif} if exif else {}) | ({"dpi": dpi} if dpi else {})
     if text and kind == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         for key, value in text.items():
             options["pnginfo"].add_itxt(key, value)
-    return options
+    elif text:
+        options["tiffinfo" if kind == "TIFF" else "xmp"] = (
+            {XMP: xmp_packet(text)} if kind == "TIFF" else xmp_packet(text)
+        )
+    if rgb.dtype == np.uint16:
+        from Project7 import sixteen_bit
+
+        if kind == "TIFF":
+            xmp = xmp_packet(text) if text else None
+            return sixteen_bit.as_tiff(rgb, alpha, profile=options["icc_profile"], xmp=xmp, dpi=dpi)
+        return sixteen_bit.as_png(rgb, alpha, options)
+    content = io.BytesIO()
+    to_image(rgb, alpha=alpha).save(content, kind, **options)
+    return content.getvalue()
+
+
+def xmp_packet(text: Mapping[str, str]) -> bytes:
+    """Texts by their keys as XMP (ISO 16684-1), for files that have no place for them otherwise."""
+    said = "".join(f" p7:{key}={quoteattr(value)}" for key, value in text.items())
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description rdf:about="" xmlns:p7="urn:project7"{said}/></rdf:RDF></x:xmpmeta>'
+    ).encode()
+
+
+def xmp_text(packet: bytes, key: str) -> str | None:
+    """A text that xmp_packet has kept; None where it is not there."""
+    found = re.search(rf" p7:{key}=(?P<quote>[\"'])(.*?)(?P=quote)", packet.decode("utf-8", "replace"), re.DOTALL)
+    return html.unescape(found[2]) if found else None
 
 
 @cache
@@ -356,8 +382,33 @@ def _photo(image: Image.Image, name: str, most: int) -> Photo:
     if orientation in _TURNS:
         image = image.transpose(_TURNS[orientation])
     image, alpha = _split(image)
+    deep = _deep_gray(image, profile)
+    dpi = _resolution(image.info)
     image = _in_srgb(_in_8_bit(image, notes), profile, notes)
-    return Photo(_pixels(image), None if alpha is None else _pixels(alpha), exif, tuple(notes))
+    return Photo(_pixels(image), None if alpha is None else _pixels(alpha), exif, tuple(notes), dpi, deep)
+
+
+def _deep_gray(image: Image.Image, profile: bytes | None) -> np.ndarray | None:
+    """(H, W) uint16, sRGB: a gray picture of 16 bits in full; None of any other."""
+    if not image.mode.startswith("I;16"):
+        return None
+    deep = np.empty((image.height, image.width), np.uint16)
+    for rows, values in _strips(image):
+        deep[rows] = values
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    curve = np.asarray(_in_srgb(ramp, profile, []))[0, :, 0]  # what the profile does to the 8-bit levels
+    if (curve != np.arange(256)).any():
+        deep = np.interp(deep, np.arange(256) * 257, curve.astype(np.float64) * 257).round().astype(np.uint16)
+    return deep
+
+
+def _resolution(info: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Pixels per inch, where a file says so and it can be."""
+    try:
+        across, down = (float(value) for value in info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if all(1 <= value <= 100_000 for value in (across, down)) else None
 
 
 def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

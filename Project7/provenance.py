@@ -1,23 +1,24 @@
-"""How a picture was made, kept in the picture: a text in the PNG that says which model, seed, settings and hints.
+"""How a picture was made, kept in the picture: a text in the file that says which model, seed, settings and hints.
 
 Never a path, nor a file's name. Dropped back onto the page, or given to `colorize --like`, the work goes on from there.
 """
 
 import json
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
-from PIL import PngImagePlugin
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from Project7 import __version__
 from Project7.answer_config import ColorizeConfig
 from Project7.errors import UsageError
+from Project7.photo import XMP, xmp_text
 from Project7.settings import explain
 
-KEY = "project7"  # of the text in a PNG
+KEY = "project7"  # of the text in a picture
 MOST_HINTS = 1000
-TONE = ("saturation", "warmth", "denoise")  # settings of every method
+TONE = ("saturation", "warmth", "denoise", "levels")  # settings of every method
 OPTIONS = ("sampler", "steps", "guidance", "candidates", "calm", "temperature", "variety")  # of the methods
 
 
@@ -50,6 +51,7 @@ class Provenance(BaseModel):
     saturation: float = 1.0
     warmth: float = 0.0
     denoise: float = 0.0
+    levels: Literal["off", "network", "auto"] = "off"
     working_size: int | None = None
     hints: tuple[GivenHint, ...] = Field((), max_length=MOST_HINTS)
     options: dict[str, int | float | str | None] = {}
@@ -67,7 +69,7 @@ class Provenance(BaseModel):
         return {name: value for name, value in (own | self.options).items() if value is not None}
 
     def as_text(self) -> dict[str, str]:
-        """For the text of a PNG."""
+        """For the text of a picture."""
         return {KEY: self.model_dump_json()}
 
 
@@ -98,9 +100,31 @@ def _no_hint(value: Any) -> Any:
 
 
 def read_provenance(source: Path | BinaryIO) -> Provenance | None:
-    """What a PNG says of how it was made; None where it says nothing, or nothing of use. No pixel is decoded."""
+    """What a picture says of how it was made; None where it says nothing, or nothing of use. No pixel is decoded."""
     try:
-        with PngImagePlugin.PngImageFile(source) as image:
-            return Provenance.model_validate_json(image.info[KEY])
+        with Image.open(source, formats=("PNG", "JPEG", "WEBP", "TIFF")) as image:
+            if image.format == "PNG":
+                return Provenance.model_validate_json(image.info[KEY])
+            packet = image.tag_v2[XMP] if image.format == "TIFF" else image.info["xmp"]
+            return Provenance.model_validate_json(xmp_text(packet, KEY))
     except Exception:  # foreign bytes: Pillow and pydantic raise a dozen kinds, and none is more than "nothing of use"
         return None
+
+
+def differences(made: Provenance, wanted: Provenance) -> list[str]:
+    """What tells two recipes apart, in words for a file's name: ["base-classification"], ["seed1", "steps20"]; []
+    where they give the same picture. A digest that is not known (\"\") is taken for the same."""
+    words = []
+    if (made.model, made.model_sha256) != (wanted.model, wanted.model_sha256):
+        words.append(wanted.model if made.model != wanted.model else f"{wanted.model}-{wanted.model_sha256[:6]}")
+    before, now = ({n: getattr(p, n) for n in ("seed", *TONE, "working_size")} | p.options for p in (made, wanted))
+    for name in now | before if made.method == wanted.method else ("seed", *TONE, "working_size"):
+        if before.get(name) != now.get(name):
+            value = now.get(name)
+            shown = f"{value:g}" if isinstance(value, float) else "-default" if value is None else str(value)
+            words.append(f"{name}-{shown}" if isinstance(value, str) else f"{name}{shown}")
+    if made.hints != wanted.hints:
+        words.append("hints" if wanted.hints else "no-hints")
+    if made.noise and wanted.noise and made.noise != wanted.noise:
+        words.append(wanted.noise[:6])  # another photo under the same name
+    return [word.replace("_", "-") for word in words]

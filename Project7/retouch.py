@@ -4,18 +4,20 @@
 """
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from Project7 import color
 from Project7.colorize import Colorizer
-from Project7.colorize_files import Job, Outcome, confidence_path, write
+from Project7.colorize_files import LEFT_IN_COLOUR, Job, Outcome, beside, confidence_path, settle, write
 from Project7.errors import ProjectError, sentence
 from Project7.hints import Hint
 from Project7.opened import OpenPhoto
-from Project7.photo import Photo, open_photo, save_png
+from Project7.photo import DEEP_SUFFIXES, Photo, open_photo, save_png
 from Project7.provenance import Provenance
 from Project7.reference import hints_from
+from Project7.scan import in_colour
 from Project7.sheet import side_by_side
 
 _DOUBT = 40.0  # Lab units that are white in a map of ambiguity
@@ -34,19 +36,35 @@ class Retouch:
 
 
 def retouch_files(
-    colorizer: Colorizer, jobs: Sequence[Job], retouch: Retouch, *, seed: int, force: bool, **settings: Any
+    colorizer: Colorizer,
+    jobs: Sequence[Job],
+    retouch: Retouch,
+    *,
+    seed: int,
+    force: bool,
+    skip_colour: bool = False,
+    confidence: bool = False,
+    saturation: float = 1.0,
+    warmth: float = 0.0,
+    **settings: Any,
 ) -> Iterator[Outcome]:
-    """As colorize_files. settings: those of OpenPhoto, and `saturation`, `warmth`, `confidence`."""
-    saturation, warmth = settings.pop("saturation", 1.0), settings.pop("warmth", 0.0)
-    confidence = settings.pop("confidence", False)
+    """As colorize_files. settings: those of OpenPhoto."""
+    planned = {path for job in jobs for path in job.targets}
     for job in jobs:
-        if not force and all(path.exists() for path in job.targets):
-            yield Outcome(job, "exists", f"{job.targets[0]} exists; --force makes it anew")
-            continue
+        begin = time.perf_counter()
         try:
-            opened = open_retouched(colorizer, open_photo(job.source), retouch, **settings)
+            photo = open_photo(job.source)
+            if skip_colour and in_colour(photo.rgb):
+                yield Outcome(job, "left", LEFT_IN_COLOUR)
+                continue
+            opened = open_retouched(colorizer, photo, retouch, **settings)
             opened.saturation, opened.warmth = saturation, warmth
-            yield answered(job, opened, retouch, range(seed, seed + len(job.targets)), confidence=confidence)
+            seeds = range(seed, seed + len(job.targets))
+            ready = job if force else settle(job, [opened.provenance(k) for k in seeds], planned)
+            if isinstance(ready, Job):
+                ready = answered(ready, opened, retouch, seeds, confidence=confidence)
+                ready = dataclasses.replace(ready, seconds=time.perf_counter() - begin)
+            yield ready
         except (ProjectError, OSError) as error:
             yield Outcome(job, "failed", sentence(error))
 
@@ -64,20 +82,18 @@ def open_retouched(colorizer: Colorizer, photo: Photo, retouch: Retouch, **setti
 
 def answered(job: Job, opened: OpenPhoto, retouch: Retouch, seeds: Sequence[int], *, confidence: bool) -> Outcome:
     opened.answers(seeds)
-    pictures = [opened.picture(seed) for seed in seeds]
+    deep = job.targets[0].suffix in DEEP_SUFFIXES
+    pictures = [opened.picture(seed, deep=deep) for seed in seeds]
     maps = {}
     if retouch.ambiguity:
         maps[beside(job, "ambiguity")] = (opened.ambiguity() / _DOUBT).clip(0, 1)
     if confidence:
         found = opened.colorizer.confidence(opened.photo, working_size=opened.working_size)
         maps[confidence_path(job)] = found
-    outcome = write(job, opened.photo, pictures, [opened.provenance(seed) for seed in seeds], maps)
-    if retouch.side_by_side and outcome.kind == "done":
-        gray = color.channels_last(color.gray(color.channels_first(opened.photo.rgb)[None]))[0]
-        save_png(beside(job, "both"), side_by_side([gray, *pictures]))
-    return outcome
-
-
-def beside(job: Job, word: str):
-    """The file of a picture beside the answers."""
-    return job.targets[0].with_name(f"{job.targets[0].stem}-{word}.png")
+    made = [opened.provenance(seed) for seed in seeds]
+    outcome = write(job, opened.photo, pictures, made, maps, levels=opened.levels)
+    if not (retouch.side_by_side and outcome.kind == "done"):
+        return outcome
+    gray = color.channels_last(color.gray(color.channels_first(opened.photo.rgb)[None]))[0]
+    save_png(beside(job, "both"), side_by_side([gray, *(opened.picture(seed) for seed in seeds)]))
+    return dataclasses.replace(outcome, files=(*outcome.files, beside(job, "both")))

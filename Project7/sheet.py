@@ -1,10 +1,14 @@
-"""Pictures side by side on one sheet."""
+"""Pictures side by side on one sheet, with their names above them."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from Project7.errors import ProjectError
+
+_LETTERS = 14  # pixels
 
 
 def side_by_side(pictures: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
@@ -17,12 +21,39 @@ def side_by_side(pictures: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
     return np.concatenate(row, axis=1)
 
 
-def sheet(columns: list[np.ndarray], *, smallest: int = 128) -> np.ndarray:
+def sheet(columns: list[np.ndarray], *, smallest: int = 128, titles: Sequence[str] = ()) -> np.ndarray:
     """Columns of pictures (K, H, W, 3) uint8, all of one size -> one sheet (H', W', 3) with a row per photo. Pictures
-    narrower than `smallest` pixels are enlarged by a whole factor."""
+    narrower than `smallest` pixels are enlarged by a whole factor. titles: of the columns."""
     scale = max(1, smallest // columns[0].shape[1])
     rows = [
         side_by_side([np.kron(p, np.ones((scale, scale, 1), np.uint8)) for p in row])
         for row in zip(*columns, strict=True)
     ]
-    return np.concatenate(rows)
+    width = columns[0].shape[2] * scale
+    heading = [side_by_side([title(text, width) for text in titles])] if titles else []
+    return np.concatenate([*heading, *rows])
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], titles: Sequence[str], *, side: int) -> np.ndarray:
+    """Pictures (H, W, 3) of one size, uint8 or uint16, in rows of four at most, each with its title above it; their
+    long sides have at most `side` pixels."""
+    small = []
+    for picture in pictures:
+        image = Image.fromarray((picture >> 8).astype(np.uint8) if picture.dtype == np.uint16 else picture)
+        image.thumbnail((side, side))
+        small.append(np.asarray(image))
+    titled = [np.concatenate([title(text, p.shape[1]), p]) for p, text in zip(small, titles, strict=True)]
+    across = min(4, math.ceil(len(titled) ** 0.5))
+    blank = np.full_like(titled[0], 255)
+    titled += [blank] * (-len(titled) % across)
+    return np.concatenate([side_by_side(titled[n : n + across]) for n in range(0, len(titled), across)])
+
+
+def title(text: str, width: int) -> np.ndarray:
+    """(h, width, 3) uint8: black letters in the middle of a white strip; what does not fit is cut off."""
+    image = Image.new("RGB", (width, _LETTERS + 6), "white")
+    letters = ImageFont.load_default(_LETTERS)
+    while len(text) > 1 and letters.getlength(text) > width:
+        text = text[:-1]
+    ImageDraw.Draw(image).text((width / 2, 2), text, fill="black", font=letters, anchor="ma")
+    return np.asarray(image)

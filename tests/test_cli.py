@@ -106,7 +106,10 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(place, colorize):
     assert done.returncode == 1
     assert "bad.png" in done.stderr
     assert "1 coloured, 1 failed" in done.stdout
-    assert sorted(p.name for p in (place / "out2").iterdir()) == ["good-1.png", "good-2.png"]
+    assert sorted(p.name for p in (place / "out2").iterdir()) == ["good-1.png", "good-2.png", "good-sheet.png"]
+    assert re.search(
+        r"^mixed/good.png -> out2/good-1.png, good-2.png, good-sheet.png  \(tiny, \d+\.\d s\)$", done.stdout, re.M
+    )
 
 
 def test_weights_without_a_checksum_are_taken_and_that_is_said(place, colorize):

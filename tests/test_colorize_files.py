@@ -1,14 +1,25 @@
 """Files and folders: where answers are written, what is skipped, what fails, and what shares a batch."""
 
+import os
+import struct
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tifffile
+import torch
 from PIL import Image
 from test_colorize import CONFIG, picture
 
+from Project7.color import rgb_to_lab
 from Project7.colorize import Colorizer
 from Project7.colorize_files import Job, colorize_files, plan_outputs
 from Project7.errors import UsageError
 from Project7.methods import build_model
+from Project7.painting import deep_lightness
+from Project7.provenance import read_provenance
+from Project7.sixteen_bit import chunks
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +57,13 @@ def test_no_output_overwrites_another_or_an_input(tmp_path):
     assert len(set(names)) == 4
     with pytest.raises(UsageError, match="another --output"):
         plan_outputs(clash[:1], tmp_path / "in", variants=1)
-    twins = [(tmp_path / "x" / "a.png", clash[0][1]), (tmp_path / "y" / "a.png", clash[0][1])]
-    with pytest.raises(UsageError, match="another"):
-        plan_outputs(twins, tmp_path / "out", variants=1)
+    shots = [(tmp_path / place / "a.png", clash[0][1]) for place in ("holiday", "scans", "old/scans")]
+    out = tmp_path / "out"
+    apart = [job.targets[0].relative_to(out).as_posix() for job in plan_outputs(shots[:2], out, variants=1)]
+    assert apart == ["holiday/a.png", "scans/a.png"]
+    three = {job.targets[0] for job in plan_outputs(shots, out, variants=1)}
+    assert len(three) == 3
+    assert out / "old" / "scans" / "a.png" in three
 
 
 def test_a_folder_goes_on_past_a_bad_file_and_skips_what_is_done(tmp_path, colorizer, monkeypatch):
@@ -82,3 +97,91 @@ def test_small_photos_go_through_the_network_together(tmp_path, colorizer, monke
     together = [np.asarray(Image.open(job.targets[0])).astype(int) for job in jobs]
     alone = [np.asarray(colorizer.colorize(job.source, steps=1)).astype(int) for job in jobs]
     assert max(np.abs(a - b).max() for a, b in zip(together, alone, strict=True)) <= 1
+
+
+def outcomes(colorizer, jobs, *, force=False, seed=0, **options):
+    settings = {"batch_size": 8, "steps": 1, "sampler": "ddim", "working_size": None} | options
+    return list(colorize_files(colorizer, jobs, seed=seed, force=force, **settings))
+
+
+def test_another_recipe_gets_a_name_that_says_what_differs(tmp_path, colorizer):
+    (photo,) = files(tmp_path, "robin.png")
+    jobs = plan_outputs([photo], tmp_path / "out", variants=1)
+    made = outcomes(colorizer, jobs)[0].files[0]
+    before = made.read_bytes()
+    (other,) = outcomes(colorizer, jobs, seed=1)
+    assert (other.kind, [path.name for path in other.files]) == ("done", ["robin-seed1.png"])
+    assert other.files[0].read_bytes() != before == made.read_bytes()
+    assert [outcomes(colorizer, jobs, seed=seed)[0].kind for seed in (0, 1)] == ["exists", "exists"]
+    (third,) = outcomes(colorizer, jobs, seed=1, steps=2, saturation=0.5)
+    assert [path.name for path in third.files] == ["robin-seed1-saturation0.5-steps2.png"]
+    named = Colorizer(colorizer.model, colorizer.config)
+    named.name, named.sha256 = "bold", "ab" * 32
+    assert [path.name for path in outcomes(named, jobs)[0].files] == ["robin-bold.png"]
+
+
+def test_another_photo_under_the_same_name_is_not_taken_for_done(tmp_path, colorizer):
+    (photo,) = files(tmp_path, "robin.png")
+    jobs = plan_outputs([photo], tmp_path / "out", variants=1)
+    outcomes(colorizer, jobs)
+    Image.fromarray(picture(16, 16, 9)).save(photo[0])
+    os.utime(photo[0], (2e9, 2e9))
+    (again,) = outcomes(colorizer, jobs)
+    assert again.kind == "done"
+    assert again.files[0].name.startswith("robin-")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".tif"])
+def test_every_format_remembers_how_it_was_made(tmp_path, colorizer, suffix):
+    (photo,) = files(tmp_path, "robin.png")
+    jobs = plan_outputs([photo], tmp_path / "out", variants=1, suffix=suffix)
+    assert [outcomes(colorizer, jobs)[0].kind for _ in range(2)] == ["done", "exists"]
+    assert read_provenance(jobs[0].targets[0]).options["steps"] == 1
+
+
+def test_variants_come_with_a_contact_sheet_and_name_their_files(tmp_path, colorizer):
+    jobs = plan_outputs(files(tmp_path, "robin.png"), tmp_path / "out", variants=3)
+    (done,) = outcomes(colorizer, jobs)
+    assert [path.name for path in done.files] == ["robin-1.png", "robin-2.png", "robin-3.png", "robin-sheet.png"]
+    with Image.open(done.files[-1]) as sheet:
+        assert sheet.size == (2 * 16 + 4, 2 * (16 + 20))
+
+
+def test_a_photo_in_colour_is_said_and_left_where_that_is_asked_for(tmp_path, colorizer):
+    (photo,) = files(tmp_path, "robin.png")
+    jobs = plan_outputs([photo], tmp_path / "out", variants=1)
+    (left,) = outcomes(colorizer, jobs, skip_colour=True)
+    assert (left.kind, jobs[0].targets[0].exists()) == ("left", False)
+    assert "in colour already" in outcomes(colorizer, jobs)[0].text
+    Image.open(photo[0]).convert("L").save(photo[0])
+    (gray,) = outcomes(colorizer, jobs, skip_colour=True, force=True)
+    assert (gray.kind, "colour already" in gray.text) == ("done", False)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_scan_of_16_bits_comes_back_with_16_bits_and_its_resolution(tmp_path, colorizer, suffix):
+    ramp = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "scan.png", dpi=(300, 300))
+    jobs = plan_outputs([(tmp_path / "scan.png", Path("scan.png"))], tmp_path / "out", variants=1, suffix=suffix)
+    assert outcomes(colorizer, jobs)[0].kind == "done"
+    made = jobs[0].targets[0]
+    with Image.open(made) as image:
+        assert [round(value) for value in image.info["dpi"]] == [300, 300]
+        assert image.info["icc_profile"]
+    rgb = tifffile.imread(made) if suffix == ".tif" else read_png_16(made)
+    assert (rgb.shape, rgb.dtype) == ((40, 60, 3), np.uint16)
+    luminance = rgb_to_lab(torch.from_numpy(rgb.astype(np.float32) / 65535).movedim(-1, 0))[0]
+    truth = deep_lightness(ramp)[0, 0] * 50 + 50
+    assert (luminance - truth).abs().max() < 0.02  # a level of 8 bits is up to 0.4
+
+
+def read_png_16(path):
+    """Pillow brings a PNG in colour down to 8 bits."""
+    parts = list(chunks(path.read_bytes()))
+    header = dict(parts)[b"IHDR"]
+    width, height = struct.unpack(">II", header[:8])
+    assert header[8:10] == b"\x10\x02"
+    rows = np.frombuffer(zlib.decompress(b"".join(data for kind, data in parts if kind == b"IDAT")), np.uint8)
+    rows = rows.reshape(height, -1)
+    assert (rows[:, 0] == 2).all()
+    return rows[:, 1:].cumsum(axis=0, dtype=np.uint8).copy().view(">u2").astype(np.uint16).reshape(height, width, 3)

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "Project7"
 # A module imports only from the lines above its own.
 ORDER = """
 __init__ errors invocation
-settings sheet
+settings sheet sixteen_bit
 counting atomic_file answer_config loss_config training_config color processes
 model_config
 config
@@ -26,6 +26,7 @@ flags model_folder photo metrics batch guided_filter export_parts learning_rate
 photo_source image_set
 image_cache
 dataset download palette layers discriminator samplers augment candidates hints painting provenance
+scan
 feature_networks color_head
 perceptual_loss encoder
 losses neck feature_cache diffusion_export

@@ -1,0 +1,129 @@
+"""A photo as the network is to see it, and what a scan tells before it is coloured: that it is in colour already, that
+it has faded, where its white border is."""
+
+import functools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from Project7 import color
+from Project7.painting import deep_lightness, full_lightness, paint, shrink, without_grain
+from Project7.photo import Photo
+
+_TINT = 6.0  # Lab units: a picture in one tint stays below, however its tint depends on lightness
+_FADED = 50.0  # Lab units between the darkest and the lightest percent of a photo
+_ENDS = (0.01, 0.99)  # the shares of the pixels that are black and white after --levels
+_SIDE = 512  # pixels of the long side at which a border is looked for
+_WHITE = 85.0  # L of a border, at least
+_ALIKE = 6.0  # Lab units by which a border's lightness varies
+_THIN, _WIDE = 0.008, 0.3  # of the side: how wide a border is
+
+
+class Lightness:
+    """The lightness of a photo: as it is kept, and as the network is to see it."""
+
+    def __init__(self, photo: Photo, *, denoise: float = 0.0, levels: str = "off", lightness: Tensor | None = None):
+        """levels: "auto" stretches the contrast of both, "network" that of the network's copy. lightness: L
+        (1, 1, H, W) of the photo, where it is known."""
+        self.photo, self.denoise, self.levels = photo, denoise, levels
+        self.plain = full_lightness(photo.rgb) if lightness is None else lightness  # (1, 1, H, W)
+        self.L = levelled(self.plain, self.border) if levels == "auto" else self.plain
+        grainless = without_grain(self.L, denoise)
+        self.seen = levelled(grainless, self.border) if levels == "network" else grainless
+
+    @functools.cached_property
+    def border(self) -> Tensor | None:
+        return white_border(self.plain)
+
+    def border_at(self, size: tuple[int, int]) -> Tensor:
+        """(1, 1, h, w) in [0, 1]: the share of each place that is white border."""
+        if self.border is None:
+            return torch.zeros(1, 1, *size)
+        return F.interpolate(self.border, size, mode="bilinear", antialias=True)
+
+    def guide(self, small: Tensor) -> Tensor:
+        """`small` (1, 1, h, w), the copy that the network saw, as it is in the picture: what chroma is enlarged by."""
+        if self.levels != "network":
+            return small
+        return shrink(without_grain(self.L, self.denoise), tuple(small.shape[-2:]))
+
+    def paint(self, small: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor, *, deep: bool = False) -> np.ndarray:
+        """The picture (H, W, 3) with the chroma ab (1, 2, h, w) that was found on `small`: uint8, or uint16 of a photo
+        of 16 bits if `deep`."""
+        deep = deep and self.photo.deep is not None
+        L = self.L
+        if deep:
+            fine = deep_lightness(self.photo.deep)
+            L = stretched(fine, *ends(self.plain, self.border)) if self.levels == "auto" else fine
+        return paint(L, self.guide(small), ab, ab_mean, ab_std, deep=deep)
+
+
+def in_colour(rgb: np.ndarray) -> bool:
+    """Whether a photo (H, W, 3) uint8 has colours of its own: more than one tint, such as sepia, at every lightness."""
+    step = max(1, max(rgb.shape[:2]) // 96)
+    small = np.asarray(Image.fromarray(rgb).reduce(step))
+    lab = color.rgb_to_lab(color.channels_first(small)).double()
+    L, ab = color.scaled(lab)[0].flatten().double(), lab[1:].flatten(1).T  # (N,) in [0, 1], and (N, 2)
+    powers = torch.stack([torch.ones_like(L), L, L.square()], dim=1)  # (N, 3)
+    rest = ab - powers @ torch.linalg.lstsq(powers, ab, driver="gelsd").solution
+    return bool(rest.square().sum(dim=1).mean().sqrt() > _TINT)
+
+
+def ends(L: Tensor, border: Tensor | None = None) -> tuple[float, float]:
+    """The lightness of the darkest and the lightest percent of L (1, 1, H, W), its border left out; in [-1, 1]."""
+    small = L if max(L.shape[-2:]) <= _SIDE else F.interpolate(L, size_of(L), mode="bilinear", antialias=True)
+    inside = small if border is None else small[F.interpolate(border, small.shape[-2:]) < 0.5]
+    low, high = torch.quantile(inside.flatten(), torch.tensor(_ENDS)).tolist()
+    return low, high
+
+
+def faded(L: Tensor, border: Tensor | None = None) -> bool:
+    """Whether a photo has neither black nor white: its contrast is that of an old print that has lost its ink."""
+    low, high = ends(L, border)
+    return float(color.level(torch.tensor(high)) - color.level(torch.tensor(low))) < _FADED
+
+
+def levelled(L: Tensor, border: Tensor | None = None) -> Tensor:
+    """L (1, 1, H, W) stretched so that its darkest percent is black and its lightest white."""
+    return stretched(L, *ends(L, border))
+
+
+def stretched(L: Tensor, low: float, high: float) -> Tensor:
+    return L if high - low < 1e-3 else ((L - low) / (high - low) * 2 - 1).clamp(-1, 1)
+
+
+def white_border(L: Tensor) -> Tensor | None:
+    """(1, 1, h, w) in [0, 1]: where L (1, 1, H, W) is the white border of a print or a page; None where it has none.
+
+    A border is light, plain, and on three sides at least; then it is all that is connected with the edge and alike.
+    """
+    from scipy.ndimage import label
+
+    small = L if max(L.shape[-2:]) <= _SIDE else F.interpolate(L, size_of(L), mode="bilinear", antialias=True)
+    values = color.level(small[0, 0]).numpy()  # (h, w)
+    sides = [values, values[::-1], values.T, values.T[::-1]]
+    found = [level for side in sides if (level := border_level(side)) is not None]
+    if len(found) < 3 or np.ptp(found) > _ALIKE:
+        return None
+    alike = np.abs(values - np.median(found)) < _ALIKE
+    parts, _ = label(alike)
+    at_edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    mask = np.isin(parts, at_edge[at_edge > 0])
+    return torch.from_numpy(mask.astype(np.float32))[None, None]
+
+
+def border_level(values: np.ndarray) -> float | None:
+    """The lightness of a white border along the first row of L (h, w) in Lab units; None where there is none."""
+    level = float(np.median(values[0]))
+    plain = np.mean(np.abs(values - level) < _ALIKE, axis=1) > 0.98  # (h,)
+    width = len(plain) if plain.all() else int(plain.argmin())
+    return level if level >= _WHITE and _THIN * len(values) <= width <= _WIDE * len(values) else None
+
+
+def size_of(L: Tensor) -> tuple[int, int]:
+    """The size at which L (1, 1, H, W) is looked at."""
+    scale = min(1.0, _SIDE / max(L.shape[-2:]))
+    return max(1, round(L.shape[-2] * scale)), max(1, round(L.shape[-1] * scale))
