@@ -419,14 +419,16 @@ def doctor(arguments: argparse.Namespace) -> int:
     if history is None:
         console.print(f"{folder.history} is damaged: only the logs are read.", style="yellow", highlight=False)
     config = model_folder.summarize(folder).config
-    record = health.read(folder.name, config, history or [], more=[] if history else health.read_log(folder.logs))
+    known = folder.name, config, history or [], [] if history else health.read_log(folder.logs)
+    record = health.read(*known)
     if not record.windows:
         raise ProjectError(f"Nothing was logged for {folder.name!r} yet; let it train some tens of steps.")
     findings = health.diagnose(record)
-    show_diagnosis(record, findings, console)
+    stages = health.stages(*known)
+    show_diagnosis(record, findings, stages, console)
     picture = folder.path / "doctor.png"
     with replacing(picture) as file:
-        file.write(draw_curves(record))
+        file.write(draw_curves(stages))
     console.print(f"Curves: {picture}", highlight=False, markup=False)
     return 1 if findings else 0
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from Project7.errors import UsageError
 from Project7.loss_config import LossConfig
 from Project7.model_config import ENCODER, METHOD_CONFIGS, DiffusionConfig, MethodConfig
-from Project7.settings import SETTINGS, Sections, with_defaults
+from Project7.settings import SETTINGS, Sections, parse_settings, with_defaults
 from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 
 _LPIPS_SMALLEST = 32  # pixels: AlexNet's last feature map vanishes below
@@ -63,9 +63,28 @@ class RunConfig(BaseModel):
 # resolution, without an encoder.
 SECTIONS: Sections = {
     "model": with_defaults(DiffusionConfig, chroma_scale=4, encoder=ENCODER, head="classes", attention_levels=2),
-    "data": DataConfig,
+    "data": with_defaults(DataConfig, ask={"image_size": "Image size"}),
     "training": TrainingConfig,
 }
+
+
+def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:
+    """A stored configuration as a recipe continues it. Raises UsageError where another recipe has to."""
+    method = sections["model"].model_fields["method"].default
+    if stored.model.method != method:
+        raise UsageError(
+            f"This is a {stored.model.method} model, not a {method} one; continue it with "
+            f"{' or '.join(stored.model.SCRIPTS)}."
+        )
+    for part in ("objective", "loss"):
+        if part in sections and getattr(stored, part) is None:
+            stored = stored.model_copy(update={part: parse_settings(sections[part], {})})
+    if "objective" not in sections and stored.objective is not None:
+        raise UsageError(
+            "This model is trained with the terms of train_diffusion_v2.py; continue it there "
+            "(for the squared error alone: --perceptual-weight 0 --no-gan)."
+        )
+    return stored
 
 
 def to_json(config: BaseModel) -> str:

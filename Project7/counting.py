@@ -25,3 +25,8 @@ def counting(console: Console) -> Iterator[Counting]:
             bar.update(tasks[what], completed=done, total=total)
 
         yield progress
+
+
+def counted(number: int, noun: str) -> str:
+    """1 epoch, 2 epochs, 1,000 steps."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,6 +1,7 @@
 """What the doctor shows about a run: small curves, curves as a picture, and the table of findings."""
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from Project7.health import Finding, Record, number
+from Project7.counting import counted
+from Project7.health import MATURE, Finding, Record, number
 
 
-def show_diagnosis(record: Record, findings: list[Finding], console: Console) -> None:
-    """Prints small curves, then a table of the findings."""
-    epochs = "1 epoch" if len(record.history) == 1 else f"{len(record.history)} epochs"
-    console.print(f"{record.name}: {epochs}, {record.step} steps", style="bold", highlight=False, markup=False)
+def show_diagnosis(record: Record, findings: list[Finding], stages: Sequence[Record], console: Console) -> None:
+    """Prints small curves, those of each stage apart, then a table of the findings of `record`."""
+    size = f"{counted(len(record.history), 'epoch')}, {counted(record.step, 'step')}"
+    console.print(f"{record.name}: {size}", style="bold", highlight=False, markup=False)
     curves = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, values in curves_of(record).items():
+    for name, values in curves_of(stages).items():
         if values:
             curves.add_row(name, sparkline(values, console.encoding), f"{values[0]:.3g} -> {values[-1]:.3g}")
     console.print(curves)
+    if not findings and record.step < MATURE:
+        console.print(
+            f"Too early to tell: {counted(record.step, 'step')}, and the pictures are judged from {MATURE:,} on. "
+            "Nothing was found in the curves so far.",
+            style="yellow",
+            highlight=False,
+        )
+        return
     if not findings:
         console.print("Nothing found: the run looks healthy.", style="green")
         return
@@ -32,14 +42,15 @@ def show_diagnosis(record: Record, findings: list[Finding], console: Console) ->
     console.print(table)
 
 
-def curves_of(record: Record) -> dict[str, list[float]]:
+def curves_of(stages: Sequence[Record]) -> dict[str, list[float]]:
     """The curves that the doctor draws: name -> values in order."""
-    curves: dict[str, list[Any]] = {
-        "training loss": [window.loss for window in record.windows],
-        "validation loss": [entry.get("val_loss") for entry in record.history],
-        "gradient norm": [window.grad_norm for window in record.windows],
-        "colorfulness": [entry.get("colorfulness") for entry in record.history],
-    }
+    curves: dict[str, list[Any]] = {}
+    for count, stage in enumerate(stages, start=1):
+        which = f" {count}" if len(stages) > 1 else ""
+        curves[f"training loss{which}"] = [window.loss for window in stage.windows]
+        curves[f"validation loss{which}"] = [entry.get("val_loss") for entry in stage.history]
+    curves["gradient norm"] = [window.grad_norm for stage in stages for window in stage.windows]
+    curves["colorfulness"] = [entry.get("colorfulness") for stage in stages for entry in stage.history]
     return {name: [v for v in values if number(v) is not None] for name, values in curves.items()}
 
 
@@ -53,31 +64,45 @@ def sparkline(values: list[float], encoding: str, *, width: int = 40) -> str:
     return "".join(steps[place] for place in places)
 
 
-def draw_curves(record: Record) -> bytes:
-    """The curves of a run, as a PNG."""
+def draw_curves(stages: Sequence[Record]) -> bytes:
+    """The curves of a run, as a PNG. The losses of each stage have their own scale: they are of different sizes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    loss, norm, colours = figure.subplots(3, 1, sharex=True)
-    steps = [window.step for window in record.windows]
-    means, spread = (np.array([getattr(w, name) for w in record.windows]) for name in ("loss", "loss_std"))
-    loss.plot(steps, means, label="training", linewidth=1)
-    loss.fill_between(steps, means - spread, means + spread, alpha=0.15)
-    entries = [entry for entry in record.history if isinstance(entry.get("step"), int)]
-    places = [entry["step"] for entry in entries]
-    for axes, keys in ((loss, ["val_loss"]), (colours, ["colorfulness", "colorfulness_truth"])):
-        for key in keys:
-            values = [np.nan if number(entry.get(key)) is None else entry[key] for entry in entries]
-            axes.plot(places, values, marker=".", label={"val_loss": "validation"}.get(key, key.replace("_", ", ")))
-    norms = [window.grad_norm for window in record.windows]
-    norm.plot(steps, norms, linewidth=1)
-    norm.set(ylabel="gradient norm", yscale="log" if min(norms) > 0 and max(norms) > 30 * min(norms) else "linear")
-    loss.set(ylabel="loss", title=record.name)
-    colours.set(xlabel="step", ylabel="colorfulness")
-    for axes in (loss, colours):
-        axes.legend()
+    names = [f"loss {count}" for count in range(1, len(stages) + 1)]
+    axes = figure.subplot_mosaic([names, ["norm"] * len(names), ["colours"] * len(names)])
+    for count, (name, stage) in enumerate(zip(names, stages, strict=True), start=1):
+        draw_loss(axes[name], stage)
+        axes[name].set(title=f"{stage.name}, stage {count}" if len(stages) > 1 else stage.name)
+    axes[names[0]].set(ylabel="loss")
+    windows = [window for stage in stages for window in stage.windows]
+    norms = [window.grad_norm for window in windows]
+    axes["norm"].plot([window.step for window in windows], norms, linewidth=1)
+    scale = "log" if min(norms) > 0 and max(norms) > 30 * min(norms) else "linear"
+    axes["norm"].set(ylabel="gradient norm", yscale=scale)
+    entries = [entry for stage in stages for entry in stage.history]
+    for key in ("colorfulness", "colorfulness_truth"):
+        axes["colours"].plot(*epoch_curve(entries, key), marker=".", label=key.replace("_", ", "))
+    axes["colours"].set(xlabel="step", ylabel="colorfulness")
+    axes["colours"].legend()
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
     return picture.getvalue()
+
+
+def draw_loss(axes: Any, stage: Record) -> None:
+    steps = [window.step for window in stage.windows]
+    means, spread = (np.array([getattr(w, name) for w in stage.windows]) for name in ("loss", "loss_std"))
+    axes.plot(steps, means, label="training", linewidth=1)
+    axes.fill_between(steps, means - spread, means + spread, alpha=0.15)
+    axes.plot(*epoch_curve(stage.history, "val_loss"), marker=".", label="validation")
+    axes.legend()
+
+
+def epoch_curve(history: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a measure of each epoch."""
+    entries = [entry for entry in history if isinstance(entry.get("step"), int)]
+    values = [np.nan if number(entry.get(key)) is None else entry[key] for entry in entries]
+    return [entry["step"] for entry in entries], values

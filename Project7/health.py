@@ -5,6 +5,7 @@ means over some tens of steps each, whose own spread says how much of a change i
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,6 +91,16 @@ def read(
     for before, entry in zip([{}, *same], same, strict=False):
         windows += _windows(entry, steps=(number(entry.get("step")) or 0) - (number(before.get("step")) or 0))
     return Record(name, config, same, [*windows, *(window for row in more if (window := stored_window(row)))])
+
+
+def stages(
+    name: str, config: RunConfig | None, history: Sequence[dict[str, Any]], more: Sequence[Sequence[float]] = ()
+) -> list[Record]:
+    """A record for each part of a run that was trained under one objective, in order; arguments as those of `read`."""
+    changes = [n for n in range(1, len(history)) if not _same_objective(history[n - 1], history[n])]
+    borders = [0, *changes, len(history)]
+    parts = [read(name, config, history[low:high]) for low, high in itertools.pairwise(borders)]
+    return [*parts[:-1], read(name, config, history[borders[-2] :], more)]
 
 
 def _same_objective(entry: dict[str, Any], other: dict[str, Any]) -> bool:

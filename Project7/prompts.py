@@ -3,8 +3,11 @@
 No torch here: the first question appears at once. Ctrl-C at a question raises KeyboardInterrupt; nothing is written.
 """
 
+import re
+import shutil
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ import questionary
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
+from Project7.counting import counted
 from Project7.errors import UsageError
 from Project7.flags import default_text
 from Project7.model_folder import ModelSummary, check_name, list_models, open_folder
+from Project7.photo_source import scan
 from Project7.settings import Sections, declared, inherited, parse_settings, setting_fields
 
 CREATE = "Create new model"
@@ -37,10 +42,15 @@ _EXPLANATIONS = {  # shown before that question
   enhanced   LPIPS + L + much ab + saturation, in presets: against sepia and purple""",
 }
 _ORDER = ("loss", "model", "training", "data", "objective")
+BACK = "<"  # typed instead of an answer
 STAGE_EPOCHS = {  # two-stage training asks for these instead of `epochs`: question and default
     "stage1_epochs": ("Epochs of stage 1 (squared error alone)", "30"),
     "stage2_epochs": ("Epochs of stage 2 (all terms)", "15"),
 }
+
+
+class Back(Exception):
+    """A person wants to go back to the question before."""
 
 
 def can_ask() -> bool:
@@ -58,7 +68,10 @@ def missing_flags(given: dict[str, Any], name: str | None, sections: Sections) -
     open_questions = [
         name
         for name, (section, _) in questions(sections).items()
-        if name not in given and not _idle(name, given) and default_of(name, sections[section], given) is not None
+        if name not in given
+        and name != "image_size"  # has a default that suits every set: older scripts do not name it
+        and not _idle(name, given)
+        and default_of(name, sections[section], given) is not None
     ]
     return ["--" + q.replace("_", "-") for q in ([] if name else ["name"]) + open_questions]
 
@@ -81,28 +94,45 @@ def _yes(answer: Any) -> bool:
     return answer is True or str(answer).strip().lower() in ("y", "yes", "true", "1", "on", "t")
 
 
-def ask_model(models_dir: Path, *, stages: bool = False) -> tuple[str | None, bool]:
-    """Which model to resume, None to create a new one; and whether to train it in two stages, where there are any."""
-    models = list_models(models_dir)
-    if not models:
+def ask_model(
+    models_dir: Path, continues: Callable[[ModelSummary], bool] | None = None, *, stages: bool = False
+) -> tuple[str | None, bool]:
+    """Which model to resume, None to create a new one; and whether to train it in two stages, where there are any.
+
+    A person's own models come first, then those that come with the toolkit. continues: whether a model can be resumed
+    here; the others are named and not offered.
+    """
+    found = list_models(models_dir)
+    models = [model for model in found if continues is None or continues(model)]
+    models.sort(key=lambda model: bool(model.config and model.config.shipped))
+    if others := [model.name for model in found if model not in models]:
+        message = f"Of other scripts (see `project7 models`), and not offered here: {', '.join(others)}."
+        Console().print(message, highlight=False, markup=False)
+    if not found:
         message = f"There are no models in {models_dir} yet: this will be the first."
         Console().print(message, highlight=False, markup=False)
-        if not stages:
-            return None, False
+    if not models and not stages:
+        return None, False
     lines = [_model_line(model) for model in models] + [CREATE] + [CREATE_IN_STAGES] * stages
     answers = [(m.name, False) for m in models] + [(None, False)] + [(None, True)] * stages
     question = "Do you want to resume from an existing model?" if models else "What shall be trained?"
     return _choose(question, dict(zip(lines, answers, strict=True)), default=lines[-1])
 
 
-def _choose(question: str, choices: dict[str, Any], default: str | None = None) -> Any:
-    """A numbered list: line -> value. The number keys work while there are nine or fewer."""
+def _choose(question: str, choices: dict[str, Any], default: str | None = None, *, under: str = "") -> Any:
+    """A numbered list: line -> value, and what is said under it. The number keys work while there are nine or fewer."""
     keys = len(choices) <= 9  # questionary then shows the numbers itself
     lines = [
         questionary.Choice(line if keys else f"{n}. {line}", value=value, shortcut_key=str(n) if keys else None)
         for n, (line, value) in enumerate(choices.items(), start=1)
     ]
     chosen = next((line for line, text in zip(lines, choices, strict=True) if text == default), None)
+    if under:
+        width = shutil.get_terminal_size().columns - 1  # the menu cuts off what is longer
+        whole = re.sub(r"(--[\w-]+) ", "\\1\0", under)  # a flag and its value stay in one line
+        lines.append(
+            questionary.Separator("\n" + textwrap.fill(whole, width, break_on_hyphens=False).replace("\0", " "))
+        )
     instruction = "(arrow keys or number)" if keys else "(arrow keys)"
     return questionary.select(question, lines, default=chosen, use_shortcuts=keys, instruction=instruction).unsafe_ask()
 
@@ -134,46 +164,78 @@ def free_name(models_dir: Path) -> str:
 def ask_settings(
     given: dict[str, Any], sections_with: Callable[[dict[str, Any]], Sections], current: Any = None
 ) -> dict[str, str]:
-    """Asks for each setting that has a question and was not given as a flag. An empty answer takes the default.
+    """Asks for each setting that has a question and was not given as a flag. An empty answer takes the default, and "<"
+    goes back to the question before; Back is raised at the first.
 
     sections_with: the settings, with the defaults that the answers so far bring along. current: the settings of the
     model so far, which are then the defaults.
     """
     answers: dict[str, str] = {}
+    asked: list[str] = []
     heading = None
-    for name, (section, field) in questions(sections_with(given)).items():
+    while True:
         so_far = {**given, **answers}
-        config = sections_with(so_far)[section]
         known = (inherited(current, so_far) if current else {}) | so_far
-        default = default_of(name, config, known)
-        if name in given or default is None or _idle(name, known):
-            continue
+        sections = sections_with(so_far)
+        found = next_question(sections, known, skip={*given, *asked})
+        if not found:
+            return answers
+        name, section, field, default = found
         if section != heading:
             heading = section
             Console().print(f"\n[bold]{_HEADINGS[section]}[/bold]")
         if name in _EXPLANATIONS:
             Console().print(_EXPLANATIONS[name], highlight=False)
-        answer = ask_setting(name, field, config, known, default=default)
+        try:
+            answer = ask_setting(name, field, sections[section], known, default=default)
+        except Back:
+            if not asked:
+                raise
+            answers.pop(asked.pop(), None)
+            continue
+        asked.append(name)
         if answer and not (current and answer == default_text(default)):  # a repetition changes nothing
             answers[name] = answer
-    return answers
+
+
+def next_question(
+    sections: Sections, known: dict[str, Any], skip: Collection[str]
+) -> tuple[str, str, FieldInfo, Any] | None:
+    """The name, section, field and default of the first question that has a meaning; None where there is none left."""
+    for name, (section, field) in questions(sections).items():
+        default = default_of(name, sections[section], known)
+        if name not in skip and default is not None and not _idle(name, known):
+            return name, section, field, default
+    return None
 
 
 def ask_setting(name: str, field: FieldInfo, config: type, known: dict[str, Any], *, default: Any) -> str:
     """known: the answers so far, without some of which this one has no meaning."""
     yes_or_no = f"(y/n) [{'y' if default else 'n'}]"
     shown = yes_or_no if isinstance(default, bool) else f"[{default_text(default)}]"
+    cleaned = _path if name == "data" else str.strip
 
     def valid(text: str) -> bool | str:
+        flag = f"--{name.replace('_', '-')} "
         try:
             if text.strip():
                 beside = {n: known[n] for n in declared(field, "follows") or () if n in known}
-                parse_settings(config, beside | {name: text})
+                parse_settings(config, beside | {name: cleaned(text)})
+                if name == "data":
+                    scan(cleaned(text))
         except UsageError as error:
-            return str(error).removeprefix(f"--{name.replace('_', '-')} ")
+            return str(error).removeprefix(flag)
         return True
 
-    return _ask(f"{declared(field, 'ask')} {shown}:", valid)
+    return cleaned(_ask(f"{declared(field, 'ask')} {shown}:", valid))
+
+
+def _path(text: str) -> str:
+    """A path as a person types or drops it into the terminal: in quotes, or with ~ for the home folder."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]
+    return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
 def ask_stage_epochs(given: dict[str, Any]) -> dict[str, str]:
@@ -188,25 +250,35 @@ def ask_stage_epochs(given: dict[str, Any]) -> dict[str, str]:
 def ask_perceptual(reason: str, network: str, tiny: bool) -> dict[str, str]:
     """The weights of the network of the perceptual term cannot be had: what to do. Returns settings of that term.
 
-    tiny: whether the small network that comes with the toolkit can stand in.
+    tiny: whether the small network that comes with the toolkit can stand in. What is asked stands first, why and how a
+    flag says the same under it.
     """
-    Console(soft_wrap=True).print(f"\n{reason}", style="yellow", highlight=False, markup=False)
+    Console().print(f"\nThe weights of {network} are not here.", style="yellow", highlight=False, markup=False)
     choices = {"Compare the features of the small network that comes with the toolkit": "tiny"} if tiny else {}
     choices |= {
         "Take the weights from a file of mine": "file",
         "Compare untrained, random features (weaker)": "random",
         "Train without the perceptual term": "none",
     }
-    answer = _choose("How shall it go on?", choices)
+    answer = _choose("How shall it go on?", choices, under=reason)
     if answer == "file":
-        return {"perceptual_weights": _ask(f"File with the weights of {network}:", _is_file)}
+        return {"perceptual_weights": _path(_ask(f"File with the weights of {network}:", _is_file))}
     if answer in ("tiny", "random"):
         return {"perceptual_net": answer, "perceptual_weights": "none"}
     return {"perceptual_weight": "0"}
 
 
+def agreed() -> bool:
+    """Whether to start, after the summary of the run."""
+
+    def valid(text: str) -> bool | str:
+        return text.strip().lower() in ("", "y", "yes", "n", "no") or "Answer y or n."
+
+    return _ask("Start? [Y/n]:", valid, back=False).lower() in ("", "y", "yes")
+
+
 def _is_file(text: str) -> bool | str:
-    path = Path(text.strip()).expanduser()
+    path = Path(_path(text))
     return path.is_file() or f"There is no file {text.strip()!r}; type the path of one."
 
 
@@ -216,7 +288,9 @@ def _is_number_of_epochs(text: str) -> bool | str:
 
 
 def ask_epochs_to_add(model: str, done: int) -> str:
-    return _ask(f"{model} has finished its {done} epochs. How many more? [10]:", _is_number_of_epochs) or "10"
+    return (
+        _ask(f"{model} has finished its {counted(done, 'epoch')}. How many more? [10]:", _is_number_of_epochs) or "10"
+    )
 
 
 def ask_schedule(schedule: str) -> str:
@@ -225,5 +299,13 @@ def ask_schedule(schedule: str) -> str:
     return _choose(f"The {schedule} learning rate has ended. Which course shall the new epochs have?", choices)
 
 
-def _ask(message: str, validate: Callable[[str], bool | str]) -> str:
-    return questionary.text(message, validate=validate).unsafe_ask().strip()
+def _ask(message: str, validate: Callable[[str], bool | str], *, back: bool = True) -> str:
+    """The answer, checked at Enter. Raises Back where a person types "<"."""
+
+    def valid(text: str) -> bool | str:
+        return (back and text.strip() == BACK) or validate(text)
+
+    answer = questionary.text(message, validate=valid, validate_while_typing=False).unsafe_ask().strip()
+    if back and answer == BACK:
+        raise Back
+    return answer

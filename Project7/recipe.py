@@ -5,6 +5,7 @@ A script names its settings and calls `main`. Nothing here imports torch before 
 
 import argparse
 import contextlib
+import functools
 import math
 import shutil
 import time
@@ -16,16 +17,19 @@ from typing import Any
 from rich.console import Console
 
 from Project7 import flags, model_folder, prompts
-from Project7.config import RunConfig
+from Project7.config import RunConfig, for_recipe
+from Project7.counting import counted
 from Project7.errors import StopSignals, UsageError
 from Project7.invocation import command
 from Project7.loss_config import LOSS_TRAINING, LossConfig
 from Project7.model_config import ENCODER, RegressionConfig
 from Project7.model_folder import ModelFolder
+from Project7.photo_source import SAMPLES, scan
 from Project7.processes import is_main_process, several_processes, start_missing_processes
 from Project7.settings import Sections, parse_settings, with_defaults
 from Project7.training_config import DataConfig, TrainingConfig
 
+ALL_GRAY = 2.0  # colorfulness below which a photo has no colour at all: what JPEG leaves of a gray one
 STRATEGIES = ("resume", "new", "two-stage")
 
 
@@ -81,6 +85,7 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
     run.add_argument("--yes", action="store_true", help="take the default for every question")
     run.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
     run.add_argument("--cache-dir", type=Path, metavar="DIR", help="where decoded images are kept (~/.cache/project7)")
+    run.add_argument("--replan", action="store_true", help="with --resume and --epochs: end before what was planned")
     run.add_argument("--allow-data-change", action="store_true", help="resume on other images than before")
     if recipe.stages:
         run.add_argument("--strategy", choices=STRATEGIES, help="two-stage: the squared error alone, then all terms")
@@ -110,7 +115,7 @@ def regression(script: str, description: str, *, loss: str, outputs: str) -> Rec
 
 
 def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
-    """Flags, and questions for what they leave open.
+    """Flags, and questions for what they leave open. "<" goes back to the question before.
 
     Raises UsageError where an answer is missing and nobody can be asked.
     """
@@ -118,38 +123,64 @@ def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
         name: value for config in recipe.sections.values() for name, value in flags.given(arguments, config).items()
     }
     asking = can_ask(arguments)
-    resume, name = arguments.resume, arguments.name
-    two_stages = recipe.stages and wants_two_stages(arguments, given)
+    resume, two_stages = arguments.resume, recipe.stages and wants_two_stages(arguments, given)
     if resume and arguments.start_from:
         raise UsageError("--resume continues a run, --start-from begins a new one; leave out one of them.")
-    decided = resume or name or two_stages or arguments.start_from or (recipe.stages and arguments.strategy)
-    if asking and not decided:
-        stages = recipe.stages and "epochs" not in given
-        resume, two_stages = prompts.ask_model(arguments.models_dir, stages=stages)
-    if resume:
-        return gather_resume(recipe, arguments, resume, given, asking)
+    named = resume or arguments.name or two_stages or arguments.start_from
+    decided = named or (recipe.stages and arguments.strategy)
+    if asking:
+        Console().print("Enter takes what stands in brackets; < goes back to the question before.", highlight=False)
+    while True:
+        if asking and not decided:
+            stages = recipe.stages and "epochs" not in given
+            continues = functools.partial(can_continue, recipe)
+            resume, two_stages = prompts.ask_model(arguments.models_dir, continues, stages=stages)
+        try:
+            if resume:
+                return gather_resume(recipe, arguments, resume, dict(given), asking)
+            return gather_new(recipe, arguments, dict(given), two_stages, asking)
+        except prompts.Back:
+            continue
+
+
+def can_continue(recipe: Recipe, model: model_folder.ModelSummary) -> bool:
+    """Whether the script can resume a model. One whose settings cannot be read is refused later, with the reason."""
+    try:
+        return model.config is None or bool(for_recipe(model.config, recipe.sections))
+    except UsageError:
+        return False
+
+
+def gather_new(
+    recipe: Recipe, arguments: argparse.Namespace, given: dict[str, Any], two_stages: bool, asking: bool
+) -> Request:
     if two_stages:
         given |= {"epochs": None}  # asked for, and counted, stage by stage
     open_sections = left_open(recipe, arguments)
-    missing = prompts.missing_flags(given, name, open_sections(given))
+    missing = prompts.missing_flags(given, arguments.name, open_sections(given))
     if two_stages:
         there = vars(arguments) | given
         missing += ["--" + n.replace("_", "-") for n in prompts.STAGE_EPOCHS if n not in there]
     if missing and not asking and not arguments.yes:
         raise UsageError(f"No terminal to ask in, and no answer for {', '.join(missing)}; give these flags, or --yes.")
-    if not name:
-        default = prompts.free_name(arguments.models_dir)
-        name = prompts.ask_name(arguments.models_dir, default) if asking else default
-    folder = model_folder.open_folder(arguments.models_dir, name)
-    if folder.exists() and is_main_process():
-        raise UsageError(
-            f"There is a model {name!r} already; continue it with --resume {name}, or choose another --name."
-        )
-    if two_stages:
-        given |= stage_epochs(arguments, given, asking)
-    if asking:
-        given |= prompts.ask_settings(given, open_sections)
-    return Request(folder, given, None)
+    while True:
+        name, settings = arguments.name, dict(given)
+        if not name:
+            default = prompts.free_name(arguments.models_dir)
+            name = prompts.ask_name(arguments.models_dir, default) if asking else default
+        folder = model_folder.open_folder(arguments.models_dir, name)
+        if folder.exists() and is_main_process():
+            raise UsageError(
+                f"There is a model {name!r} already; continue it with --resume {name}, or choose another --name."
+            )
+        try:
+            if two_stages:
+                settings |= stage_epochs(arguments, settings, asking)
+            if asking:
+                settings |= prompts.ask_settings(settings, open_sections)
+            return Request(folder, settings, None)
+        except prompts.Back:
+            continue
 
 
 def left_open(recipe: Recipe, arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Sections]:
@@ -201,6 +232,8 @@ def gather_resume(
     source = model_folder.existing_folder(arguments.models_dir, resume)
     summary = model_folder.summarize(source)
     name = arguments.name
+    if summary.config and asking:
+        for_recipe(summary.config, recipe.sections)  # refused before anything is asked
     shipped = bool(summary.config and summary.config.shipped)
     if shipped and not name:  # it stays as it is
         name = prompts.ask_name(arguments.models_dir, f"my-{resume}") if asking else f"my-{resume}"
@@ -210,8 +243,8 @@ def gather_resume(
             f"There is a model {name!r} already; continue it with --resume {name}, or choose another --name for the "
             f"copy of {resume!r}."
         )
-    if shipped and asking:  # what it was trained on lies elsewhere
-        given |= prompts.ask_settings(given, lambda _: {"data": recipe.sections["data"]}, current=summary.config.data)
+    if shipped and "data" not in given:  # what it was trained on lies elsewhere
+        given |= own_photos(recipe, resume, summary.config.data, given, asking)
     if summary.complete and "epochs" not in given and asking:
         given["epochs"] = prompts.ask_epochs_to_add(resume, summary.epochs)
         schedule = summary.config.training.lr_schedule
@@ -223,6 +256,19 @@ def gather_resume(
         section = {part: recipe.sections[part]}
         given |= prompts.ask_settings(given, lambda _: section, current=current)
     return Request(folder, given, source)
+
+
+def own_photos(recipe: Recipe, resume: str, stored: DataConfig, given: dict[str, Any], asking: bool) -> dict[str, Any]:
+    """The photos that a shipped model is to go on with: not those of the machine that it was trained on."""
+    if asking:
+        section = {"data": with_defaults(recipe.sections["data"], image_size=stored.image_size)}
+        return {"data": SAMPLES} | prompts.ask_settings(given, lambda _: section)
+    try:
+        for source in stored.data:
+            scan(source)
+    except UsageError:
+        raise UsageError(f"{resume} comes with the toolkit; say which photos to go on with: --data PATH.") from None
+    return {}
 
 
 # -- training it -----------------------------------------------------------------------------------------------------
@@ -239,7 +285,10 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
     for note in notes:
         console.print(note, style="yellow", highlight=False, markup=False)
     sections = recipe.sections_with(request.settings)
-    config = resume.merge(checkpoint, request.source.config, request.settings, sections)
+    config = resume.merge(checkpoint, request.source.config, request.settings, sections, replan=arguments.replan)
+    planned = checkpoint["config"]["training"]["epochs"]
+    if config.training.epochs != planned:
+        console.print(f"epochs     {planned} were planned, now {config.training.epochs}", highlight=False)
     complete = resume.plan(checkpoint, config, new_schedule="lr_schedule" in request.settings)
     if complete:
         console.print(f"{request.source.name} is {complete}", highlight=False)
@@ -300,14 +349,21 @@ def fit(
         console.print(said, highlight=False)
     config = settle_perceptual(config, console, asking=can_ask(arguments))
     images = open_images(config, arguments.cache_dir, console)
+    refuse_gray(images[0])
     if checkpoint:
         check_data(checkpoint, images, allowed=arguments.allow_data_change)
 
     if not checkpoint and not start:
         start = starting_weights(config, images, console)
     features = look_at(config, images[0], arguments.cache_dir, console)
-    run = train(config, folder, images, accelerator=accelerator, resume=checkpoint, start=start, features=features)
     console.print(describe(folder, config, images, accelerator))
+    how = {"accelerator": accelerator, "resume": checkpoint, "start": start, "features": features}
+    for line in warnings(config, len(images[0].images), accelerator.num_processes, checkpoint):
+        console.print(line, style="yellow", highlight=False, markup=False)
+    if can_ask(arguments) and not confirmed(config, images, how, console):
+        console.print("Nothing was trained.")
+        return 0
+    run = train(config, folder, images, **how)
     report, stop = watch(run, folder, config, accelerator, console)
     if stop.requested:
         console.print(f"\nStopped at step {report.step}; all is saved. Go on with:", highlight=False)
@@ -315,6 +371,28 @@ def fit(
         return stop.exit_code
     summarize(folder, report, console)
     return 0
+
+
+def confirmed(config: RunConfig, images, how: dict[str, Any], console: Console) -> bool:
+    """Says how long it will take, and asks whether to start."""
+    from Project7.run_time import in_words, measure
+
+    with console.status("Measuring a few steps ..."):
+        measured = measure(config, images, **how)
+    console.print(f"[bold]time[/bold]       {in_words(measured)}\n", highlight=False)
+    return prompts.agreed()
+
+
+def refuse_gray(training) -> None:
+    """Raises UsageError where all photos are gray: there is no colour in them to learn."""
+    from Project7.metrics import colorfulness
+
+    some = training.images[:: max(1, len(training.images) // 256)]
+    if (colorfulness(some) < ALL_GRAY).all():
+        raise UsageError(
+            f"All {len(some)} of the {len(training.images)} training photos that were looked at are gray: there is no "
+            "colour in them to learn; give photos in colour with --data."
+        )
 
 
 def settle_perceptual(config: RunConfig, console: Console, *, asking: bool) -> RunConfig:
@@ -406,6 +484,13 @@ def open_images(config: RunConfig, cache_dir: Path | None, console: Console):
     return images
 
 
+def warnings(config: RunConfig, training: int, processes: int, checkpoint: dict[str, Any] | None) -> list[str]:
+    from Project7.run_summary import warnings_of
+
+    done = checkpoint.get("epoch", 0) if checkpoint else 0
+    return warnings_of(config, training=training, processes=processes, done=done)
+
+
 def describe(folder: ModelFolder, config: RunConfig, images, accelerator):
     from Project7.run_summary import run_table
 
@@ -430,7 +515,7 @@ def summarize(folder: ModelFolder, report, console: Console) -> None:
     """Where everything is, at the end."""
     summary = model_folder.summarize(folder)
     best = "" if summary.best_val_loss is None else f", best validation loss {summary.best_val_loss:.4f}"
-    console.print(f"\nDone: {summary.epochs} epochs{best}.", highlight=False)
+    console.print(f"\nDone: {counted(summary.epochs, 'epoch')}{best}.", highlight=False)
     places = {
         "weights": folder.best,
         "history": folder.history,

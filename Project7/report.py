@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Progress, TaskID, TextColumn
 from rich.table import Column
 
 from Project7.config import RunConfig
@@ -37,12 +37,9 @@ class Report:
 
     def __enter__(self):
         self.bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=10)),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=9)),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             console=self.console,
+            transient=True,
             disable=not self.console.is_terminal,
         )
         self.bar.start()
@@ -81,15 +78,9 @@ class Report:
 
     def move_bar(self, progress) -> None:
         if self.task is None:
-            self.task = self.bar.add_task("", total=progress.total_steps, numbers="")
-        phase = "validating" if progress.phase == "validate" else f"epoch {progress.epoch}/{progress.epochs}"
-        self.bar.update(
-            self.task,
-            description=phase,
-            completed=progress.step,
-            total=progress.total_steps,
-            numbers=numbers(progress, self.psnr),
-        )
+            self.task = self.bar.add_task("", total=progress.total_steps)
+        line = step_line(progress, self.psnr, self.console.width)
+        self.bar.update(self.task, description=line, completed=progress.step, total=progress.total_steps)
 
     def epoch_line(self, progress) -> str:
         entry, shown = progress.entry, progress.comparison
@@ -140,6 +131,38 @@ class Report:
 
             self.writer = SummaryWriter(str(self.folder.logs))
         return self.writer
+
+
+def step_line(progress, psnr: float, width: int) -> str:
+    """Where a run stands, in one line of at most `width` characters: what there is no room for is left out, the
+    learning rate and the terms of the loss first."""
+    phase = "validating" if progress.phase == "validate" else f"epoch {progress.epoch}/{progress.epochs}"
+    losses = progress.losses
+    texts = {
+        "phase": phase,
+        "bar": bar(progress.step / max(1, progress.total_steps), 20),
+        "step": f"step {progress.step}/{progress.total_steps}",
+        "loss": f"loss {losses['loss']:.4f}" if "loss" in losses else "",
+        "terms": terms(losses, only_loss=True),
+        "psnr": f"PSNR {psnr:.1f} dB" if math.isfinite(psnr) else "",
+        "short": f"PSNR {psnr:.1f}" if math.isfinite(psnr) else "",
+        "rate": f"lr {progress.learning_rate:.1e}",
+        "speed": f"{progress.images_per_second:.0f} img/s",
+        "left": f"{clock(progress.seconds_left)} left" if math.isfinite(progress.seconds_left) else "",
+    }
+    for names in (
+        ("phase", "bar", "step", "terms", "psnr", "rate", "speed", "left"),
+        ("phase", "step", "terms", "psnr", "speed", "left"),
+        ("phase", "bar", "step", "loss", "psnr", "speed", "left"),
+    ):
+        line = "  ".join(texts[name] for name in names if texts[name])
+        if len(line) < width:
+            return line
+    return "  ".join(texts[name] for name in ("phase", "step", "loss", "short", "speed", "left") if texts[name])
+
+
+def bar(share: float, width: int) -> str:
+    return "[" + "#" * round(share * width) + "." * (width - round(share * width)) + "]"
 
 
 def numbers(progress, psnr: float) -> str:

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from Project7.checkpoints import CheckpointError, load_checkpoint, rebuild, unsealed_note
-from Project7.config import RunConfig, from_dict
+from Project7.config import RunConfig, for_recipe, from_dict
+from Project7.counting import counted
 from Project7.errors import UsageError
 from Project7.image_set import ImageSet
 from Project7.model_folder import ModelFolder, read_history, set_aside
 from Project7.processes import is_main_process
 from Project7.settings import Sections, declared, inherited, parse_settings, setting_fields
+from Project7.training_config import DataConfig
 
 _SCHEDULE = ("learning_rate", "warmup_steps")  # may be new together with an explicit --lr-schedule
 
@@ -36,16 +38,20 @@ def load_for_resume(folder: ModelFolder) -> tuple[dict[str, Any], list[str]]:
     raise CheckpointError(f"{folder.name} cannot be resumed: {reasons}")
 
 
-def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], sections: Sections) -> RunConfig:
+def merge(
+    checkpoint: dict[str, Any], source: Path, given: dict[str, Any], sections: Sections, *, replan: bool = False
+) -> RunConfig:
     """The configuration of the continued run: the stored one, with the flags that were given.
 
     A flag that repeats the stored value is accepted; one that contradicts it is refused with all such flags listed,
     unless the setting is free (device, workers, ...) or part of a new learning-rate schedule. `epochs` is added to
-    the epochs that are done; without it the plan stays. A model without an objective of its own gets that of the
-    recipe, where `sections` has one. Of a shipped model, which is continued in a copy on a person's own photos with a
-    fresh optimizer, only the network is fixed.
+    the epochs that are done, and a plan is cut short only with `replan`; without it the plan stays. A model without an
+    objective of its own gets that of the recipe, where `sections` has one. Of a shipped model, which is continued in a
+    copy on a person's own photos with a fresh optimizer, only the network is fixed.
     """
     stored = for_recipe(from_dict(checkpoint["config"], source), sections)
+    if stored.shipped and "data" in given:  # what else is set there goes with the photos it was trained on
+        stored = stored.model_copy(update={"data": DataConfig(image_size=stored.data.image_size)})
     done = checkpoint.get("epoch", 0)
     changes: dict[str, dict[str, Any]] = {section: {} for section in sections}
     refused = []
@@ -55,6 +61,8 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
         before = getattr(getattr(stored, section), name)
         if name == "epochs":
             value = done + value
+            if value < before and not replan:
+                check_plan(stored, done, value, new_schedule="lr_schedule" in given)
         elif value == before and not set(declared(field, "follows") or ()) & set(given):
             continue
         elif name == "data":
@@ -75,6 +83,21 @@ def merge(checkpoint: dict[str, Any], source: Path, given: dict[str, Any], secti
     whole = {name: getattr(stored, name) for name in RunConfig.model_fields}
     plain = {name: part.model_dump() for name, part in merged.items()}  # a recipe's defaults have done their part
     return parse_settings(RunConfig, whole | plain | {"shipped": False})
+
+
+def check_plan(stored: RunConfig, done: int, epochs: int, *, new_schedule: bool) -> None:
+    """Raises UsageError where a run would end before what was planned, and nothing else says that this is meant: a new
+    schedule of the learning rate does, as long as the second of two stages is not lost."""
+    planned, first = stored.training.epochs, stored.objective.stage1_epochs if stored.objective else 0
+    loses_a_stage = epochs <= first < planned
+    if new_schedule and not loses_a_stage:
+        return
+    stages = f" ({first} of stage 1, {planned - first} of stage 2)" if first else ""
+    lost = ", without its second stage" if loses_a_stage else ""
+    raise UsageError(
+        f"{counted(planned, 'epoch')} were planned{stages}, {done} are done, and --epochs {epochs - done} would end "
+        f"the run after {epochs}{lost}; leave --epochs out to finish the plan, or cut it with --replan."
+    )
 
 
 def starting_point(weights: Path, kind: type, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -105,25 +128,6 @@ def starting_point(weights: Path, kind: type, given: dict[str, Any]) -> tuple[An
             f"The weights of --start-from {weights} do not fit a network with other {flags}; leave that out."
         ) from error
     return settings, model.state_dict()
-
-
-def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:
-    """A stored configuration as a recipe continues it. Raises UsageError where another recipe has to."""
-    method = sections["model"].model_fields["method"].default
-    if stored.model.method != method:
-        raise UsageError(
-            f"This is a {stored.model.method} model, not a {method} one; continue it with "
-            f"{' or '.join(stored.model.SCRIPTS)}."
-        )
-    for part in ("objective", "loss"):
-        if part in sections and getattr(stored, part) is None:
-            stored = stored.model_copy(update={part: parse_settings(sections[part], {})})
-    if "objective" not in sections and stored.objective is not None:
-        raise UsageError(
-            "This model is trained with the terms of train_diffusion_v2.py; continue it there "
-            "(for the squared error alone: --perceptual-weight 0 --no-gan)."
-        )
-    return stored
 
 
 def beside(name: str, given: dict[str, Any], stored: RunConfig, sections: Sections) -> dict[str, Any]:

@@ -1,28 +1,56 @@
 """Describes a run before it begins: its table, and its objective with the weights of the terms."""
 
+import math
+
 from rich.table import Table
 from rich.text import Text
 
 from Project7.config import RunConfig
+from Project7.counting import counted
 from Project7.model_folder import ModelFolder
+
+_NARROW = 16  # channels
 
 
 def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validation: int, device: str) -> Table:
     """The table of what is about to be trained."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     model, settings = config.model, config.training
+    epochs = counted(settings.epochs, "epoch")
     rows = {
         "model": f"{folder.path}, {config.model.network_in_words()}",
         model.method: config.model.method_in_words(),
         "images": f"{training:,} + {validation:,} for validation, {config.data.image_size} px, from "
         + ", ".join(config.data.data),
         "objective": objective_text(config),
-        "training": f"{settings.epochs} epochs, batch {settings.batch_size}, learning rate {settings.learning_rate:g}",
+        "training": f"{epochs}, batch {settings.batch_size}, learning rate {settings.learning_rate:g}",
         "device": f"{device}, {'full precision' if settings.mixed_precision == 'no' else settings.mixed_precision}",
     }
     for name, value in rows.items():
         table.add_row(Text(name, "bold"), Text(value))
     return table
+
+
+def warnings_of(config: RunConfig, *, training: int, processes: int, done: int = 0) -> list[str]:
+    """What a person should know before the first step. training: images; done: epochs."""
+    said = []
+    settings, objective = config.training, config.objective
+    if objective and objective.gan:
+        batch = settings.batch_size * settings.gradient_accumulation * processes
+        steps = math.ceil(training / batch) * (settings.epochs - max(done, objective.stage1_epochs))
+        if steps <= objective.gan_start:
+            said.append(
+                f"The discriminator changes nothing in this run: its opinion counts after {objective.gan_start} steps "
+                f"of its own (--gan-start), and there are {max(0, steps)}; train longer, or use --gan-start "
+                f"{max(0, steps) // 4}."
+            )
+    widths = getattr(config.model, "features", ())
+    if widths and (min(widths) < _NARROW or any(width % 8 for width in widths) or list(widths) != sorted(widths)):
+        said.append(
+            f"Features {','.join(map(str, widths))} are unusual: networks that learn colours have {_NARROW} channels "
+            "or more, in multiples of 8, and never fewer at a coarser level, such as 64,128,192."
+        )
+    return said
 
 
 def objective_text(config: RunConfig) -> str:
@@ -40,8 +68,7 @@ def objective_text(config: RunConfig) -> str:
         parts.append(f"{objective.adversarial_weight:g} adversarial")
         if objective.feature_matching_weight:
             parts.append(f"{objective.feature_matching_weight:g} feature matching")
-    epochs = "1 epoch" if objective.stage1_epochs == 1 else f"{objective.stage1_epochs} epochs"
-    stages = f", after {epochs} of mse alone" if objective.stage1_epochs else ""
+    stages = f", after {counted(objective.stage1_epochs, 'epoch')} of mse alone" if objective.stage1_epochs else ""
     return " + ".join(parts) + stages
 
 

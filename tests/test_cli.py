@@ -293,7 +293,7 @@ def test_a_healthy_run_exits_0(tmp_path, capsys):
     assert doctor(folder) == 0
     out, err = capsys.readouterr()
     assert (err, "\x1b" in out) == ("", False)
-    assert "m: 1 epoch, 6000 steps" in out
+    assert "m: 1 epoch, 6,000 steps" in out
     assert "looks healthy" in out
     assert "doctor.png" in out
 

@@ -525,7 +525,7 @@ def test_garbage_in_an_entry_is_passed_over(key):
             broken = [e | {key: value} if n in places else e for n, e in enumerate(whole)]
             run = health.read("m", config, broken)
             assert all(isinstance(finding, Finding) for finding in diagnose(run)), value
-            curves_of(run)
+            curves_of([run])
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -800,7 +800,7 @@ def test_the_discriminators_part_of_the_logged_loss_is_left_out(tmp_path):
 def shown(run: Record, *, width=160, encoding="utf-8", terminal=False) -> str:
     raw = io.BytesIO()
     text = io.TextIOWrapper(raw, encoding=encoding)
-    show_diagnosis(run, diagnose(run), Console(file=text, width=width, force_terminal=terminal))
+    show_diagnosis(run, diagnose(run), [run], Console(file=text, width=width, force_terminal=terminal))
     text.flush()
     return raw.getvalue().decode(encoding)
 
@@ -808,12 +808,41 @@ def shown(run: Record, *, width=160, encoding="utf-8", terminal=False) -> str:
 def test_a_healthy_run_is_said_to_be_so():
     run = record(falling(20), **coloured(val_loss=0.5))
     text = shown(run)
-    assert text.startswith("m: 1 epoch, 5000 steps\n")
+    assert text.startswith("m: 1 epoch, 5,000 steps\n")
     assert "looks healthy" in text
     assert "training loss" in text
     assert "1 -> 0.3" in text
     assert "cure" not in text
     assert "\x1b" not in text
+
+
+def test_a_short_run_in_which_nothing_was_found_is_too_early_to_tell():
+    text = shown(record(windows(falling(3), steps=96)))
+    assert "Too early to tell: 288 steps, and the pictures are judged from 1,000 on" in text
+    assert "healthy" not in text
+
+
+def test_stages_are_drawn_apart_and_only_the_last_is_judged():
+    """Their losses are of different sizes: 0.1, then 10."""
+    history = [
+        {
+            "epoch": n,
+            "step": 100 * n,
+            "val_loss": loss,
+            "objective_key": key,
+            "windows": [[100 * n, 100, loss, 0, 1, 1, 0]],
+        }
+        for n, (key, loss) in enumerate([("a", 0.2), ("a", 0.1), ("b", 12.0), ("b", 10.0), ("b", 9.0)], start=1)
+    ]
+    parts = health.stages("m", None, history, [[600, 100, 8.0, 0, 1, 1, 0]])
+    assert [[window.loss for window in part.windows] for part in parts] == [[0.2, 0.1], [12.0, 10.0, 9.0, 8.0]]
+    curves = curves_of(parts)
+    assert curves["training loss 1"] == [0.2, 0.1]
+    assert curves["validation loss 2"] == [12.0, 10.0, 9.0]
+    assert len(curves["gradient norm"]) == 6
+    with Image.open(io.BytesIO(draw_curves(parts))) as picture:
+        assert picture.format == "PNG"
+    assert health.stages("m", None, []) == [health.read("m", None, [])]
 
 
 @pytest.mark.parametrize("width", [160, 40])
@@ -859,7 +888,7 @@ def test_a_sparkline_of_many_values_shows_the_means_of_its_parts():
 
 def test_the_curves_are_those_of_the_windows_and_of_the_epochs():
     run = record(windows([3, 2], norms=[5, 4]), {"val_loss": 0.9, "colorfulness": None}, val_loss=0.8, colorfulness=30)
-    assert curves_of(run) == {
+    assert curves_of([run]) == {
         "training loss": [3, 2],
         "validation loss": [0.9, 0.8],
         "gradient norm": [5, 4],
@@ -871,10 +900,10 @@ def test_the_curves_are_those_of_the_windows_and_of_the_epochs():
 def test_what_is_no_number_is_not_drawn(value):
     """JSON as Python writes it may hold NaN."""
     run = record([1, 0.5], {"step": 1, "val_loss": value}, val_loss=0.5, colorfulness=value)
-    assert curves_of(run)["validation loss"] == [0.5]
-    assert curves_of(run)["colorfulness"] == []
+    assert curves_of([run])["validation loss"] == [0.5]
+    assert curves_of([run])["colorfulness"] == []
     shown(run)
-    draw_curves(run)
+    draw_curves([run])
 
 
 @pytest.mark.parametrize("name", ["healthy", "no epoch", "norms of 0", "no colours"])
@@ -884,7 +913,7 @@ def test_the_curves_become_a_picture(name):
     if name == "no colours":
         entries = OVERFITTED
     run = Record("m", None, [] if name == "no epoch" else entries, curve)
-    with Image.open(io.BytesIO(draw_curves(run))) as picture:
+    with Image.open(io.BytesIO(draw_curves([run]))) as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 500
         assert np.asarray(picture.convert("L")).std() > 5

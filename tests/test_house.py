@@ -43,7 +43,7 @@ colorize_files
 retouch
 frechet
 evaluate export
-run_summary doctor_report evaluation_report
+run_summary run_time doctor_report evaluation_report
 report
 prompts
 recipe

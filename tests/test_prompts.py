@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from PIL import Image
 
 from Project7 import prompts, recipe
 from Project7.config import SECTIONS, RunConfig, to_json
 from Project7.loss_config import LossConfig
+from Project7.model_config import ClassificationConfig
 from Project7.model_folder import list_models
 from Project7.prompts import missing_flags, questions
 from Project7.training_config import ObjectiveConfig
@@ -29,6 +31,7 @@ QUESTIONS = {
     "learning_rate": "Learning rate [0.0001]:",
     "epochs": "Number of epochs [50]:",
     "data": "Training images (folder, zip, or 'samples') [samples]:",
+    "image_size": "Image size [64]:",
 }
 HEADINGS = {"features": "Model architecture", "batch_size": "Training", "data": "Images"}
 LOSS_QUESTIONS = {
@@ -120,6 +123,56 @@ def make_models(models_dir: Path, *names: str) -> None:
         (models_dir / name / "config.json").write_text(to_json(RunConfig()))
 
 
+def test_a_wrong_path_is_named_and_asked_again_at_that_question(ask, tmp_path):
+    """Nothing that was answered before is lost; a path may stand in quotes."""
+    (tmp_path / "empty").mkdir()
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    Image.new("RGB", (8, 8)).save(photos / "a.png")
+    given = {name: "1" for name in QUESTIONS if name not in ("epochs", "data")}
+    terminal = ask(f"ask_settings({given}, mse)").sees(QUESTIONS["epochs"]).types("3" + ENTER)
+    terminal.sees(QUESTIONS["data"])
+    for bad, said in [("nowhere", "nowhere does not exist"), (str(tmp_path / "empty"), "holds no image")]:
+        terminal.types(bad + ENTER).sees(said).types(CLEAR_LINE)
+    terminal.types(f"'{photos}'" + ENTER)
+    assert terminal.answer() == {"epochs": "3", "data": str(photos)}
+
+
+def test_the_way_back(ask):
+    given = {name: "1" for name in QUESTIONS if name not in ("batch_size", "learning_rate", "epochs")}
+    terminal = ask(f"ask_settings({given}, mse)").sees(QUESTIONS["batch_size"]).types("7" + ENTER)
+    terminal.sees(QUESTIONS["learning_rate"]).types("1" + ENTER).sees(QUESTIONS["epochs"]).types("<" + ENTER)
+    terminal.sees(QUESTIONS["learning_rate"]).types("<" + ENTER).sees(QUESTIONS["batch_size"]).types("8" + ENTER)
+    terminal.sees(QUESTIONS["learning_rate"]).types(ENTER).sees(QUESTIONS["epochs"]).types("2" + ENTER)
+    assert terminal.answer() == {"batch_size": "8", "epochs": "2"}
+
+
+def test_from_the_first_setting_the_way_back_leads_to_the_name_and_to_the_list(tmp_path, monkeypatch):
+    asked = []
+    typed = iter(["one", "<", "<", "two", *[""] * len(QUESTIONS)])
+
+    def text(message, validate, **_):
+        asked.append(message.split(" [")[0])
+        answer = next(typed)
+        if answer == prompts.BACK:
+            raise prompts.Back
+        return answer
+
+    monkeypatch.setattr(prompts, "can_ask", lambda: True)
+    monkeypatch.setattr(prompts, "_ask", text)
+    monkeypatch.setattr(prompts, "ask_model", lambda *_, **__: asked.append("list") or (None, False))
+    of = recipe.Recipe("train.py", "About.", SECTIONS)
+    request = recipe.gather(of, recipe.make_parser(of).parse_args(["--models-dir", str(tmp_path)]))
+    assert request.folder.name == "two"
+    assert asked[:6] == ["list", "Model name", "U-Net features", "Model name", "list", "Model name"]
+
+
+@pytest.mark.parametrize(("typed", "start"), [("", True), ("Y", True), ("n", False), ("NO", False)])
+def test_a_person_agrees_or_does_not(ask, typed, start):
+    terminal = ask("agreed()").sees("Start? [Y/n]:").types("perhaps" + ENTER).sees("Answer y or n.").types(CLEAR_LINE)
+    assert terminal.types(typed + ENTER).answer() is start
+
+
 # -- which model -----------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +210,26 @@ def test_where_there_are_stages_they_are_the_last_choice(ask, tmp_path, names, k
         terminal.sees("this will be the first")
     terminal.sees(f"{len(names) + 1}) Create new model").sees(f"{len(names) + 2}) Create new model, in two stages")
     assert terminal.types(keys).answer() == chosen
+
+
+def test_own_models_come_first_and_those_of_other_scripts_are_named_and_not_offered(tmp_path, monkeypatch, capsys):
+    make_models(tmp_path, "base", "mine", "classes", "terms")
+    for name, changes in {
+        "base": {"shipped": True},
+        "classes": {"model": ClassificationConfig()},
+        "terms": {"objective": ObjectiveConfig()},
+    }.items():
+        (tmp_path / name / "config.json").write_text(to_json(RunConfig(**changes)))
+    offered = []
+    monkeypatch.setattr(prompts, "_choose", lambda question, lines, **_: offered.append(list(lines)) or (None, False))
+    for sections in (SECTIONS, V2):
+        of = recipe.Recipe("train.py", "About.", sections)
+        prompts.ask_model(tmp_path, lambda model, of=of: recipe.can_continue(of, model))
+    assert [[line.split()[0] for line in lines] for lines in offered] == [
+        ["mine", "base", "Create"],
+        ["mine", "terms", "base", "Create"],
+    ]
+    assert "not offered here: classes, terms." in " ".join(capsys.readouterr().out.split())
 
 
 def test_more_models_than_digits_are_chosen_with_arrows(ask, tmp_path):
@@ -227,6 +300,7 @@ def test_typed_values_are_the_answers(ask):
         "learning_rate": "5e-5",
         "epochs": "3",
         "data": "samples",
+        "image_size": "32",
     }
     terminal = ask("ask_settings({}, mse)")
     for name, question in QUESTIONS.items():
@@ -324,9 +398,10 @@ def test_a_stage_whose_epochs_were_given_is_not_asked_for(ask):
     ],
 )
 def test_without_the_weights_of_vgg16_there_are_other_ways(ask, keys, settings):
-    terminal = ask("ask_perceptual('They cannot be had.', 'VGG16', True)").sees("They cannot be had.")
+    terminal = ask("ask_perceptual('They cannot be had.', 'VGG16', True)").sees("The weights of VGG16")
     terminal.sees("How shall it go on?").sees("1) Compare the features of the small network that comes with")
     terminal.sees("2) Take the weights from a file of mine").sees("3) Compare untrained").sees("4) Train without")
+    terminal.sees("They cannot be had.")
     assert terminal.types(keys).answer() == settings
 
 
@@ -338,7 +413,7 @@ def test_without_the_network_of_lpips_no_other_is_offered(ask):
 
 def test_brackets_in_a_reason_are_no_markup(ask):
     terminal = ask("ask_perceptual('There is no /photos [raw]/[/old]/vgg16.pth.', 'VGG16', True)")
-    terminal.sees("There is no /photos [raw]/[/old]/vgg16.pth.").sees("How shall it go on?").types(CTRL_C)
+    terminal.sees("How shall it go on?").sees("There is no /photos [raw]/[/old]/vgg16.pth.").types(CTRL_C)
     assert terminal.ends() == 130
 
 
@@ -590,7 +665,7 @@ def test_every_question_has_a_flag():
 
 
 def test_what_was_not_given_is_missing():
-    assert missing_flags({}, None, SECTIONS) == ["--name", *map(flag, QUESTIONS)]
+    assert missing_flags({}, None, SECTIONS) == ["--name", *map(flag, list(QUESTIONS)[:-1])]
     assert missing_flags({"features": "8", "data": "samples"}, None, SECTIONS) == [
         "--name", "--time-dim", "--timesteps", "--batch-size", "--learning-rate", "--epochs",
     ]  # fmt: skip
@@ -610,7 +685,7 @@ def test_what_was_given_is_not_missing():
     ],
 )
 def test_only_the_weights_that_the_loss_has_are_missing(given, weights):
-    rest = "--model-channels --batch-size --learning-rate --epochs --weight-decay --lr-schedule --data --image-size"
+    rest = "--model-channels --batch-size --learning-rate --epochs --weight-decay --lr-schedule --data"
     assert missing_flags(given, "mine", SIMPLE.sections_with(given)) == f"{weights} {rest}".split()
 
 

@@ -1,5 +1,8 @@
 """What a training request becomes, before anything is trained."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -10,7 +13,7 @@ from Project7.loss_config import LossConfig
 from Project7.model_config import RegressionConfig
 from Project7.perceptual_loss import WeightsMissing
 from Project7.settings import parse_settings
-from Project7.training_config import ObjectiveConfig, TrainingConfig
+from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 
 MSE = recipe.Recipe("train.py", "About.", SECTIONS)
 V2 = recipe.Recipe("train_v2.py", "About.", SECTIONS | {"objective": ObjectiveConfig}, stages=True)
@@ -83,6 +86,42 @@ def test_a_shipped_model_is_continued_in_a_copy(tmp_path):
     model(tmp_path, "my-old")
     with pytest.raises(UsageError, match=r"'my-old' already; continue it with --resume my-old"):
         gather(tmp_path, "--resume", "old")
+
+
+def test_a_shipped_model_does_not_go_on_with_the_photos_of_another_machine(tmp_path):
+    model(tmp_path, shipped=True, data=DataConfig(data="/elsewhere/photos"))
+    with pytest.raises(UsageError, match=r"old comes with the toolkit; say which photos .* --data PATH"):
+        gather(tmp_path, "--resume", "old")
+    assert gather(tmp_path, "--resume", "old", "--data", "mine").settings["data"] == ["mine"]
+
+
+def test_a_person_is_offered_the_built_in_photos_for_a_shipped_model(tmp_path, person, monkeypatch):
+    model(tmp_path, shipped=True, data=DataConfig(data="/elsewhere/photos", image_size=128))
+    defaults = []
+
+    def ask_settings(given, sections_with, current=None):
+        data = sections_with(given)["data"]().model_dump()
+        defaults.append((data["data"], data["image_size"], current))
+        return {}
+
+    monkeypatch.setattr(prompts, "ask_settings", ask_settings)
+    assert gather(tmp_path, "--resume", "old", "--epochs", "1").settings["data"] == "samples"
+    assert defaults == [("samples", 128, None)]
+
+
+def test_a_model_of_another_method_is_refused_before_anything_is_asked(tmp_path, person):
+    model(tmp_path, model=RegressionConfig())
+    with pytest.raises(UsageError, match="train_colorization_simple"):
+        gather(tmp_path, "--resume", "old")
+    assert person == []
+
+
+def test_photos_without_any_colour_end_the_run_at_once():
+    gray = np.repeat(np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8), 3, axis=3)
+    with pytest.raises(UsageError, match=r"All 6 of the 6 training photos .* are gray"):
+        recipe.refuse_gray(SimpleNamespace(images=gray))
+    gray[2, ..., 0] = 0
+    recipe.refuse_gray(SimpleNamespace(images=gray))
 
 
 def test_without_a_terminal_the_missing_flags_are_named(tmp_path):

@@ -1,6 +1,7 @@
 """What a run shows, and that trouble with showing never stops training."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 from Project7.config import RunConfig
 from Project7.counting import counting
 from Project7.model_folder import ModelFolder
-from Project7.report import Report, clock, numbers, terms
+from Project7.report import Report, clock, numbers, step_line, terms
 from Project7.sheet import sheet
 from Project7.trainer import Comparison, Progress
 
@@ -127,10 +128,49 @@ def test_a_picture_that_cannot_be_written_is_said_once(tmp_path):
     assert text.count("epoch 1/2") == 3  # training went on
 
 
-def test_a_terminal_gets_a_bar(tmp_path):
-    text = shown(ModelFolder(tmp_path), progress(), terminal=True)
-    assert "10/20" in text
+def test_a_terminal_gets_one_line_that_is_gone_at_the_end(tmp_path):
+    text = shown(ModelFolder(tmp_path), progress(), progress(entry=None, phase="validate"), terminal=True)
+    assert "step 10/20" in text
     assert "1:01 left" in text
+    assert "validating" in text
+    screen = pyte_lines(text)
+    assert [line for line in screen if "left" in line or "validating" in line] == []
+
+
+def pyte_lines(text):
+    """What stands on the screen: of the codes only those that rich uses for a live line."""
+    lines, row = [""], 0
+    for part in re.split(r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)", text):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\x1b[1A":
+            row -= 1
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part and part != "\r" and not part.startswith("\x1b"):
+            lines[row] += part
+    return lines
+
+
+def test_the_line_of_a_step_at_80_columns_keeps_what_matters():
+    long = progress(
+        epoch=12,
+        epochs=50,
+        step=12_345,
+        total_steps=54_321,
+        losses=LOSSES,
+        images_per_second=123.4,
+        seconds_left=12_345.0,
+    )
+    line = step_line(long, 21.34, 80)
+    assert len(line) < 80
+    for words in ("epoch 12/50", "step 12345/54321", "loss 0.4750", "PSNR 21.3", "123 img/s", "3:25:45 left"):
+        assert words in line
+    wide = step_line(long, 21.34, 240)
+    for words in (SUM, "lr 1.0e-04", "[####"):
+        assert words in wide
+    assert "epoch 1/2" in step_line(progress(), 20.0, 20), "too narrow for anything: it is cut off, and no error"
 
 
 def test_a_count_is_silent_in_a_pipe(tmp_path):

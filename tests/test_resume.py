@@ -87,6 +87,24 @@ def test_epochs_are_added_to_those_that_are_done():
     assert merge(STORED, epoch=1).training.epochs == 3, "the plan stays"
 
 
+def test_a_plan_is_cut_short_only_where_that_is_meant():
+    two_stages = ObjectiveConfig(stage1_epochs=8)
+    planned = STORED.model_copy(update={"training": TrainingConfig(epochs=22), "objective": two_stages})
+    stored = {"config": planned.model_dump(mode="json"), "epoch": 7}
+    said = (
+        r"22 epochs were planned \(8 of stage 1, 14 of stage 2\), 7 are done, and --epochs 1 would end the run after 8"
+    )
+    with pytest.raises(UsageError, match=said + r", without its second stage.*--replan"):
+        resume.merge(stored, HERE, {"epochs": "1"}, V2)
+    with pytest.raises(UsageError, match="without its second stage"):
+        resume.merge(stored, HERE, {"epochs": "1", "lr_schedule": "cosine"}, V2)
+    with pytest.raises(UsageError, match=r"after 9; leave"):
+        resume.merge(stored, HERE, {"epochs": "2"}, V2)
+    for given in ({"epochs": "15"}, {"epochs": "20"}, {"epochs": "2", "lr_schedule": "cosine"}, {}):
+        resume.merge(stored, HERE, given, V2)
+    assert resume.merge(stored, HERE, {"epochs": "1"}, V2, replan=True).training.epochs == 8
+
+
 def test_what_a_model_keeps_for_life_is_refused_all_at_once():
     with pytest.raises(UsageError) as caught:
         merge(STORED, features="8,32", batch_size="8", seed="0", device="cpu")
@@ -110,6 +128,12 @@ def test_a_continued_shipped_model_is_a_persons_own():
     assert (mine.training.batch_size, mine.data.image_size, mine.data.crops) == (8, 64, (3,))
     with pytest.raises(UsageError, match="--features is 8,16 in this model"):
         merge(shipped, features="8,32")
+
+
+def test_what_goes_with_the_photos_of_a_shipped_model_goes_with_them():
+    mixed = DataConfig(data=("a.zip", "b.zip"), shares=(2, 1), image_size=128, crops=(3, 1))
+    mine = merge(STORED.model_copy(update={"shipped": True, "data": mixed}), data="photos").data
+    assert mine == DataConfig(data=("photos",), image_size=128)
 
 
 def test_a_configuration_from_before_the_objective_is_read():

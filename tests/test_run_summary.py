@@ -7,10 +7,11 @@ from rich.console import Console
 
 from Project7.config import RunConfig
 from Project7.loss_config import LossConfig
-from Project7.model_config import ClassificationConfig, RegressionConfig
+from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
-from Project7.run_summary import objective_text, run_table
-from Project7.training_config import DataConfig, ObjectiveConfig
+from Project7.run_summary import objective_text, run_table, warnings_of
+from Project7.settings import parse_settings
+from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,29 @@ def test_a_file_of_features_is_named_before_the_run():
 def test_feature_matching_is_said_before_the_run():
     text = objective_text(RunConfig(objective=ObjectiveConfig(gan=True, feature_matching_weight=0.5)))
     assert text.endswith("0.01 adversarial + 0.5 feature matching")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "done", "objective", "said"),
+    [
+        (4, 0, {"gan": True}, "--gan-start), and there are 288"),
+        (9, 0, {"gan": True}, ""),
+        (9, 5, {"gan": True}, "--gan-start), and there are 288"),
+        (9, 0, {"gan": True, "stage1_epochs": 5}, "--gan-start), and there are 288"),
+        (4, 0, {}, ""),
+    ],
+)
+def test_a_run_too_short_for_its_discriminator_is_said(epochs, done, objective, said):
+    training = TrainingConfig(epochs=epochs, batch_size=8)
+    config = RunConfig(training=training, objective=ObjectiveConfig(**objective))
+    lines = warnings_of(config, training=576, processes=1, done=done)
+    assert [said in line for line in lines] == [True] * bool(said)
+
+
+@pytest.mark.parametrize(
+    ("features", "unusual"), [("64,128,192", False), ("16,32", False), ("8", True), ("10,20", True), ("64,32", True)]
+)
+def test_unusual_features_are_said(features, unusual):
+    config = RunConfig(model=parse_settings(DiffusionConfig, {"features": features}))
+    lines = warnings_of(config, training=100, processes=1)
+    assert [f"Features {features} are unusual" in line for line in lines] == [True] * unusual

@@ -138,7 +138,7 @@ def test_the_run_says_what_it_does(created):
     assert "palette: 16 colours, from 2,048 pixels of the training images" in said
     assert re.search(r"classification +16 colours, rebalanced by 0\.5, trained from scratch", said)
     assert re.search(r"objective +1 classification", said)
-    assert "Done: 1 epochs" in said
+    assert "Done: 1 epoch," in said
 
 
 def test_the_configuration_is_that_of_the_flags_and_of_the_recipe(created):
@@ -477,7 +477,8 @@ def test_few_questions_in_a_real_terminal(tmp_path, photos):
     answer(child, "Training images", str(photos))
     answer(child, "Use GAN discriminator? (y/n) [n]:", "")
     child.expect_exact("pixels of the training images")
-    child.expect_exact("Done: 1 epochs")
+    answer(child, "Start? [Y/n]:", "")
+    child.expect_exact("Done: 1 epoch")
     child.expect(pexpect.EOF)
     child.close()
     shown = child.logfile_read.getvalue()

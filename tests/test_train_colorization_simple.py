@@ -741,7 +741,8 @@ def test_answering_weighted_changes_the_defaults_shown_afterwards(tmp_path, phot
     child.expect_exact("Images")
     answer(child, "Training images (folder, zip, or 'samples') [samples]:", str(photos))
     answer(child, "Image size [256]:", ("7", "7: input should be greater than or equal to 8"), "32")
-    child.expect_exact("Done: 1 epochs")
+    answer(child, "Start? [Y/n]:", "")
+    child.expect_exact("Done: 1 epoch")
     shown = end(child)
     for question in ("Preset (", "Lab weight", "L weight", "Saturation weight", "How shall it go on?"):
         assert question not in shown
@@ -783,10 +784,11 @@ def test_a_model_from_the_list_is_asked_for_its_loss(mine):
     child.expect_exact("Do you want to resume from an existing model?")
     child.expect(r"1\) enhanced  \(epoch 1, best loss \d+\.\d{4}")
     child.send("1" + ENTER)
-    answer(child, "enhanced has finished its 1 epochs. How many more? [10]:", "1")
+    answer(child, "enhanced has finished its 1 epoch. How many more? [10]:", "1")
     answer(child, f"{LOSS_QUESTION} [enhanced]:", "weighted")
     answer(child, "Perceptual weight [0]:", "")
     answer(child, "ab weight [1]:", "")
+    answer(child, "Start? [Y/n]:", "")
     child.expect_exact("The weights as they come in score")
     child.expect_exact("Done: 2 epochs")
     shown = end(child)
@@ -801,13 +803,15 @@ def test_without_alexnet_a_person_says_how_to_go_on(tmp_path, photos, offline):
     training = ["--learning-rate", "1e-4", "--weight-decay", 0.01, "--lr-schedule", "constant", "--epochs", 1]
     flags = ["--name", "m", "--data", photos, *SMALL, "--limit", 4, "--val-limit", 2, *given, *training]
     child = open_terminal(SCRIPT, tmp_path / "models", *flags)
+    child.expect_exact("How shall it go on?")
     for way in WAYS:
         child.expect_exact(way)
-    answer(child, "How shall it go on?", "1")
+    child.send("1" + ENTER)
     answer(child, "File with the weights of AlexNet:", ("nowhere.pth", "There is no file 'nowhere.pth'"), str(SCRIPT))
     child.expect_exact("cannot be read as a state dict")
     answer(child, "How shall it go on?", "2")
-    child.expect_exact("Done: 1 epochs")
+    answer(child, "Start? [Y/n]:", "")
+    child.expect_exact("Done: 1 epoch")
     end(child)
     assert config(tmp_path / "models" / "m")["loss"]["perceptual_net"] == "random"
     assert "random AlexNet, untrained" in history(tmp_path / "models" / "m")[0]["objective"]

@@ -238,6 +238,8 @@ def test_the_questions_in_a_real_terminal(place, photos):
         ("Learning rate", "1e-3\r"),
         ("Number of epochs", "1\r"),
         ("Training images", f"{photos}\r"),
+        ("an epoch takes about|too short a run", ""),
+        (r"Start\? \[Y/n\]", "\r"),
     ):
         terminal.expect(question)
         for line in answer.split("\r")[:-1]:
@@ -245,7 +247,7 @@ def test_the_questions_in_a_real_terminal(place, photos):
             if line in ("my/model", "8,x"):
                 terminal.expect("cannot name a model" if "/" in line else "valid integer")
                 terminal.send("\x15")  # Ctrl-U: clear the line
-    terminal.expect("Done: 1 epochs", timeout=120)
+    terminal.expect("Done: 1 epoch", timeout=120)
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 0
@@ -262,6 +264,8 @@ def test_the_questions_in_a_real_terminal(place, photos):
     terminal.send("1\r")
     terminal.expect("How many more")
     terminal.send("1\r")
+    terminal.expect("Start")
+    terminal.send("\r")
     terminal.expect("Done: 2 epochs", timeout=120)
     terminal.expect(pexpect.EOF)
     terminal.close()

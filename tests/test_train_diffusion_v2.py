@@ -120,7 +120,8 @@ def created(tmp_path_factory, photos):
     answer(child, "Perceptual weight [0.1]:", ("-0.1", "greater than or equal to 0"), "0.2")
     answer(child, "Use GAN discriminator? (y/n) [n]:", ("maybe", "maybe: "), "y")
     answer(child, "Adversarial weight [0.01]:", ("0", "0: input should be greater than 0"), "0.02")
-    child.expect_exact("Done: 1 epochs")
+    answer(child, "Start? [Y/n]:", "")
+    child.expect_exact("Done: 1 epoch")
     return models / "my-model", end(child)
 
 
@@ -178,12 +179,13 @@ def test_a_model_from_the_list_continues_with_the_terms_that_are_answered(tmp_pa
     child.expect_exact("2) Create new model")
     child.expect_exact("3) Create new model, in two stages")
     child.send("1" + ENTER)
-    answer(child, "old has finished its 1 epochs. How many more? [10]:", ("0", "'0' is not a number of epochs"), "1")
+    answer(child, "old has finished its 1 epoch. How many more? [10]:", ("0", "'0' is not a number of epochs"), "1")
     for line in ("Loss weights", *EXPLANATION):
         child.expect_exact(line)
     answer(child, "MSE weight [1]:", "")
     answer(child, "Perceptual weight [0.1]:", "0.3")
     answer(child, "Use GAN discriminator? (y/n) [n]:", "n")
+    answer(child, "Start? [Y/n]:", "")
     child.expect_exact("The weights as they come in score")
     child.expect_exact("Done: 2 epochs")
     shown = end(child)
@@ -208,7 +210,7 @@ def test_two_stages_from_the_list_ask_for_the_epochs_of_both_and_ctrl_c_leaves_n
     answer(child, "Model name [model-1]:", "")
     answer(child, "Epochs of stage 1 (squared error alone) [30]:", ("x", "'x' is not a number of epochs"), "2")
     answer(child, "Epochs of stage 2 (all terms) [15]:", "")
-    for question in (*ARCHITECTURE, *HYPERPARAMETERS[:2], "Training images", "MSE weight [1]:"):
+    for question in (*ARCHITECTURE, *HYPERPARAMETERS[:2], "Training images", "Image size [64]:", "MSE weight [1]:"):
         answer(child, question, "")
     child.expect_exact("Perceptual weight [0.1]:")
     child.send(CTRL_C)
@@ -228,9 +230,9 @@ def missing_weights(models, photos, *flags):
     flags = ["--name", "m", "--data", photos, "--epochs", 1, *SMALL, "--limit", 4, "--val-limit", 4, *flags]
     settled = ["--mse-weight", 1, "--perceptual-weight", 0.1, "--no-gan", "--learning-rate", "1e-4"]
     child = terminal(models, *flags, *settled)
+    child.expect_exact("How shall it go on?")
     for way in WAYS:
         child.expect_exact(way)
-    child.expect_exact("How shall it go on?")
     return child
 
 
@@ -249,7 +251,8 @@ def test_the_weights_of_vgg16_from_a_file(tmp_path, photos, offline):
     child.expect_exact("does not hold VGG16")
     answer(child, "How shall it go on?", "2")
     answer(child, "File with the weights of VGG16:", str(weights))
-    child.expect_exact("Done: 1 epochs")
+    answer(child, "Start? [Y/n]:", "")
+    child.expect_exact("Done: 1 epoch")
     end(child)
     folder = tmp_path / "models" / "m"
     assert objective(folder)["perceptual_weights"] == str(weights)
@@ -260,7 +263,8 @@ def test_untrained_features_instead_of_those_of_vgg16(tmp_path, photos, offline)
     child = missing_weights(tmp_path / "models", photos)
     child.send("3" + ENTER)
     child.expect_exact("0.1 perceptual (random VGG16, untrained)")
-    child.expect_exact("Done: 1 epochs")
+    answer(child, "Start? [Y/n]:", "")
+    child.expect_exact("Done: 1 epoch")
     end(child)
     folder = tmp_path / "models" / "m"
     assert objective(folder)["perceptual_net"] == "random"
@@ -270,7 +274,8 @@ def test_untrained_features_instead_of_those_of_vgg16(tmp_path, photos, offline)
 def test_no_perceptual_term_instead_of_vgg16(tmp_path, photos, offline):
     child = missing_weights(tmp_path / "models", photos)
     child.send("4" + ENTER)
-    child.expect_exact("Done: 1 epochs")
+    answer(child, "Start? [Y/n]:", "")
+    child.expect_exact("Done: 1 epoch")
     end(child)
     folder = tmp_path / "models" / "m"
     assert objective(folder)["perceptual_weight"] == 0
