@@ -4,9 +4,12 @@ The network works on a small copy of the photo's lightness; its chroma is enlarg
 lightness (guided_filter.py), which is kept as it is. So the cost of the network does not grow with the photo.
 """
 
+import difflib
+import functools
+import inspect
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +17,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor
 
 from Project7 import color
@@ -29,9 +33,37 @@ from Project7.opened import OpenPhoto
 from Project7.painting import as_photo, full_lightness, photo_noise, shrink
 from Project7.photo import Photo, to_image
 from Project7.scan import Lightness
+from Project7.settings import explain
 
+Picture = str | Path | bytes | PIL.Image.Image | np.ndarray | Tensor | Photo
+_TOGETHER = 8  # photos of a list that go through the network together
 _LONGEST = 4  # sides of the working picture differ at most by this factor: a 65,500 x 1 strip stays cheap
 _AREA = 2.0  # training squares: a larger working picture is unlike any, and a panorama becomes a rainbow
+
+
+def names_its_options(method: Callable) -> Callable:
+    """A method whose TypeError for an option that does not exist names the right one."""
+    known = [name for name in inspect.signature(method).parameters if name != "self"]
+
+    @functools.wraps(method)
+    def call(*arguments: Any, **options: Any) -> Any:
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                meant = f"did you mean {near[0]!r}? " if near else ""
+                raise TypeError(f"{method.__name__}() has no option {name!r}; {meant}It takes {', '.join(known)}")
+        return method(*arguments, **options)
+
+    return call
+
+
+def check_settings(**given: Any) -> None:
+    """Raises UsageError for values out of bounds, as the flags of `project7 colorize` do."""
+    plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in given.items()}
+    try:
+        ColorizeConfig(**plain)
+    except ValidationError as error:
+        raise UsageError(f"{explain(error).replace('--', '')}.") from None
 
 
 class Colorizer:
@@ -53,8 +85,8 @@ class Colorizer:
         self.note: str | None = None  # what to tell the person about that file
 
     def __repr__(self) -> str:
-        model = self.config.model
-        return f"Colorizer({model.method}, {model.network_in_words()}, on {self.device}, {self.precision})"
+        model, name = self.config.model, f"{self.name!r}, " if self.name else ""
+        return f"Colorizer({name}{model.method}, {model.network_in_words()}, on {self.device}, {self.precision})"
 
     @classmethod
     def load(
@@ -65,59 +97,114 @@ class Colorizer:
         models_dir: Path | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> "Colorizer":
-        """`model`: a name in the models folder, a model's folder, or a .pth file. precision: of the network, fp32 or
-        bf16. Raises ProjectError where the model cannot be used."""
+        """`model`: a name in the models folder, a model's folder, or a .pth file. device: auto, cpu, cuda or mps.
+        precision: of the network, fp32 or bf16. Raises ProjectError where the model cannot be used."""
+        check_settings(precision=precision, device=device)
         where = pick_device(device)
-        weights = find_weights(str(model), models_dir or default_models_dir())
+        weights = find_weights(str(Path(model).expanduser()), models_dir or default_models_dir())
         stored = open_model(weights, where)
         colorizer = cls(stored.model, stored.config, where, precision=precision)
         colorizer.name, colorizer.sha256, colorizer.note = name_of(weights), stored.sha256, stored.note
         return colorizer
 
-    def open(self, image: "str | Path | bytes | PIL.Image.Image | np.ndarray | Photo", **options: Any) -> OpenPhoto:
-        """The photo, kept open: hints, several answers, likely colours. options: `working_size` and the method's own,
-        as those of `colorize`. Raises PhotoError for what is no photo."""
-        return OpenPhoto(self, as_photo(image), **options)
+    @names_its_options
+    def open(
+        self,
+        image: Picture,
+        *,
+        working_size: int | None = None,
+        denoise: float = 0.0,
+        levels: Literal["off", "network", "auto"] = "off",
+        digest: str | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        candidates: int | None = None,
+        calm: float | None = None,
+        temperature: float | None = None,
+        variety: float | None = None,
+    ) -> OpenPhoto:
+        """The photo, kept open: hints, several answers, likely colours. Options as those of `colorize`; digest: of the
+        picture whose noise is used, where that is another one. Raises PhotoError for what is no photo."""
+        own = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates, "calm": calm}
+        own = self.own_options(own | {"temperature": temperature, "variety": variety})
+        view = {"working_size": working_size, "denoise": denoise, "levels": levels}
+        check_settings(**view, **own)
+        return OpenPhoto(self, as_photo(image), digest=digest, **view, **own)
 
+    @names_its_options
     def colorize(
         self,
-        image: "str | Path | bytes | PIL.Image.Image | np.ndarray | Photo",
+        image: Picture | Sequence[Picture],
         *,
         seed: int = 0,
         variants: int | None = None,
-        working_size: int | None = None,
         hints: Sequence[Hint] = (),
         saturation: float = 1.0,
         warmth: float = 0.0,
         denoise: float = 0.0,
         levels: Literal["off", "network", "auto"] = "off",
-        **options: Any,
-    ) -> "PIL.Image.Image | list[PIL.Image.Image]":
-        """The photo in colour, at its own size; a list of `variants` different answers where that is given.
+        working_size: int | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        candidates: int | None = None,
+        calm: float | None = None,
+        temperature: float | None = None,
+        variety: float | None = None,
+    ) -> Any:
+        """The photo in colour at its own size, a Pillow image; a list of `variants` answers where that is given; for a
+        list of photos a list of these. Variant k is what `seed` + k gives alone, with the same options.
 
-        Its noise is a function of `seed` and of the photo; variant k is what `seed` + k gives alone, with the same
-        options. `options` are the method's own: `sampler`, `steps`, `candidates`, `calm` for diffusion, `temperature`
-        and `variety` for classification, where several variants bring some variety with them. hints: spots whose colour
-        is known; a model that was trained with --hints takes them into account in all of its answer, that of another
-        is corrected on the surface around them. saturation: strength of the colours, 0 to 2; warmth: Lab units towards
-        yellow, below 0 towards blue. What no screen can show is brought back at its lightness. denoise: 0 to 1, how
-        much grain is taken from what the network sees.
+        hints: (x, y, colour) of spots whose colour is known; a model that was trained with --hints takes them into
+        account everywhere, the answer of another is corrected on their surfaces. The others are those of `project7
+        colorize`: sampler to calm are for diffusion models, temperature and variety for classification models; None is
+        the model's usual value. Raises UsageError out of bounds, TypeError for an option that the model has not.
         """
-        photo = as_photo(image)
-        options = usual_variety(self.model, variants or 1) | options
-        answers = self.colorize_photos(
-            [photo],
-            seeds=range(seed, seed + (variants or 1)),
-            working_size=working_size,
-            hints=hints,
-            saturation=saturation,
-            warmth=warmth,
-            denoise=denoise,
-            levels=levels,
-            **options,
-        )
-        images = [to_image(rgb, alpha=photo.alpha) for rgb in answers[0]]
-        return images[0] if variants is None else images
+        own = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates, "calm": calm}
+        own = self.own_options(own | {"temperature": temperature, "variety": variety})
+        how = {"saturation": saturation, "warmth": warmth, "denoise": denoise, "levels": levels}
+        check_settings(seed=seed, variants=1 if variants is None else variants, working_size=working_size, **how, **own)
+        seeds = range(seed, seed + (variants or 1))
+        how |= usual_variety(self.model, len(seeds)) | own | {"hints": hints, "working_size": working_size}
+        several = isinstance(image, list | tuple)
+        answers = self.images(image if several else [image], seeds, **how)
+        found = answers if variants is not None else [images[0] for images in answers]
+        return found if several else found[0]
+
+    def images(self, sources: Sequence[Picture], seeds: Sequence[int], **how: Any) -> list[list[PIL.Image.Image]]:
+        """For each photo a Pillow image per seed. how: the options of colorize_photos."""
+        photos = [as_photo(source) for source in sources]
+        if how["hints"] and len(photos) > 1:
+            raise UsageError(f"hints are of one photo, and there are {len(photos)}; colour it by itself.")
+        return [
+            [to_image(rgb, alpha=photo.alpha) for rgb in pictures]
+            for batch in self.batches(photos, how["working_size"])
+            for photo, pictures in zip(batch, self.colorize_photos(batch, seeds=seeds, **how), strict=True)
+        ]
+
+    def own_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The options of the method that were given. Raises TypeError for those of another method."""
+        chosen = {name: value for name, value in given.items() if value is not None}
+        strange = [name for name in chosen if name not in self.model.OPTIONS]
+        if strange:
+            there = (
+                f"whose options are {', '.join(self.model.OPTIONS)}" if self.model.OPTIONS else "which has no options"
+            )
+            raise TypeError(f"{strange[0]} is not for this {self.config.model.method} model, {there}")
+        return chosen
+
+    def batches(self, photos: Sequence[Photo], working_size: int | None) -> Iterator[list[Photo]]:
+        """The photos in their order, in batches that the network sees in one shape."""
+        batch: list[Photo] = []
+        for photo in photos:
+            shape = self.shapes(photo.rgb.shape[:2], working_size)
+            if batch and (len(batch) == _TOGETHER or shape != self.shapes(batch[0].rgb.shape[:2], working_size)):
+                yield batch
+                batch = []
+            batch.append(photo)
+        if batch:
+            yield batch
 
     def colorize_photos(
         self,
@@ -275,9 +362,7 @@ class Colorizer:
         """Whether the model was trained with hints; another one's answers are corrected along the edges of L."""
         return getattr(self.config.model, "hints", False)
 
-    def confidence(
-        self, image: "str | Path | bytes | PIL.Image.Image | np.ndarray | Photo", *, working_size: int | None = None
-    ) -> np.ndarray:
+    def confidence(self, image: Picture, *, working_size: int | None = None) -> np.ndarray:
         """(H, W) float32 in [0, 1]: how likely a classification model's colour of each pixel is right.
 
         Right is within 10 Lab units of the truth. Raises UsageError for a model of another method.

@@ -10,7 +10,7 @@ whole answer better; a surprising colour says something about that one thing onl
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,14 @@ class Spot(NamedTuple):
     ab: tuple[float, float]  # Lab units, a colour that exists at the lightness there
 
 
+def checked(hint: Any) -> Hint:
+    """Raises UsageError for what is no hint."""
+    match hint:
+        case (int() | float() | np.number() as x, int() | float() | np.number() as y, str(name)):
+            return float(x), float(y), name
+    raise UsageError(f"{hint!r} is no hint; write (x, y, colour), such as (120, 80, '#2a5caa').")
+
+
 def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: Tensor) -> list[Spot]:
     """Hints in pixels of a photo (H, W) -> spots of its working picture L (1, 1, h, w).
 
@@ -45,7 +53,7 @@ def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: Tensor) -> list
     """
     h, w = L.shape[-2:]
     found = {}
-    for x, y, name in hints:
+    for x, y, name in map(checked, hints):
         if not (0 <= x < photo[1] and 0 <= y < photo[0]):
             raise UsageError(f"The hint at ({x:g}, {y:g}) lies outside the photo of {photo[1]} x {photo[0]} pixels.")
         try:

@@ -7,9 +7,11 @@ The full-size lightness is kept as it is; chroma that was found on the small cop
 import hashlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,9 +26,25 @@ _CLEANED = 768  # pixels of the long side at which grain is looked for
 
 
 def as_photo(image: Any) -> Photo:
+    """A photo from a path (~ is the home folder), bytes, an open file, a Pillow image, an array, or a tensor
+    (3 | 1 | 4, H, W) of uint8 or of float in [0, 1]. Raises PhotoError; TypeError for anything else."""
     if isinstance(image, Photo):
         return image
-    return from_array(image) if isinstance(image, np.ndarray) else open_photo(image)
+    if isinstance(image, Tensor):
+        if image.ndim == 4 and len(image) == 1:
+            image = image[0]
+        image = (image.movedim(0, -1) if image.ndim == 3 else image).detach().cpu()
+        return from_array((image.float() if image.dtype in (torch.float16, torch.bfloat16) else image).numpy())
+    if isinstance(image, np.ndarray):
+        return from_array(image)
+    if isinstance(image, str | Path):
+        return open_photo(Path(image).expanduser())
+    if isinstance(image, bytes | bytearray | memoryview | PIL.Image.Image) or hasattr(image, "read"):
+        return open_photo(image)
+    raise TypeError(
+        f"a photo is a path, bytes, an open file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), not "
+        f"{type(image).__module__}.{type(image).__qualname__}"
+    )
 
 
 def photo_noise(photo: Photo, seeds: Sequence[int]) -> list[torch.Generator]:

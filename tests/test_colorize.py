@@ -1,5 +1,8 @@
 """Any image in, the same image in colour out: size, lightness, alpha, hints, files and folders."""
 
+import inspect
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -193,3 +196,70 @@ def test_a_panorama_is_seen_in_a_picture_of_two_squares_at_most():
     assert colorizer.working_shape((500, 3000), 128)[0] == 85  # sides differ by 4 x 128 at most
     before = Colorizer(torch.nn.Identity(), RunConfig(data=DataConfig(image_size=128)))
     assert before.working_shape((500, 3000), None) == (85, 512)
+
+
+def test_every_kind_of_picture_is_taken(colorizer, tmp_path, monkeypatch):
+    rgb = picture(16, 20)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(rgb.copy()).movedim(-1, 0)
+    sources = [
+        rgb,
+        "~/a.png",
+        Image.fromarray(rgb),
+        (tmp_path / "a.png").read_bytes(),
+        io.BytesIO((tmp_path / "a.png").read_bytes()),
+    ]
+    sources += [tensor, tensor[None], tensor.float() / 255]
+    first, *others = (np.asarray(colorizer.colorize(source, steps=1)) for source in sources)
+    assert all(np.array_equal(first, other) for other in others)
+    with pytest.raises(TypeError, match=r"a photo is a path.* not builtins\.int"):
+        colorizer.colorize(7)
+
+
+def test_a_list_of_photos_gives_a_list(colorizer):
+    photos = [picture(16, 20, 1), picture(30, 20, 2), picture(16, 20, 3), picture(16, 20, 4)]
+    many = colorizer.colorize(photos, steps=1)
+    alone = [colorizer.colorize(photo, steps=1) for photo in photos]
+    assert [image.size for image in many] == [image.size for image in alone]
+    for one, other in zip(many, alone, strict=True):
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
+    assert [len(images) for images in colorizer.colorize(photos[:2], steps=1, variants=2)] == [2, 2]
+    assert colorizer.colorize([], steps=1) == []
+    with pytest.raises(UsageError, match="hints are of one photo, and there are 4"):
+        colorizer.colorize(photos, hints=[(1, 1, "red")])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"variants": 0}, "variants 0: input should be greater than or equal to 1"),
+        ({"seed": -1}, "seed -1"),
+        ({"saturation": 3}, "saturation 3"),
+        ({"levels": "some"}, "levels some: input should be 'off', 'network' or 'auto'"),
+        ({"calm": 2}, "calm 2"),
+        ({"hints": [(1, 2)]}, r"\(1, 2\) is no hint; write \(x, y, colour\)"),
+        ({"hints": [(1, 2, (255, 0, 0))]}, "is no hint"),
+        ({"hints": ["red"]}, "'red' is no hint"),
+    ],
+)
+def test_options_out_of_bounds_are_named(colorizer, options, said):
+    with pytest.raises(UsageError, match=said):
+        colorizer.colorize(picture(16, 16), **options)
+    colorizer.colorize(picture(16, 16), steps=np.int64(1), seed=np.int32(3))
+
+
+def test_the_options_are_in_the_signature_and_a_wrong_one_names_the_right(colorizer, weights):
+    for method in (colorizer.colorize, colorizer.open):
+        names = inspect.signature(method).parameters
+        assert {"steps", "sampler", "calm", "temperature", "levels"} <= set(names)
+        assert all(parameter.annotation is not parameter.empty for parameter in names.values())
+        with pytest.raises(TypeError, match="no option 'step'; did you mean 'steps'\\? It takes image, "):
+            method(picture(16, 16), step=3)
+    with pytest.raises(
+        TypeError, match="temperature is not for this diffusion model, whose options are sampler, steps"
+    ):
+        colorizer.colorize(picture(16, 16), temperature=0.3)
+    with pytest.raises(UsageError, match="precision fp16: input should be 'fp32' or 'bf16'"):
+        Colorizer.load(weights, precision="fp16")
+    assert repr(colorizer).startswith("Colorizer('model0', diffusion, features 8,16, on cpu")
