@@ -251,6 +251,7 @@ def add_evaluate(commands) -> None:
         metavar="DIR",
         help="write a sheet of pictures, the worst photos and the bias per class",
     )
+    parser.add_argument("--all", action="store_true", help="show all measures, not only the eight that matter")
     add_cache_dir(parser)
     flags.add_settings(parser, EvaluateConfig)
     parser.set_defaults(run=evaluate)
@@ -271,7 +272,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from Project7.colorize import Colorizer
     from Project7.counting import counting
     from Project7.dataset import open_photos
-    from Project7.evaluation_report import evaluation_table, write_evaluation_pictures
+    from Project7.evaluation_report import write_evaluation_pictures
 
     evaluation.check_files(settings)
     colorizers = [Colorizer.load(path, device=settings.device, precision=settings.precision) for path in paths]
@@ -280,11 +281,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
     where = {"split": arguments.split, "limit": settings.limit, "cache_dir": arguments.cache_dir}
     with counting(console) as progress:
         photos = open_photos(arguments.data, size=size, progress=progress, **where)
+        evaluation.check_colours(photos, arguments.data)
         answers = evaluation.baselines(photos)
         for colorizer in colorizers:
             answers.append(evaluation.answer(colorizer, photos, settings, progress=progress))
         result, found = evaluation.evaluate(answers, photos, settings, split=arguments.split, progress=progress)
-    Console(width=None if sys.stdout.isatty() else 200).print(evaluation_table(result["rows"]))
+    show_result(result["rows"], result["protocol"]["missing"], whole=arguments.all)
     for line in evaluation.verdicts(result["differences"]):
         print(line)
     if arguments.json:
@@ -297,23 +299,34 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def show_result(rows: list[dict[str, Any]], missing: dict[str, str], *, whole: bool) -> None:
+    """The table, what is missing in it, and what it says in words. A pipe gets all measures."""
+    from rich.console import Console
+
+    from Project7.evaluation_report import evaluation_table, in_words, reasons
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    utf = console.encoding.lower().startswith("utf")
+    console.print(evaluation_table(rows, whole=whole or not sys.stdout.isatty(), unicode=utf))
+    for line in [*reasons(missing), *in_words(rows)]:
+        print(line)
+
+
 def add_compare(commands) -> None:
     about = "put results of `project7 evaluate --json` into one table, if they were measured alike"
     parser = commands.add_parser("compare", help=about, description=about.capitalize() + ".")
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
     parser.add_argument("--despite", nargs="+", default=[], metavar="KEY", help="keys of the protocol that may differ")
+    parser.add_argument("--all", action="store_true", help="show all measures, not only the eight that matter")
     parser.set_defaults(run=compare)
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from Project7.evaluate import joined, read_result
-    from Project7.evaluation_report import evaluation_table
 
     results = [(str(path), read_result(path)) for path in arguments.results]
     rows = joined(results, despite=arguments.despite)
-    Console(width=None if sys.stdout.isatty() else 200).print(evaluation_table(rows))
+    show_result(rows, results[0][1]["protocol"].get("missing", {}), whole=arguments.all)
     return 0
 
 

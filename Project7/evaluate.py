@@ -325,6 +325,13 @@ def check_hints(settings: EvaluateConfig, colorizers: Sequence[Colorizer]) -> No
         raise UsageError(f"--hints {settings.hints}: {', '.join(deaf)} trained without colour hints; leave it out.")
 
 
+def check_colours(photos: ImageSet, data: str) -> None:
+    """Raises UsageError where all photos are gray: there is no colour to measure by."""
+    starts = range(0, len(photos.images), _TOGETHER)
+    if all((metrics.colorfulness(photos.images[i : i + _TOGETHER]) < metrics.ALL_GRAY).all() for i in starts):
+        raise UsageError(f"All {len(photos.images)} photos of --data {data} are gray; measure with photos in colour.")
+
+
 def check_files(settings: EvaluateConfig) -> None:
     """Raises UsageError for a named file of weights that cannot be used, before minutes are spent on colouring."""
     for name in ("lpips_weights", "inception_weights"):
@@ -350,8 +357,10 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         usable = isinstance(result["protocol"], dict) and all(isinstance(row["model"], str) for row in result["rows"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ProjectError(f"{path} is not a result of `project7 evaluate --json` ({type(error).__name__}).") from None
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; give a file that `project7 evaluate --json FILE` wrote.") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ProjectError(f"{path} is not a result of `project7 evaluate --json`; measure anew.") from None
     if not usable:
         raise ProjectError(f"{path} is not a result of `project7 evaluate --json`.")
     return result

@@ -16,23 +16,74 @@ from Project7.photo import save_png
 from Project7.sheet import sheet
 
 _FINE = ("ssim", "seconds_per_photo", "lpips", "frechet_judge")  # measures shown to a thousandth
+_HIGHER = ("psnr", "ssim", "best_psnr")  # is better; of the others that have a direction, lower is
+_NO_DIRECTION = ("colorfulness", "tint_a", "tint_b", "diversity")
+_NETWORKS = ("lpips", "fid", "frechet_judge")  # n/a if their weights are missing
+_MAIN = [
+    "psnr", "ab_rmse", "ciede2000", "energy_score", "colorfulness", "colorfulness_difference", "lpips", "frechet_judge",
+]  # fmt: skip
+_ALL = [
+    "psnr", "ssim", "ab_rmse", "ciede2000", "colorfulness", "colorfulness_difference", "tint_a", "tint_b",
+    "energy_score", "best_psnr", "ab_rmse_of_mean", "diversity", "lpips", "fid", "frechet_judge", "ab_rmse_dark", "ab_rmse_middle",
+    "ab_rmse_light", "seconds_per_photo",
+]  # fmt: skip
+_STRENGTHS = ((0.6, "much paler than"), (0.85, "paler than"), (1.15, "as strong as"), (1.4, "stronger than"))
 
 
-def evaluation_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows of a result as columns. In brackets: half the width of the 95 % interval."""
-    columns = ("psnr", "ssim", "ab_rmse", "ciede2000", "colorfulness", "colorfulness_difference")
-    networks = ("lpips", "fid", "frechet_judge")  # n/a if their weights are missing
-    more = ("tint_a", "tint_b", "energy_score", "best_psnr", "ab_rmse_of_mean", "diversity", *networks)
-    names = [*columns, *more, "ab_rmse_dark", "ab_rmse_middle", "ab_rmse_light", "seconds_per_photo"]
-    shown = [name for name in names if any(row.get(name) is not None for row in rows) or name in networks]
+def evaluation_table(rows: list[dict[str, Any]], *, whole: bool = True, unicode: bool = True) -> Table:
+    """The rows of a result as columns; all measures, or the eight that matter. In brackets: half the width of the 95 %
+    interval. An arrow says which way is better, * which column is the best."""
+    names = _ALL if whole else _MAIN
+    shown = [name for name in names if any(row.get(name) is not None for row in rows) or name in _NETWORKS]
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     for row in rows:
-        table.add_column(Text(row["model"]), justify="right")
+        table.add_column(Text(row["model"]), justify="right", overflow="fold")
     for name in shown:
         label = "frechet distance (JudgeResNet)" if name == "frechet_judge" else name.replace("_", " ")
-        table.add_row(label, *(_measure(row, name) for row in rows))
+        arrow = "" if name in _NO_DIRECTION else ("↑↓" if unicode else "+-")[name not in _HIGHER]
+        best = best_of(rows, name)
+        table.add_row(f"{label} {arrow}", *(_measure(row, name) + (" *" if row is best else "  ") for row in rows))
     return table
+
+
+def best_of(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    """The best row by a measure; None where it has no direction, or only one row has it."""
+    there = [row for row in rows if row.get(name) is not None]
+    if name in _NO_DIRECTION or len(there) < 2:
+        return None
+    return (max if name in _HIGHER else min)(there, key=lambda row: row[name])
+
+
+def in_words(rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each model: how strong its colours are, and whether they are where they belong; and why no colour
+    at all may have the highest PSNR."""
+    gray = next((row for row in rows if row["model"] == "gray"), None)
+    models = [row for row in rows if "model_sha256" in row]
+    if gray is None or not models:
+        return []
+    truth = gray["colorfulness"] + gray["colorfulness_difference"]
+    said = []
+    for row in models:
+        ratio = row["colorfulness"] / max(truth, 1e-6)
+        strength = next((words for most, words in _STRENGTHS if ratio < most), "much stronger than")
+        nearer = row["ab_rmse"] < gray["ab_rmse"]
+        where = "and nearer to them than gray is" if nearer else "but in the wrong place so often that gray is nearer"
+        said.append(
+            f"{row['model']}: colours {strength} the truth's ({row['colorfulness']:.0f} against {truth:.0f}), "
+            f"{where} (ab rmse {row['ab_rmse']:.1f} against {gray['ab_rmse']:.1f})."
+        )
+    if any(row["psnr"] < gray["psnr"] for row in models):
+        said.append(
+            "Gray wins PSNR: it punishes a vivid colour in the wrong place by the square, and no colour hardly at all. "
+            "Look at colorfulness and at the Fréchet distance as well, and at --pictures."
+        )
+    return said
+
+
+def reasons(missing: dict[str, str]) -> list[str]:
+    """Why a measure is n/a."""
+    return [f"{name.replace('_', ' ')} is n/a: {reason}" for name, reason in missing.items()]
 
 
 def _measure(row: dict[str, Any], name: str) -> str:
@@ -56,7 +107,8 @@ def write_evaluation_pictures(
 
     def write(name: str, places) -> Path:
         columns = [answer.pictures[0][places] for answer in shown]
-        save_png(folder / name, sheet([*columns, truth[places]], smallest=128))
+        titles = [*(answer.name for answer in shown), "original"]
+        save_png(folder / name, sheet([*columns, truth[places]], smallest=128, titles=titles))
         return folder / name
 
     yield write("sheet.png", slice(0, 16))

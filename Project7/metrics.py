@@ -5,6 +5,7 @@ Imports no torch: the data set uses them to filter photos.
 
 import numpy as np
 
+ALL_GRAY = 2.0  # colorfulness below which a photo has no colour at all: what JPEG leaves of a gray one
 PSNR_CAP = 60.0  # dB: a gray photo is coloured exactly, and its infinite PSNR would make the mean infinite
 
 

@@ -29,7 +29,6 @@ from Project7.processes import is_main_process, several_processes, start_missing
 from Project7.settings import Sections, parse_settings, with_defaults
 from Project7.training_config import DataConfig, TrainingConfig
 
-ALL_GRAY = 2.0  # colorfulness below which a photo has no colour at all: what JPEG leaves of a gray one
 STRATEGIES = ("resume", "new", "two-stage")
 
 
@@ -385,7 +384,7 @@ def confirmed(config: RunConfig, images, how: dict[str, Any], console: Console) 
 
 def refuse_gray(training) -> None:
     """Raises UsageError where all photos are gray: there is no colour in them to learn."""
-    from Project7.metrics import colorfulness
+    from Project7.metrics import ALL_GRAY, colorfulness
 
     some = training.images[:: max(1, len(training.images) // 256)]
     if (colorfulness(some) < ALL_GRAY).all():

@@ -1,5 +1,6 @@
 """Measures a photo, their means and intervals, the protocol, and the two commands."""
 
+import io
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from skimage import metrics as reference
 from skimage.color import deltaE_ciede2000, rgb2lab
 
@@ -18,6 +20,7 @@ from Project7.cli import command
 from Project7.colorize import Colorizer
 from Project7.config import RunConfig
 from Project7.errors import ProjectError, UsageError
+from Project7.evaluation_report import evaluation_table, in_words
 from Project7.image_set import ImageSet
 from Project7.methods import build_model
 from Project7.model_config import DiffusionConfig, RegressionConfig
@@ -271,6 +274,8 @@ def test_the_command_writes_a_table_a_result_and_pictures_and_compare_reads_it(m
     assert "alexnet" in result["protocol"]["missing"]["lpips"]
     assert set(result["protocol"]["missing"]) == {"lpips", "fid", "frechet_judge"}
     assert "frechet distance (JudgeResNet)" in shown
+    assert re.search(r"lpips is n/a: no alexnet", shown)
+    assert re.search(r"diffuse: colours .* the truth's \(\d+ against \d+\), ", shown)
     assert result["protocol"]["photos"] == 5
     again = json.loads(files[1].read_text())
     for row in result["rows"] + again["rows"]:
@@ -304,3 +309,56 @@ def test_a_file_that_is_no_result_is_named(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(ProjectError, match=re.escape("r.json is not a result")):
         evaluate.read_result(tmp_path / "r.json")
+
+
+def result_rows(**models):
+    rows = {"gray": (22.0, 14.0, 0.0), "mean-colour": (22.5, 13.0, 12.0)} | models
+    return [
+        {
+            "model": name,
+            "psnr": psnr,
+            "ab_rmse": rmse,
+            "colorfulness": colour,
+            "colorfulness_difference": abs(40 - colour),
+        }
+        | ({"model_sha256": "x"} if name in models else {})
+        for name, (psnr, rmse, colour) in rows.items()
+    ]
+
+
+def table_lines(table):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table)
+    return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+
+
+def test_eight_rows_matter_with_arrows_and_the_best_is_marked():
+    rows = result_rows(bold=(21.0, 15.0, 41.0), calm=(23.0, 12.0, 30.0))
+    short, whole = (table_lines(evaluation_table(rows, whole=w)) for w in (False, True))
+    assert "psnr ↑ 22.00 22.50 21.00 23.00 *" in short
+    assert "ab rmse ↓ 14.00 13.00 15.00 12.00 *" in short
+    assert "colorfulness difference ↓ 40.00 28.00 1.00 * 10.00" in short
+    assert "lpips ↓ n/a n/a n/a n/a" in short
+    assert len(short) <= 9
+    assert set(short) <= set(whole)
+    assert "psnr + 22.00 22.50 21.00 23.00 *" in table_lines(evaluation_table(rows, unicode=False))
+
+
+def test_the_result_in_words_and_why_gray_wins():
+    bold, why = in_words(result_rows(bold=(21.0, 15.0, 41.0)))
+    assert bold.startswith("bold: colours as strong as the truth's (41 against 40), but in the wrong place so often")
+    assert why.startswith("Gray wins PSNR")
+    (calm,) = in_words(result_rows(calm=(23.0, 12.0, 30.0)))
+    assert calm.startswith("calm: colours paler than the truth's (30 against 40), and nearer to them than gray is")
+
+
+def test_a_truth_without_colour_is_refused():
+    gray = ImageSet(np.full((3, SIZE, SIZE, 3), 90, np.uint8), ("a", "b", "c"), ("",) * 3, "gray", None)
+    with pytest.raises(UsageError, match="All 3 photos of --data scans are gray"):
+        evaluate.check_colours(gray, "scans")
+    evaluate.check_colours(some_photos(), "photos")
+
+
+def test_a_file_that_is_not_there_is_said_in_words(tmp_path):
+    with pytest.raises(UsageError, match=r"nosuch.json does not exist; give a file that `project7 evaluate --json"):
+        evaluate.read_result(tmp_path / "nosuch.json")
