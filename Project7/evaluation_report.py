@@ -24,8 +24,8 @@ _MAIN = [
 ]  # fmt: skip
 _ALL = [
     "psnr", "ssim", "ab_rmse", "ciede2000", "colorfulness", "colorfulness_difference", "tint_a", "tint_b",
-    "energy_score", "best_psnr", "ab_rmse_of_mean", "diversity", "lpips", "fid", "frechet_judge", "ab_rmse_dark", "ab_rmse_middle",
-    "ab_rmse_light", "seconds_per_photo",
+    "energy_score", "best_psnr", "ab_rmse_of_mean", "diversity", "lpips", "fid", "frechet_judge", "ab_rmse_dark",
+    "ab_rmse_middle", "ab_rmse_light", "seconds_per_photo",
 ]  # fmt: skip
 _STRENGTHS = ((0.6, "much paler than"), (0.85, "paler than"), (1.15, "as strong as"), (1.4, "stronger than"))
 

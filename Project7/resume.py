@@ -150,7 +150,8 @@ def plan(checkpoint: dict[str, Any], config: RunConfig, *, new_schedule: bool) -
     """
     done, planned = checkpoint.get("epoch", 0), config.training.epochs
     if done >= planned:
-        return f"complete: all {planned} epochs are done. Add some with --epochs N."
+        said = "its only epoch is done" if planned == 1 else f"all {planned} epochs are done"
+        return f"complete: {said}. Add some with --epochs N."
     stored_epochs = checkpoint["config"]["training"]["epochs"]
     if new_schedule:
         progress = checkpoint.get("progress", {})
