@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -135,10 +136,16 @@ def settle(job: Job, made: Sequence[Provenance], planned: Collection[Path] = ())
             return job
         return Outcome(job, "exists", f"{job.targets[0]} exists, made in the same way; --force makes it anew")
     first, suffix = job.targets[0], job.targets[0].suffix
-    name = "-".join([beside(job, "").stem.removesuffix("-"), *words])
+    name = renamed(beside(job, "").stem.removesuffix("-"), "-".join(words))
     while set(others := targets(first.parent, name, len(job.targets), suffix)) & set(planned):
         name += "-again"
     return settle(Job(job.source, others), made, planned)
+
+
+def renamed(stem: str, words: str) -> str:
+    """robin, hints -> robin-hints; robin-hints -> robin-hints-2, where what differs has the same name."""
+    again = re.fullmatch(rf"(.*-{re.escape(words)})(?:-(\d+))?", stem)
+    return f"{again[1]}-{int(again[2] or 1) + 1}" if again else f"{stem}-{words}"
 
 
 # -- colouring -------------------------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ def ask_setting(name: str, field: FieldInfo, config: type, known: dict[str, Any]
                 if name == "data":
                     scan(cleaned(text))
         except UsageError as error:
-            return str(error).removeprefix(flag)
+            return str(error).removeprefix(flag).split("; give")[0]  # the line under a question is short
         return True
 
     return cleaned(_ask(f"{declared(field, 'ask')} {shown}:", valid))

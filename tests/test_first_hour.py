@@ -55,7 +55,7 @@ class Walk:
         self.record.write(f"\n$ {line}\n")
         child = pexpect.spawn(
             "/bin/sh",
-            ["-c", line],
+            ["-c", line if "\n" in line else f"exec {line}"],
             cwd=self.place,
             env=self.environment,
             encoding="utf-8",
@@ -123,7 +123,13 @@ def test_the_readme_from_top_to_bottom(walk):
                 assert re.search(r"\d coloured", shown), shown
     made = {path.relative_to(walk.place).as_posix() for path in walk.place.rglob("*.png")}
     assert {"outputs/photo.png", "coloured/holiday/coffee.png", "coloured/scans/coffee.png"} <= made
-    assert {"outputs/photo-sheet.png", "outputs/photo-hints.png", "out.png", "sheets/sheet.png"} <= made
+    assert {
+        "outputs/photo-sheet.png",
+        "outputs/photo-hints.png",
+        "outputs/photo-hints-2.png",
+        "out.png",
+        "sheets/sheet.png",
+    } <= made
     with Image.open(walk.place / "outputs" / "photo.png") as picture:
         assert [round(value) for value in picture.info["dpi"]] == [300, 300]
         assert np.ptp(np.asarray(picture)[..., :3].astype(int), axis=-1).mean() > 3
