@@ -347,7 +347,7 @@ def test_eight_rows_matter_with_arrows_and_the_best_is_marked():
 def test_the_result_in_words_and_why_gray_wins():
     bold, why = in_words(result_rows(bold=(21.0, 15.0, 41.0)))
     assert bold.startswith("bold: colours as strong as the truth's (41 against 40), but in the wrong place so often")
-    assert why.startswith("Gray wins PSNR")
+    assert why.startswith("Gray has a higher PSNR than bold: ")
     (calm,) = in_words(result_rows(calm=(23.0, 12.0, 30.0)))
     assert calm.startswith("calm: colours paler than the truth's (30 against 40), and nearer to them than gray is")
 

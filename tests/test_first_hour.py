@@ -116,7 +116,7 @@ def test_the_readme_from_top_to_bottom(walk):
             trains(walk, line)
         elif line.startswith("project7 compare"):
             shutil.copy(walk.place / "result.json", walk.place / "yesterday.json")
-            assert "mean-colour" in walk.runs(line)
+            assert "psnr" in walk.runs(line)
         else:
             shown = walk.runs(line)
             if line.startswith("project7 colorize"):
