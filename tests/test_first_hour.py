@@ -25,6 +25,7 @@ SMALL = "--features 16,32 --time-dim 16 --image-size 32 --val-fraction 0.3 --epo
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="needs a repository to clone"),
 ]
 
