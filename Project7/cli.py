@@ -9,21 +9,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from Project7 import errors, flags, model_folder
+from Project7 import errors, flags, invocation, model_folder
 from Project7.answer_config import ColorizeConfig, EvaluateConfig
+from Project7.counting import sized
 from Project7.errors import ProjectError, UsageError
 from Project7.model_config import METHOD_CONFIGS, ClassificationConfig
 from Project7.processes import own_share, several_processes, start_missing_processes
 from Project7.settings import parse_settings
 from Project7.training_config import DataConfig, TrainingConfig
 
-_RECIPES = """training is done by the scripts, which ask what they need:
-  python -m Project7.train_diffusion        diffusion, mean squared error alone
-  python -m Project7.train_diffusion_v2     diffusion, with a perceptual term and, if wanted, a discriminator
-  python -m Project7.train_classification   every pixel's colour as one of 313 classes
-  python -m Project7.train_colorization_simple   direct regression with one of three losses
-  python -m Project7.train_image_restoration     the same, and faded photos get their lightness back
+_RECIPES = """training is done by scripts, which ask what they need: python -m Project7.NAME
+  train_diffusion             diffusion, mean squared error alone
+  train_diffusion_v2          the same with more terms: perceptual, adversarial
+  train_classification        every pixel's colour as one of 313 classes
+  train_colorization_simple   direct regression with one of three losses
+  train_image_restoration     the same; faded photos get their lightness back
 """
+# The flags of colorize, by what they are about.
+_GROUPS = {
+    "how it answers": ("seed", "variants", "guidance", "candidates", "calm", "steps", "fast", "sampler"),
+    "how it answers, classification models": ("temperature", "variety", "confidence"),
+    "the picture": ("saturation", "warmth", "levels", "denoise", "format", "skip_colour"),
+    "the machine": ("working_size", "precision", "batch_size", "device"),
+}
 
 
 def main() -> int:
@@ -37,7 +45,6 @@ def command(argv: list[str] | None = None) -> int:
         description="Colour for gray photos, by diffusion.",
         epilog=_RECIPES,
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for add in COMMANDS:
         add(commands)
@@ -46,6 +53,12 @@ def command(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     return arguments.run(arguments)
+
+
+def add_command(commands, name: str, about: str, *lines: str) -> flags.Parser:
+    """A command with what it is about, and examples of how it is called."""
+    shown = flags.examples(*(f"{invocation.command()} {name} {line}".rstrip() for line in lines))
+    return commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=shown)
 
 
 def add_models_dir(parser) -> None:
@@ -69,7 +82,15 @@ def add_cache_dir(parser) -> None:
 
 def add_colorize(commands) -> None:
     about = "colour photos and whole folders with a trained model"
-    parser = commands.add_parser("colorize", help=about, description=about.capitalize() + ".")
+    parser = add_command(
+        commands,
+        "colorize",
+        about,
+        "photo.jpg",
+        "holiday/ scans/ --output coloured --skip-colour",
+        "photo.jpg --variants 4 --seed 7",
+        "photo.jpg --hint 120,80,#2a5caa --side-by-side",
+    )
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
     parser.add_argument(
         "--model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file (base, or the only one)"
@@ -79,8 +100,9 @@ def add_colorize(commands) -> None:
     )
     parser.add_argument("--force", action="store_true", help="colour again what was coloured already")
     add_models_dir(parser)
-    add_retouch(parser)
-    flags.add_settings(parser, ColorizeConfig)
+    add_retouch(parser.add_argument_group("what is said of single photos"))
+    for title, names in _GROUPS.items():
+        flags.add_settings(parser.add_argument_group(title), ColorizeConfig, only=names)
     parser.set_defaults(run=colorize)
 
 
@@ -233,7 +255,13 @@ def default_model(models_dir: Path) -> str:
 
 def add_evaluate(commands) -> None:
     about = "measure models on photos with known colours, beside gray and the mean colour"
-    parser = commands.add_parser("evaluate", help=about, description=about.capitalize() + ".")
+    parser = add_command(
+        commands,
+        "evaluate",
+        about,
+        "--model base --data holiday/",
+        "--model mine --model base --data holiday/ --samples 4 --json result.json",
+    )
     parser.add_argument(
         "--model",
         action="append",
@@ -314,7 +342,7 @@ def show_result(rows: list[dict[str, Any]], missing: dict[str, str], *, whole: b
 
 def add_compare(commands) -> None:
     about = "put results of `project7 evaluate --json` into one table, if they were measured alike"
-    parser = commands.add_parser("compare", help=about, description=about.capitalize() + ".")
+    parser = add_command(commands, "compare", about, "result.json yesterday.json")
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
     parser.add_argument("--despite", nargs="+", default=[], metavar="KEY", help="keys of the protocol that may differ")
     parser.add_argument("--all", action="store_true", help="show all measures, not only the eight that matter")
@@ -335,7 +363,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def add_export(commands) -> None:
     about = "write a model for other programs: diffusers' folders, ONNX, and how to use them"
-    parser = commands.add_parser("export", help=about, description=about.capitalize() + ".")
+    parser = add_command(commands, "export", about, "mine --to mine-export")
     parser.add_argument("model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
     parser.add_argument("--no-onnx", action="store_true", help="leave out model.onnx")
@@ -355,7 +383,7 @@ def export(arguments: argparse.Namespace) -> int:
     if note := export_model(weights, arguments.to, with_onnx=not arguments.no_onnx, force=arguments.force):
         print(f"Note: {note}", file=sys.stderr)
     for path in sorted(path for path in arguments.to.rglob("*") if path.is_file()):
-        print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
+        print(f"{sized(path.stat().st_size):>9}  {path}")
     return 0
 
 
@@ -364,7 +392,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 def add_models(commands) -> None:
     about = "list the trained models, and those that come with the toolkit"
-    parser = commands.add_parser("models", help=about, description=about.capitalize() + ".")
+    parser = add_command(commands, "models", about, "", "--models-dir elsewhere/models")
     add_models_dir(parser)
     parser.set_defaults(run=models)
 
@@ -407,13 +435,13 @@ def model_row(model: model_folder.ModelSummary) -> list[str]:
         f"{model.epochs}{planned}",
         "" if model.best_val_loss is None else f"{model.best_val_loss:.4f}",
         f"{model.changed:%Y-%m-%d}" if model.changed else "",
-        f"{model.size / 1e6:.1f} MB" if model.size else "none yet",
+        sized(model.size) if model.size else "none yet",
     ]
 
 
 def add_doctor(commands) -> None:
     about = "tell from a run's curves and pictures what goes wrong, and what to change"
-    parser = commands.add_parser("doctor", help=about, description=f"{about.capitalize()}. Exit code 1: findings.")
+    parser = add_command(commands, "doctor", f"{about} (exit code 1: findings)", "mine")
     parser.add_argument("name", metavar="NAME", help="the model, in training or trained")
     add_models_dir(parser)
     parser.set_defaults(run=doctor)
@@ -448,7 +476,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def add_data(commands) -> None:
     about = "look at a data set as training would see it, and build its cache"
-    parser = commands.add_parser("data", help=about, description=about.capitalize() + ".")
+    parser = add_command(commands, "data", about, "--data ~/photos --image-size 128 --crops 20")
     flags.add_settings(parser, DataConfig)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (0)")
     add_cache_dir(parser)
@@ -478,13 +506,23 @@ def data(arguments: argparse.Namespace) -> int:
 
 def add_palette(commands) -> None:
     about = "find the colours that a set of photos is made of, for classification models"
-    parser = commands.add_parser("palette", help=about, description=about.capitalize() + ".")
+    parser = add_command(commands, "palette", about, "--data ~/photos --output palette.npz")
     flags.add_settings(parser, DataConfig)
     parser.add_argument("--bins", default="313", metavar="N", help="colours (313)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (0)")
     parser.add_argument("--output", type=Path, default=Path("palette.npz"), metavar="FILE", help="(palette.npz)")
+    parser.add_argument("--force", action="store_true", help="replace the file without asking")
     add_cache_dir(parser)
     parser.set_defaults(run=palette)
+
+
+def may_replace(path: Path) -> bool:
+    """Asks whether a file may be replaced. Raises UsageError where nobody can be asked."""
+    from Project7 import prompts
+
+    if not prompts.can_ask():
+        raise UsageError(f"{path} exists; --force replaces it.")
+    return prompts.agreed(f"{path} exists. Replace it?", default=False)
 
 
 def palette(arguments: argparse.Namespace) -> int:
@@ -498,6 +536,8 @@ def palette(arguments: argparse.Namespace) -> int:
     picture = arguments.output.with_suffix(".png")
     if picture == arguments.output:
         raise UsageError(f"--output {arguments.output}: that name is for the picture of the palette; use FILE.npz.")
+    if not arguments.force and arguments.output.exists() and not may_replace(arguments.output):
+        return 0
 
     from Project7.counting import counting
     from Project7.dataset import open_dataset
@@ -518,7 +558,7 @@ def palette(arguments: argparse.Namespace) -> int:
 
 def add_download(commands) -> None:
     about = "download Tiny ImageNet (240 MB), resuming where an earlier try broke off"
-    parser = commands.add_parser("download", help=about, description=about + ".")
+    parser = add_command(commands, "download", about, "")
     parser.add_argument(
         "--to", type=Path, default=Path("data"), metavar="DIR", help="folder it is unpacked into (data)"
     )
@@ -541,7 +581,7 @@ def download(arguments: argparse.Namespace) -> int:
 
 def add_demo(commands) -> None:
     about = "colour two photos with the model that comes with the toolkit, or with one trained on the spot"
-    parser = commands.add_parser("demo", help=about, description=about.capitalize() + ".")
+    parser = add_command(commands, "demo", about, "", "--train")
     parser.add_argument("--train", action="store_true", help="train a small model on four photos first (4 minutes)")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), metavar="DIR")
     add_models_dir(parser)
@@ -556,7 +596,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def add_transfer(commands) -> None:
     about = "the colours of an edited copy on the untouched lightness of the original, at its full size"
-    parser = commands.add_parser("transfer", help=about, description=about.capitalize() + ".")
+    parser = add_command(commands, "transfer", about, "original.tif edited.png --output coloured.png")
     parser.add_argument("original", type=Path, metavar="ORIGINAL")
     parser.add_argument("edited", type=Path, metavar="EDITED", help="of any size, a little shifted at most")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png, .tif, .jpg or .webp")
@@ -584,7 +624,7 @@ def transfer(arguments: argparse.Namespace) -> int:
 
 def add_serve(commands) -> None:
     about = "the page and the HTTP API: drop a photo, say what is red, compare models"
-    parser = commands.add_parser("serve", help=about, description=about.capitalize() + ".")
+    parser = add_command(commands, "serve", about, "--open", "--host 0.0.0.0 --port 8000")
     add_models_dir(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="NAME", help="0.0.0.0 lets others on the network in (127.0.0.1)"

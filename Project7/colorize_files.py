@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -116,10 +117,12 @@ def targets(folder: Path, name: str, variants: int, suffix: str) -> tuple[Path, 
     return tuple(folder / f"{name}-{k}{suffix}" for k in range(1, variants + 1))
 
 
-def settle(job: Job, made: Sequence[Provenance], planned: Collection[Path] = ()) -> Job | Outcome:
+def settle(
+    job: Job, made: Sequence[Provenance], planned: Collection[Path] = (), *, also: Collection[str] = ()
+) -> Job | Outcome:
     """Where the answers with these recipes go. A picture that is there stays: what would be made in the same way again
     is skipped, and what is made in another way gets a name that says what differs (robin-seed1.png). planned: the
-    files of all jobs, whose names are not for this one."""
+    files of all jobs, whose names are not for this one. also: what is wanted beside the answers (robin-both.png)."""
     ways = [
         differences(before, how) if (before := read_provenance(path)) else None
         for path, how in zip(job.targets, made, strict=True)
@@ -131,14 +134,20 @@ def settle(job: Job, made: Sequence[Provenance], planned: Collection[Path] = ())
         return Outcome(job, "exists", f"{job.targets[0]} exists, and does not say how it was made; --force replaces it")
     words = next((words for words in ways if words), [])
     if not words:
-        if len(ways) < len(job.targets):
+        if len(ways) < len(job.targets) or not all(beside(job, word).exists() for word in also):
             return job
         return Outcome(job, "exists", f"{job.targets[0]} exists, made in the same way; --force makes it anew")
     first, suffix = job.targets[0], job.targets[0].suffix
-    name = "-".join([beside(job, "").stem.removesuffix("-"), *words])
+    name = renamed(beside(job, "").stem.removesuffix("-"), "-".join(words))
     while set(others := targets(first.parent, name, len(job.targets), suffix)) & set(planned):
         name += "-again"
-    return settle(Job(job.source, others), made, planned)
+    return settle(Job(job.source, others), made, planned, also=also)
+
+
+def renamed(stem: str, words: str) -> str:
+    """robin, hints -> robin-hints; robin-hints -> robin-hints-2, where what differs has the same name."""
+    again = re.fullmatch(rf"(.*-{re.escape(words)})(?:-(\d+))?", stem)
+    return f"{again[1]}-{int(again[2] or 1) + 1}" if again else f"{stem}-{words}"
 
 
 # -- colouring -------------------------------------------------------------------------------------------------------
@@ -192,7 +201,8 @@ def prepared(
     if not force:
         newer = any(path.exists() and path.stat().st_mtime < job.source.stat().st_mtime for path in job.targets)
         photo = open_photo(job.source) if newer else None  # else it is the photo that the answer was made of
-        settled = settle(job, recipes(colorizer, photo, range(seed, seed + len(job.targets)), **options), planned)
+        made = recipes(colorizer, photo, range(seed, seed + len(job.targets)), **options)
+        settled = settle(job, made, planned, also=["confidence"] if options.get("confidence") else [])
         if isinstance(settled, Outcome):
             return settled
         job = settled

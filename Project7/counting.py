@@ -30,3 +30,12 @@ def counting(console: Console) -> Iterator[Counting]:
 def counted(number: int, noun: str) -> str:
     """1 epoch, 2 epochs, 1,000 steps."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sized(count: int) -> str:
+    """Bytes as 17.3 MB, 812 kB, 120 bytes."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            value = count / size
+            return f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+    return counted(count, "byte")

@@ -24,9 +24,10 @@ _MAIN = [
 ]  # fmt: skip
 _ALL = [
     "psnr", "ssim", "ab_rmse", "ciede2000", "colorfulness", "colorfulness_difference", "tint_a", "tint_b",
-    "energy_score", "best_psnr", "ab_rmse_of_mean", "diversity", "lpips", "fid", "frechet_judge", "ab_rmse_dark", "ab_rmse_middle",
-    "ab_rmse_light", "seconds_per_photo",
+    "energy_score", "best_psnr", "ab_rmse_of_mean", "diversity", "lpips", "fid", "frechet_judge", "ab_rmse_dark",
+    "ab_rmse_middle", "ab_rmse_light", "seconds_per_photo",
 ]  # fmt: skip
+_WITH_INTERVALS = 4  # columns that fit beside their intervals
 _STRENGTHS = ((0.6, "much paler than"), (0.85, "paler than"), (1.15, "as strong as"), (1.4, "stronger than"))
 
 
@@ -36,14 +37,17 @@ def evaluation_table(rows: list[dict[str, Any]], *, whole: bool = True, unicode:
     names = _ALL if whole else _MAIN
     shown = [name for name in names if any(row.get(name) is not None for row in rows) or name in _NETWORKS]
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for row in rows:
         table.add_column(Text(row["model"]), justify="right", overflow="fold")
     for name in shown:
-        label = "frechet distance (JudgeResNet)" if name == "frechet_judge" else name.replace("_", " ")
+        label = "frechet distance" if name == "frechet_judge" else name.replace("_", " ")
+        label += " (JudgeResNet)" if name == "frechet_judge" and whole else ""
         arrow = "" if name in _NO_DIRECTION else ("↑↓" if unicode else "+-")[name not in _HIGHER]
         best = best_of(rows, name)
-        table.add_row(f"{label} {arrow}", *(_measure(row, name) + (" *" if row is best else "  ") for row in rows))
+        bare = not whole and len(rows) > _WITH_INTERVALS
+        cells = (_measure(row, name, bare=bare) + (" *" if row is best else "  ") for row in rows)
+        table.add_row(f"{label} {arrow}", *cells)
     return table
 
 
@@ -73,10 +77,10 @@ def in_words(rows: list[dict[str, Any]]) -> list[str]:
             f"{row['model']}: colours {strength} the truth's ({row['colorfulness']:.0f} against {truth:.0f}), "
             f"{where} (ab rmse {row['ab_rmse']:.1f} against {gray['ab_rmse']:.1f})."
         )
-    if any(row["psnr"] < gray["psnr"] for row in models):
+    if beaten := [row["model"] for row in models if row["psnr"] < gray["psnr"]]:
         said.append(
-            "Gray wins PSNR: it punishes a vivid colour in the wrong place by the square, and no colour hardly at all. "
-            "Look at colorfulness and at the Fréchet distance as well, and at --pictures."
+            f"Gray has a higher PSNR than {', '.join(beaten)}: PSNR punishes a vivid colour in the wrong place by the "
+            "square, and no colour much less; look at colorfulness, at the Fréchet distance and at --pictures as well."
         )
     return said
 
@@ -86,11 +90,11 @@ def reasons(missing: dict[str, str]) -> list[str]:
     return [f"{name.replace('_', ' ')} is n/a: {reason}" for name, reason in missing.items()]
 
 
-def _measure(row: dict[str, Any], name: str) -> str:
+def _measure(row: dict[str, Any], name: str, *, bare: bool = False) -> str:
     value, interval = row.get(name), row.get("intervals", {}).get(name)
     if value is None:
         return "n/a"
-    around = f" ({(interval[1] - interval[0]) / 2:.2g})" if interval and None not in interval else ""
+    around = f" ({(interval[1] - interval[0]) / 2:.2g})" if interval and None not in interval and not bare else ""
     return f"{value:.3f}" if name in _FINE else f"{value:.2f}{around}"
 
 

@@ -1,8 +1,9 @@
 """Command-line flags made from the configuration models: a field is a flag, its help, its default and its check."""
 
 import argparse
+import difflib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -12,21 +13,62 @@ from Project7.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that ends with our one sentence instead of its usage text, and takes underscores in flags."""
+    """argparse that ends with our one sentence instead of its usage text, names the command or the flag that was meant,
+    and takes underscores in flags."""
 
     def __init__(self, **settings: Any):
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **settings)
 
     def error(self, message: str):
-        raise UsageError(f"{message[0].upper()}{message[1:]}; see {self.prog} --help.")
+        see = " See" if message.endswith("?") else "; see"
+        raise UsageError(f"{message[0].upper()}{message[1:]}{see} {self.prog} --help.")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):
-        return super().parse_known_args(hyphenated(sys.argv[1:] if args is None else args), namespace)
+        found, extra = super().parse_known_args(hyphenated(sys.argv[1:] if args is None else args), namespace)
+        if strange := next((word for word in extra if word.startswith("-")), None):
+            flag = strange.split("=")[0]
+            self.error(f"there is no flag {flag}{meant(flag, self._option_string_actions)}")
+        return found, extra
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            self.error(f"there is no command {value}{meant(value, action.choices)}")
+        super()._check_value(action, value)
+
+    def format_help(self) -> str:
+        self.usage = self.usage or self._short_usage()
+        return super().format_help()
+
+    def _short_usage(self) -> str:
+        """What has to be given; the flags are listed below it."""
+        words = []
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return f"{self.prog} COMMAND ..."
+            if action.required:
+                more = " ..." if action.nargs == "+" else ""
+                words.append(" ".join([*action.option_strings[:1], f"{action.metavar}{more}"]))
+        return " ".join([self.prog, *words, "[flags]"])
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """The known word that is most like this one, as a question; "" where none is."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=32)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Several lines, such as examples, stand as they are."""
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+def examples(*lines: str) -> str:
+    """What stands under the flags."""
+    return "\n".join(["examples:", *(f"  {line}" for line in lines)])
 
 
 def hyphenated(arguments: Iterable[str]) -> list[str]:
@@ -40,13 +82,15 @@ def hyphenated(arguments: Iterable[str]) -> list[str]:
     ] + arguments[end:]
 
 
-def add_settings(parser: argparse._ActionsContainer, config: type[BaseModel]) -> None:
-    """A flag for each field.
+def add_settings(
+    parser: argparse._ActionsContainer, config: type[BaseModel], *, only: Collection[str] | None = None
+) -> None:
+    """A flag for each field, or for some of them.
 
     What was not given is absent from the namespace, so that a default can come from elsewhere.
     """
     for name, field in config.model_fields.items():
-        if name == "method":
+        if name == "method" or (only is not None and name not in only):
             continue
         flag, about = "--" + name.replace("_", "-"), f"{field.description} {_default(field)}".replace("%", "%%")
         if field.annotation is bool:

@@ -224,7 +224,7 @@ def ask_setting(name: str, field: FieldInfo, config: type, known: dict[str, Any]
                 if name == "data":
                     scan(cleaned(text))
         except UsageError as error:
-            return str(error).removeprefix(flag)
+            return str(error).removeprefix(flag).split("; give")[0]  # the line under a question is short
         return True
 
     return cleaned(_ask(f"{declared(field, 'ask')} {shown}:", valid))
@@ -268,13 +268,14 @@ def ask_perceptual(reason: str, network: str, tiny: bool) -> dict[str, str]:
     return {"perceptual_weight": "0"}
 
 
-def agreed() -> bool:
-    """Whether to start, after the summary of the run."""
+def agreed(question: str = "Start?", *, default: bool = True) -> bool:
+    """A question of yes or no."""
 
     def valid(text: str) -> bool | str:
         return text.strip().lower() in ("", "y", "yes", "n", "no") or "Answer y or n."
 
-    return _ask("Start? [Y/n]:", valid, back=False).lower() in ("", "y", "yes")
+    answer = _ask(f"{question} [{'Y/n' if default else 'y/N'}]:", valid, back=False).lower()
+    return answer in ("y", "yes") or (default and not answer)
 
 
 def _is_file(text: str) -> bool | str:

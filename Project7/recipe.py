@@ -74,7 +74,9 @@ def main(recipe: Recipe, argv: list[str] | None = None) -> int:
 
 
 def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
-    parser = flags.Parser(description=recipe.description)
+    lines = ("", "--name m --data PATH --yes", "--resume m")
+    shown = flags.examples(*(f"python {recipe.script} {line}".rstrip() for line in lines))
+    parser = flags.Parser(description=recipe.description, epilog=shown)
     run = parser.add_argument_group("the run")
     run.add_argument("--name", metavar="NAME", help="name of the new model; with --resume, continue in a copy")
     run.add_argument("--resume", metavar="NAME", help="continue this model; settings not given are inherited")

@@ -11,7 +11,6 @@ from Project7.image_set import ImageSet
 from Project7.model_folder import ModelFolder, read_history, set_aside
 from Project7.processes import is_main_process
 from Project7.settings import Sections, declared, inherited, parse_settings, setting_fields
-from Project7.training_config import DataConfig
 
 _SCHEDULE = ("learning_rate", "warmup_steps")  # may be new together with an explicit --lr-schedule
 
@@ -50,8 +49,10 @@ def merge(
     copy on a person's own photos with a fresh optimizer, only the network is fixed.
     """
     stored = for_recipe(from_dict(checkpoint["config"], source), sections)
-    if stored.shipped and "data" in given:  # what else is set there goes with the photos it was trained on
-        stored = stored.model_copy(update={"data": DataConfig(image_size=stored.data.image_size)})
+    if stored.shipped and "data" in given:  # what was said of single sources goes with the photos it was trained on
+        crops = stored.data.crops if len(stored.data.crops) == 1 else (1,)
+        data = stored.data.model_copy(update={"shares": None, "crops": crops})
+        stored = stored.model_copy(update={"data": data})
     done = checkpoint.get("epoch", 0)
     changes: dict[str, dict[str, Any]] = {section: {} for section in sections}
     refused = []
@@ -150,7 +151,8 @@ def plan(checkpoint: dict[str, Any], config: RunConfig, *, new_schedule: bool) -
     """
     done, planned = checkpoint.get("epoch", 0), config.training.epochs
     if done >= planned:
-        return f"complete: all {planned} epochs are done. Add some with --epochs N."
+        said = "its only epoch is done" if planned == 1 else f"all {planned} epochs are done"
+        return f"complete: {said}. Add some with --epochs N."
     stored_epochs = checkpoint["config"]["training"]["epochs"]
     if new_schedule:
         progress = checkpoint.get("progress", {})

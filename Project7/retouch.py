@@ -50,6 +50,8 @@ def retouch_files(
 ) -> Iterator[Outcome]:
     """As colorize_files. settings: those of OpenPhoto."""
     planned = {path for job in jobs for path in job.targets}
+    wanted = {"both": retouch.side_by_side, "ambiguity": retouch.ambiguity, "confidence": confidence}
+    also = [word for word, asked in wanted.items() if asked]
     for job in jobs:
         begin = time.perf_counter()
         try:
@@ -60,7 +62,7 @@ def retouch_files(
             opened = open_retouched(colorizer, photo, retouch, **settings)
             opened.saturation, opened.warmth = saturation, warmth
             seeds = range(seed, seed + len(job.targets))
-            ready = job if force else settle(job, [opened.provenance(k) for k in seeds], planned)
+            ready = job if force else settle(job, [opened.provenance(k) for k in seeds], planned, also=also)
             if isinstance(ready, Job):
                 ready = answered(ready, opened, retouch, seeds, confidence=confidence)
                 ready = dataclasses.replace(ready, seconds=time.perf_counter() - begin)

@@ -15,6 +15,8 @@ _NARROW = 16  # channels
 def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validation: int, device: str) -> Table:
     """The table of what is about to be trained."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a long path is shown whole
     model, settings = config.model, config.training
     epochs = counted(settings.epochs, "epoch")
     rows = {

@@ -102,7 +102,11 @@ def explain(error: ValidationError) -> str:
     """A pydantic error as one line: each flag, what was given, and the rule."""
     parts: dict[str, str] = {}
     for item in error.errors():
-        rule = "answer y or n" if item["type"] == "bool_parsing" else item["msg"].removeprefix("Value error, ")
+        rule = (
+            "answer y or n"
+            if item["type"] == "bool_parsing"
+            else item["msg"].removeprefix("Value error, ").split(", unable to parse")[0]
+        )
         flag = next((str(p) for p in reversed(item["loc"]) if isinstance(p, str)), "")
         given = item["input"]
         shown = f" {given}" if isinstance(given, str | int | float | bool) else ""

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from Project7 import cli, demo, errors, model_folder, train_diffusion
+from Project7.answer_config import ColorizeConfig
 from Project7.checkpoints import save_checkpoint
 from Project7.config import RunConfig, to_json
 from Project7.errors import ProjectError, UsageError
@@ -236,6 +237,62 @@ def test_help_of_every_command(project7, tmp_path):
         assert (done.returncode, done.stdout.split()[:3]) == (0, ["usage:", "project7", command])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["colourise"], "There is no command colourise; did you mean colorize? See project7 --help."),
+        (
+            ["colorize", "a.png", "--stepz", "3"],
+            "There is no flag --stepz; did you mean --steps? See project7 colorize",
+        ),
+        (["colorize", "a.png", "--xyzzy=3"], "There is no flag --xyzzy; see project7 colorize --help."),
+        (["compare", "nosuch.json"], "nosuch.json does not exist; give a file that `project7 evaluate --json FILE`"),
+    ],
+)
+def test_what_was_meant_is_said(project7, tmp_path, arguments, said):
+    done = project7(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_every_help_is_short_above_has_examples_below_and_fits_80_columns(project7, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    parsers = ["", *(add.__name__.removeprefix("add_") for add in cli.COMMANDS)]
+    for name in parsers:
+        lines = project7(*[name] * bool(name), "--help", cwd=tmp_path).stdout.splitlines()
+        assert lines[0].startswith("usage: project7")
+        assert lines[1] == "", "the usage takes one line"
+        assert ("examples:" in lines) == bool(name)
+        body = lines[: lines.index("examples:")] if name else lines
+        assert max(map(len, body)) <= 80
+    groups = [line for line in project7("colorize", "--help", cwd=tmp_path).stdout.splitlines() if line.endswith(":")]
+    assert {"what is said of single photos:", "how it answers:", "the picture:", "the machine:"} <= set(groups)
+    named = [name for names in cli._GROUPS.values() for name in names]
+    assert sorted(named) == sorted(ColorizeConfig.model_fields), "every setting stands in one group"
+
+
+def test_models_at_80_columns_keeps_names_whole_and_methods_apart(place, project7, monkeypatch):
+    name = "a-model-with-quite-a-long-name-of-40-letters"
+    shutil.copytree(place / "models" / "tiny", place / "long" / name)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = project7("models", "--models-dir", place / "long", cwd=place).stdout.splitlines()
+    assert any(name in line for line in lines)
+    starts = [line.split(":")[0] for line in lines if line and not line.startswith(" ")]
+    assert starts == ["diffusion", "classification"]
+    assert "first choice for a photo" in " ".join(lines)
+
+
+def test_a_palette_is_replaced_only_where_that_is_meant(project7, tmp_path, monkeypatch):
+    (tmp_path / "p.npz").write_text("mine")
+    arguments = ("palette", "--data", "samples", "--bins", "4", "--output", "p.npz")
+    done = project7(*arguments, cwd=tmp_path)
+    assert (done.returncode, "p.npz exists; --force replaces it." in done.stderr) == (2, True)
+    monkeypatch.setattr("Project7.prompts.can_ask", lambda: True)
+    monkeypatch.setattr("Project7.prompts._ask", lambda message, *_, **__: "")
+    assert project7(*arguments, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "p.npz").read_text() == "mine", "no is the default"
+
+
 def test_only_what_a_command_needs_is_imported(place):
     """Why --help answers at once: no torch, no Pillow, no numpy."""
     program = "import sys; from Project7.cli import command; command(['models', '--help'])"
@@ -302,7 +359,7 @@ def test_findings_exit_1_with_their_cure(tmp_path, capsys):
     folder = trained(tmp_path, SICK, gray_share=0.8)
     assert doctor(folder) == 1
     out = " ".join(capsys.readouterr().out.split())
-    for words in ("divergence", "gray data", "certain", "--resume m", "--min-colorfulness 10", "6300 steps"):
+    for words in ("divergence", "gray data", "certain", "--resume m", "--min-colorfulness 10", "6,300 steps"):
         assert words in out
 
 
@@ -324,7 +381,7 @@ def test_a_run_that_broke_off_in_its_first_epoch_is_read_from_its_log(tmp_path, 
     log(folder, SICK)
     assert doctor(folder) == 1
     out = capsys.readouterr().out
-    assert "m: 0 epochs, 6300 steps" in out
+    assert "m: 0 epochs, 6,300 steps" in out
     assert "divergence" in out
 
 

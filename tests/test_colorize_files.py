@@ -14,7 +14,7 @@ from test_colorize import CONFIG, picture
 
 from Project7.color import rgb_to_lab
 from Project7.colorize import Colorizer
-from Project7.colorize_files import Job, colorize_files, plan_outputs
+from Project7.colorize_files import Job, colorize_files, plan_outputs, renamed
 from Project7.errors import UsageError
 from Project7.methods import build_model
 from Project7.painting import deep_lightness
@@ -118,6 +118,17 @@ def test_another_recipe_gets_a_name_that_says_what_differs(tmp_path, colorizer):
     named = Colorizer(colorizer.model, colorizer.config)
     named.name, named.sha256 = "bold", "ab" * 32
     assert [path.name for path in outcomes(named, jobs)[0].files] == ["robin-bold.png"]
+
+
+def test_what_differs_by_the_same_word_is_numbered():
+    assert [
+        renamed(*pair) for pair in [("a", "hints"), ("a-hints", "hints"), ("a-hints-2", "hints"), ("a", "seed1")]
+    ] == [
+        "a-hints",
+        "a-hints-2",
+        "a-hints-3",
+        "a-seed1",
+    ]
 
 
 def test_another_photo_under_the_same_name_is_not_taken_for_done(tmp_path, colorizer):

@@ -105,8 +105,11 @@ def test_a_namespace_with_other_things_gives_only_the_settings():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--colour", "1"], "Unrecognized arguments: --colour 1; see project7 --help."),
-        (["--batch", "4"], "Unrecognized arguments: --batch 4; see project7 --help."),  # no guessing what was meant
+        (["--colour", "1"], "There is no flag --colour; see project7 --help."),
+        (
+            ["--batch", "4"],
+            "There is no flag --batch; did you mean --batch-size? See project7 --help.",
+        ),  # no guessing what was meant
         (["photo.png"], "Unrecognized arguments: photo.png; see project7 --help."),
         (["--batch-size"], "Argument --batch-size: expected one argument; see project7 --help."),
     ],
@@ -122,7 +125,7 @@ def test_a_wrong_flag_of_a_program_exits_2(capsys, monkeypatch):
     monkeypatch.setattr(errors.signal, "signal", lambda *_: None)  # `run` would take SIGTERM from pytest
     for main in (lambda: recipe.main(RECIPES["v2"], ["--colour"]), lambda: cli.command(["models", "--colour"])):
         assert errors.run(main) == 2
-        assert "Unrecognized arguments: --colour" in capsys.readouterr().err
+        assert "There is no flag --colour" in capsys.readouterr().err
 
 
 # -- every setting ---------------------------------------------------------------------------------------------------

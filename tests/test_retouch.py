@@ -150,3 +150,14 @@ def test_a_reference_gives_its_colours_to_what_is_alike(model):
         rgb = torch.tensor([int(name[n : n + 2], 16) for n in (1, 3, 5)], dtype=torch.uint8)[:, None, None]
         off.append(float((color.rgb_to_lab(rgb)[1:, 0, 0] - smooth[:, y, x]).norm()))
     assert np.median(off) < 8  # the colours of the photo lie 25 Lab units from gray
+
+
+def test_what_is_wanted_beside_a_picture_is_made_though_the_picture_is_there(model, photo, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = [photo, "--hint", "20,30,#2040c0", "--output", out]
+    assert [colorize(model, *flags), colorize(model, *flags)] == [0, 0]
+    assert "1 skipped" in capsys.readouterr().out
+    assert colorize(model, *flags, "--side-by-side") == 0
+    assert "1 coloured" in capsys.readouterr().out
+    assert colorize(model, photo, "--hint", "20,30,#c04020", "--output", out) == 0
+    assert {path.name for path in out.iterdir()} == {"old.png", "old-both.png", "old-hints.png"}
