@@ -49,10 +49,8 @@ def merge(
     copy on a person's own photos with a fresh optimizer, only the network is fixed.
     """
     stored = for_recipe(from_dict(checkpoint["config"], source), sections)
-    if stored.shipped and "data" in given:  # what was said of single sources goes with the photos it was trained on
-        crops = stored.data.crops if len(stored.data.crops) == 1 else (1,)
-        data = stored.data.model_copy(update={"shares": None, "crops": crops})
-        stored = stored.model_copy(update={"data": data})
+    if stored.shipped and "data" in given:
+        stored = for_other_photos(stored)
     done = checkpoint.get("epoch", 0)
     changes: dict[str, dict[str, Any]] = {section: {} for section in sections}
     refused = []
@@ -84,6 +82,13 @@ def merge(
     whole = {name: getattr(stored, name) for name in RunConfig.model_fields}
     plain = {name: part.model_dump() for name, part in merged.items()}  # a recipe's defaults have done their part
     return parse_settings(RunConfig, whole | plain | {"shipped": False})
+
+
+def for_other_photos(stored: RunConfig) -> RunConfig:
+    """The configuration without what was said of the single sources that a model was trained on."""
+    crops = stored.data.crops if len(stored.data.crops) == 1 else (1,)
+    data = stored.data.model_copy(update={"shares": None, "crops": crops})
+    return stored.model_copy(update={"data": data})
 
 
 def check_plan(stored: RunConfig, done: int, epochs: int, *, new_schedule: bool) -> None:
