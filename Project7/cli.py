@@ -136,7 +136,7 @@ def colorize(arguments: argparse.Namespace) -> int:
     settings: ColorizeConfig = parse_settings(ColorizeConfig, given)
     model = arguments.model or (like and like.model) or default_model(arguments.models_dir)
     weights = model_folder.find_weights(model, arguments.models_dir)
-    found = named_photos(arguments.photos, console)
+    found = named_photos(arguments.photos, console, arguments.output)
 
     from Project7.colorize import Colorizer, method_options
     from Project7.colorize_files import colorize_files, plan_outputs
@@ -164,16 +164,18 @@ def colorize(arguments: argparse.Namespace) -> int:
     return show_outcomes(outcomes, len(jobs), arguments.output, colorizer.name, console)
 
 
-def named_photos(paths: list[Path], console) -> list[tuple[Path, Path]]:
-    """The photos among files and folders; what was left out is said. Raises UsageError where there are none."""
-    from Project7.photo import find_photos
+def named_photos(paths: list[Path], console, output: Path | None = None) -> list[tuple[Path, Path]]:
+    """The photos among files and folders, but not those in `output`, which are earlier results; what was left out is
+    said. Raises UsageError where there are none."""
+    from Project7.photo_files import LeftOut, find_photos, shown
 
-    left_out: list[tuple[Path, str]] = []
-    found = find_photos(paths, skipped=left_out)
-    for path, reason in left_out:
-        console.print(f"Skipped {path}: {reason}", highlight=False, markup=False)
+    left_out = LeftOut()
+    found = find_photos(paths, left_out=left_out, output=output)
+    for line in left_out.lines(most=20):
+        console.print(line[0].upper() + line[1:], highlight=False, markup=False, soft_wrap=True)
     if not found:
-        raise UsageError(f"No photos in {', '.join(map(str, paths))}; give JPEG, PNG, WebP, TIFF or BMP files.")
+        named = ", ".join(map(shown, paths))
+        raise UsageError(f"No photos in {named}; give JPEG, PNG, WebP, TIFF, AVIF or BMP files.")
     return found
 
 

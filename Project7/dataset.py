@@ -51,6 +51,8 @@ def open_source(
         # If the set has a validation part of its own, its photos are the same for every seed of the run.
         open_part(source, "validation", shuffled(validation, 0), how, least, config.val_limit, seed, where, progress),
     ]
+    if source.notes:
+        parts[0] = parts[0].reported(warning="; ".join(source.notes))
     if warning:
         parts[1] = parts[1].reported(warning=warning)
     return parts[0], parts[1]

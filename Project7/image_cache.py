@@ -4,7 +4,6 @@ Imports no torch: the command line lists and checks data without it.
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -26,14 +25,14 @@ from Project7.counting import Counting
 from Project7.errors import ProjectError, sentence
 from Project7.image_set import DataSummary, ImageSet
 from Project7.metrics import colorfulness
-from Project7.photo import MAX_PIXELS, PhotoError, open_photo
+from Project7.photo import MAX_PIXELS, PhotoError, open_photo, read_small
+from Project7.photo_files import shown
 from Project7.photo_source import Source, SourcePhoto, read_bytes
 
-_CACHE_VERSION = 1  # to be raised when the same settings give other pixels
+_CACHE_VERSION = 2  # to be raised when the same settings give other pixels
 _CHUNK = 256  # photos that a worker decodes at a time
 _ALONE = 512  # fewer photos are decoded without workers
 _MOST_BROKEN = 0.05  # as a share of the photos
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 _BUILDING = ".building-"
 
 
@@ -163,6 +162,8 @@ def write_pixels(source, photos, how, choice, path: Path, progress: Counting | N
                 )
             if len(used) >= wanted:
                 break
+        file.flush()
+        os.fsync(file.fileno())
     return used, broken, gray, digest.hexdigest()
 
 
@@ -170,9 +171,9 @@ def check(photos, used, broken, gray: int, choice: dict[str, Any]) -> None:
     """Raises ProjectError if too many photos of a source are broken, or if none is left."""
     tried = len(used) + len(broken) + gray
     if broken and len(broken) > _MOST_BROKEN * tried:
-        names = ", ".join(f"{name} ({reason})" for name, reason in broken[:3])
+        names = ", ".join(f"{shown(name)} ({reason})" for name, reason in broken[:3])
         raise ProjectError(
-            f"{len(broken)} of {tried} images are broken ({len(broken) / tried:.0%}, at most 5 % may be): {names}"
+            f"{len(broken)} of {tried} images are broken ({len(broken) / tried:.1%}, and at most 5 % may be): {names}"
             f"{' ...' if len(broken) > 3 else ''}; copy the set again, or take the broken ones out."
         )
     if not used:
@@ -190,7 +191,7 @@ def decode_all(source: Source, photos, how, choice, enough: int | None) -> Gener
         for photo in photos:  # one by one, so that no more are read than needed
             yield ([photo], *decode_chunk(job, [photo]))
         return
-    workers = min(len(chunks), os.cpu_count() or 1)
+    workers = min(len(chunks), usable_cpus(), 61)  # Windows waits for at most 61 processes
     # spawn, because a fork of a process with running torch threads can hang
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_the_parent)
     try:
@@ -201,6 +202,11 @@ def decode_all(source: Source, photos, how, choice, enough: int | None) -> Gener
                 ahead.append(pool.submit(decode_chunk, job, chunks[number + 2 * workers]))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def usable_cpus() -> int:
+    """The processors that this process may use, which may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _follow_the_parent() -> None:
@@ -238,15 +244,12 @@ def decode_chunk(job: tuple, photos: Iterable[SourcePhoto]) -> tuple[list[bytes 
 def decode(content: bytes, name: str, *, size: int, crops: int, seed: int) -> np.ndarray:
     """The squares of a photo, (crops, S, S, 3) uint8: the centre square, or `crops` random squares that depend on the
     seed and the name alone."""
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
-        image: Image.Image = file
-        if file.width * file.height > MAX_PIXELS or file.mode not in ("RGB", "L"):
-            image = Image.fromarray(open_photo(content).rgb)  # rare kinds: 16-bit, palette, CMYK, too large ...
-        elif crops == 1:
-            file.draft("RGB", (2 * size, 2 * size))  # a JPEG is decoded faster at 1/2, 1/4 or 1/8 of its size
-        image = ImageOps.exif_transpose(image).convert("RGB")
-        boxes = [_centre(image.size)] if crops == 1 else _random_boxes(image.size, size, crops, f"{seed}/{name}")
-        return np.stack([_square(image, box, size) for box in boxes])
+    image = read_small(content, 2 * size if crops == 1 else MAX_PIXELS)
+    if image is None:
+        image = Image.fromarray(open_photo(content).rgb)
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    boxes = [_centre(image.size)] if crops == 1 else _random_boxes(image.size, size, crops, f"{seed}/{name}")
+    return np.stack([_square(image, box, size) for box in boxes])
 
 
 def _centre(size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -257,7 +260,7 @@ def _centre(size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 def _random_boxes(size: tuple[int, int], smallest: int, crops: int, key: str) -> list[tuple[int, int, int, int]]:
     """Squares with 40 to 100 % of the short side, and with at least `smallest` pixels if the photo is large enough."""
-    random = np.random.default_rng(list(hashlib.sha256(key.encode()).digest()))
+    random = np.random.default_rng(list(hashlib.sha256(os.fsencode(key)).digest()))
     short = min(size)
     low = min(short, max(smallest, round(0.4 * short)))
     boxes = []

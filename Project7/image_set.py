@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from Project7.errors import ProjectError, sentence
+from Project7.photo_files import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ class DataSummary:
         if self.gray:
             lines.append(f"  {self.gray:,} left out: not colourful enough (--min-colorfulness)")
         if self.broken:
-            names = ", ".join(f"{name} ({reason})" for name, reason in self.broken[:3])
+            names = ", ".join(f"{shown(name)} ({reason})" for name, reason in self.broken[:3])
             lines.append(f"  {len(self.broken):,} broken, left out: {names}{' ...' if len(self.broken) > 3 else ''}")
         if self.warning:
             lines.append(f"  {self.warning}")

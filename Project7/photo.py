@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     ExifTags,
     Image,
@@ -30,15 +31,17 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from Project7 import tiff
 from Project7.atomic_file import replacing
-from Project7.errors import ProjectError, UsageError, sentence
-from Project7.training_config import IMAGE_SUFFIXES
+from Project7.errors import ProjectError, sentence
+from Project7.photo_files import shown, unlike_file
 
 MAX_PIXELS = 120_000_000  # a 48-megapixel photo passes; a bomb (169 megapixels in 20 kB) is refused
 DEEP_SUFFIXES = (".png", ".tif")  # of files that may have 16 bits per channel
 MAX_BYTES = 1 << 30  # MAX_PIXELS in 16-bit RGBA, uncompressed
 
-_CURE = "give a JPEG, PNG, WebP, TIFF or BMP file"
+_CURE = "give a JPEG, PNG, WebP, TIFF, AVIF or BMP file"
+_RAW = f"a camera's raw file; develop it, then {_CURE}."
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,15 +60,16 @@ _READERS = (
     (rb"RIFF....WEBP", WebPImagePlugin.WebPImageFile),
     (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
     (rb"BM", BmpImagePlugin.BmpImageFile),
+    (rb"....ftypavi[fs]", AvifImagePlugin.AvifImageFile),
 )
+_HEIC = rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)"
 _STRANGERS = (
     (rb"GIF8[79]a", "a GIF"),
     (rb"%PDF", "a PDF"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "an EPS drawing"),
     (rb"8BPS", "a Photoshop document"),
     (rb"SIMPLE  =", "a FITS file"),
-    (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "a HEIC photo"),
-    (rb"....ftypavi[fs]", "an AVIF photo"),
+    (_HEIC, "a HEIC photo (pip install pillow-heif, and it is read)"),
     (rb"....ftypcrx ", "a camera's raw file"),
     (rb"....ftyp", "a video"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL photo"),
@@ -91,6 +95,8 @@ _EXIF_NAMES = """
 _EXIF_KEPT = frozenset(_TAG[name] for name in _EXIF_NAMES.split())
 
 
+_LONGEST_EXIF = 1024  # bytes of one entry: all entries together must fit into a JPEG's 64 kB
+
 XMP = 700  # the tag of a TIFF
 
 
@@ -114,10 +120,17 @@ def open_photo(source: Path | str | bytes | BinaryIO | Image.Image, *, most: int
     Raises PhotoError for everything that is no JPEG, PNG, WebP, TIFF or BMP, that is damaged or cut short, or
     that has more than `most` pixels (refused before it is decoded).
     """
-    name = _shown(source) if isinstance(source, str | Path) else "the picture"
+    name = shown(source) if isinstance(source, str | Path) else "the picture"
     try:
-        image = source if isinstance(source, Image.Image) else _reader(_content(source, name), name, most)
-        return _photo(image, name, most)
+        if isinstance(source, Image.Image):
+            return _photo(source, name, most)
+        content = _content(source, name)
+        try:
+            return _photo(_reader(content, name, most), name, most)
+        except ValueError as error:
+            if "MAX_TEXT" not in str(error):
+                raise
+            return _photo(_reader(without_side_chunks(content), name, most), name, most)
     except PhotoError:
         raise
     except Image.DecompressionBombError:
@@ -224,15 +237,13 @@ _OPTIONS: dict[str, dict[str, object]] = {
 def _save(path: Path, kind: str, rgb: np.ndarray, **about: Any) -> None:
     longest = {"JPEG": 65_500, "WEBP": 16_383}.get(kind)
     if longest and max(rgb.shape[:2]) > longest:
-        raise ProjectError(
-            f"{_shown(path)}: {kind} ends at {longest} pixels a side, not {max(rgb.shape[:2])}; use PNG."
-        )
+        raise ProjectError(f"{shown(path)}: {kind} ends at {longest} pixels a side, not {max(rgb.shape[:2])}; use PNG.")
     content = _encoded(kind, rgb, **about)
     try:
         with replacing(Path(path)) as file:
             file.write(content)
     except OSError as error:  # it names the temporary file, which says nothing to a person
-        raise ProjectError(f"{_shown(path)} could not be written: {error.strerror or error}.") from error
+        raise ProjectError(f"{shown(path)} could not be written: {error.strerror or error}.") from error
 
 
 def _encoded(
@@ -247,6 +258,11 @@ def _encoded(
     """The file. text: in a PNG by its keys, elsewhere in an XMP packet."""
     options: dict[str, Any] = _OPTIONS[kind] | {"icc_profile": _srgb_profile()}
     options |= ({"exif": exif} if exif else {}) | ({"dpi": dpi} if dpi else {})
+    if kind == "JPEG" and text and len(xmp_packet(text)) > _MOST_XMP:
+        raise ProjectError(
+            f"How the picture was made takes {len(xmp_packet(text)):,} bytes, and a JPEG has room for {_MOST_XMP:,}; "
+            "use PNG."
+        )
     if text and kind == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         for key, value in text.items():
@@ -265,6 +281,9 @@ def _encoded(
     content = io.BytesIO()
     to_image(rgb, alpha=alpha).save(content, kind, **options)
     return content.getvalue()
+
+
+_MOST_XMP = 65_502  # bytes in one segment of a JPEG
 
 
 def xmp_packet(text: Mapping[str, str]) -> bytes:
@@ -292,6 +311,11 @@ def _srgb_profile() -> bytes:
 # ---- from bytes to Photo
 
 
+def file_content(path: Path) -> bytes:
+    """The bytes of a photo's file. Raises PhotoError for what is no regular file, too large or unreadable."""
+    return _content(path, shown(path))
+
+
 def _content(source: Path | str | bytes | BinaryIO, name: str) -> bytes:
     """The file's bytes, all of them: a file that is mapped or read later can change under the decoder."""
     if isinstance(source, bytes | bytearray | memoryview):
@@ -300,7 +324,7 @@ def _content(source: Path | str | bytes | BinaryIO, name: str) -> bytes:
         try:
             mode = os.stat(source).st_mode
             if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
-                raise PhotoError(f"{name} is {_unlike_file(mode)}, not a photo; {_CURE}.")
+                raise PhotoError(f"{name} is {unlike_file(mode)}, not a photo; {_CURE}.")
             with open(source, "rb") as file:
                 content = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -316,19 +340,81 @@ def _content(source: Path | str | bytes | BinaryIO, name: str) -> bytes:
 def _reader(content: bytes, name: str, most: int) -> Image.Image:
     """Pillow's reader for these bytes: the header is read, no pixel decoded. PhotoError for other formats."""
     head = content[:600]
-    reader = next((kind for pattern, kind in _READERS if re.match(pattern, head, re.DOTALL)), None)
+    if head[:4] in (b"II*\0", b"MM\0*") and head[8:10] == b"CR":
+        raise PhotoError(f"{name} is {_RAW}")
+    reader = next((kind for pattern, kind in _READERS if re.match(pattern, head, re.DOTALL)), None) or _heif(head)
     if reader is None:
         raise PhotoError(f"{name} is {_stranger(head)}; {_CURE}.")
-    image = reader(io.BytesIO(content))
+    try:
+        image = reader(io.BytesIO(content))
+    except SyntaxError as error:  # a damaged file, or a kind of samples that Pillow has no mode for
+        if re.match(_HEIC, head, re.DOTALL):
+            raise PhotoError(f"{name} is a HEIC photo that cannot be read; copy it again, or {_CURE}.") from None
+        if reader is not TiffImagePlugin.TiffImageFile or "pixel mode" not in str(error):
+            raise
+        return _unusual_tiff(content, name, most)
     _check_size(image, name, most)
     if image.format == "TIFF":
-        tags = image.tag_v2
-        if 50706 in tags or head[8:10] == b"CR" or tags.get(254) == 1:  # DNG, CR2, NEF: this is their preview
-            raise PhotoError(f"{name} is a camera's raw file; develop it, then {_CURE}.")
-        # The reader would make this itself, and warn from 89 megapixels on. Its size is that before turning.
-        image.im = Image.new(image.mode, (tags[256], tags[257])).im
+        return _tiff(image, content, name, most)
     if image.format == "PNG":
         _mend_color_key(image)
+    return image
+
+
+def _heif(head: bytes) -> Any:
+    """The reader of HEIC photos, where pillow-heif is installed; None for other files and without it."""
+    if not re.match(_HEIC, head, re.DOTALL):
+        return None
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        return None
+    return HeifImageFile
+
+
+def _tiff(image: Any, content: bytes, name: str, most: int) -> Image.Image:
+    """The page of a TIFF that is the photo, ready to be decoded."""
+    tags = image.tag_v2
+    if 50706 in tags or tags.get(262) == 32803 or (tags.get(254) == 1 and 330 in tags):  # DNG, a sensor's mosaic, NEF
+        raise PhotoError(f"{name} is {_RAW}")
+    for page in range(image.n_frames):  # a small copy may stand first
+        image.seek(page)
+        if not image.tag_v2.get(254, 0) & 1:
+            break
+    else:
+        image.seek(0)
+    if image.tell() == 0 and not tiff.pillow_reads(image.tag_v2):
+        return _unusual_tiff(content, name, most)
+    tags = image.tag_v2
+    _check_size(image, name, most)
+    # The reader would make this itself, and warn from 89 megapixels on. Its size is that before turning.
+    image.im = Image.new(image.mode, (tags[256], tags[257])).im
+    return image
+
+
+def _unusual_tiff(content: bytes, name: str, most: int) -> Image.Image:
+    try:
+        image, notes = tiff.read(content, most)
+    except tiff.UnsupportedTiff as error:
+        raise PhotoError(f"{name} is a TIFF of {error}, which is not read; save it with 8 or 16 bits.") from None
+    image.info["notes"] = notes
+    return image
+
+
+def read_small(content: bytes, side: int) -> Image.Image | None:
+    """A picture that needs no care, at `side` pixels or more of its short side: a JPEG is decoded faster at a half, a
+    quarter or an eighth of its size. None where only open_photo gives the right pixels: 16 bits, palettes, CMYK, alpha,
+    a colour profile that is not sRGB. Raises PhotoError, and what Pillow raises on damaged files."""
+    try:
+        image = _reader(content, "the picture", MAX_PIXELS)
+    except ValueError:  # a large profile or text: open_photo knows what to do
+        return None
+    profile = image.info.get("icc_profile")
+    if image.mode not in ("RGB", "L") or image.format == "TIFF":
+        return None
+    if profile and _transform_to_srgb(profile, image.mode) != (None, None):
+        return None
+    image.draft("RGB", (side, side))
     return image
 
 
@@ -356,6 +442,18 @@ def _mend_color_key(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
+def without_side_chunks(content: bytes) -> bytes:
+    """A PNG without its texts, and with its colour profile only where that is small: Pillow refuses the whole picture
+    for the sake of a large one."""
+    parts, place = [content[:8]], 8
+    while place + 12 <= len(content):
+        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            parts.append(content[place : place + 12 + length])
+        place += 12 + length
+    return b"".join(parts)
+
+
 def _check_size(image: Image.Image, name: str, most: int) -> None:
     width, height = image.size
     if width * height > most:
@@ -371,19 +469,26 @@ def _too_large(name: str, most: int, *size: int) -> str:
 
 def _photo(image: Image.Image, name: str, most: int) -> Photo:
     _check_size(image, name, most)
-    notes = []
+    notes = list(image.info.get("notes", ()))
     if getattr(image, "is_animated", False) and image.format != "MPO":
         notes.append("several frames or pages: only the first is used")
     image.load()  # a TIFF is upright after this, and its orientation gone from the EXIF that is read next
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image = image.convert("RGB")  # the fourth byte is padding that nobody has filled
     exif, orientation = _exif(image, notes)
-    profile = image.info.get("icc_profile")
+    info = image.info
+    if image.format == "TIFF" and image.mode.startswith("I;16"):
+        levels, said = tiff.widened(np.asarray(image).astype(np.uint16)[..., None])
+        if said:
+            image, notes = Image.fromarray(levels[..., 0]), [*notes, *said]
+    profile = info.get("icc_profile")
     if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
         image = ImageChops.invert(image)  # only Adobe stores ink inverted; Pillow takes all of them for Adobe's
     if orientation in _TURNS:
         image = image.transpose(_TURNS[orientation])
     image, alpha = _split(image)
     deep = _deep_gray(image, profile)
-    dpi = _resolution(image.info)
+    dpi = _resolution(info)
     image = _in_srgb(_in_8_bit(image, notes), profile, notes)
     return Photo(_pixels(image), None if alpha is None else _pixels(alpha), exif, tuple(notes), dpi, deep)
 
@@ -550,7 +655,8 @@ def _harmless(exif: Image.Exif) -> bytes | None:
 
 
 def _kept(tags: Mapping[int, object]) -> dict[int, object]:
-    return {tag: tags[tag] for tag in tags if tag in _EXIF_KEPT}
+    found = {tag: tags[tag] for tag in tags if tag in _EXIF_KEPT}
+    return {t: v for t, v in found.items() if not isinstance(v, str | bytes | tuple) or len(v) <= _LONGEST_EXIF}
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -568,82 +674,3 @@ def _strips(image: Image.Image) -> Iterator[tuple[slice, np.ndarray]]:
     for top in range(0, image.height, height):
         bottom = min(top + height, image.height)
         yield slice(top, bottom), np.asarray(image.crop((0, top, image.width, bottom)))
-
-
-# ---- finding the files
-
-
-def find_photos(paths: Iterable[Path], *, skipped: list[tuple[Path, str]]) -> list[tuple[Path, Path]]:
-    """The photos among files and folders, searched to the bottom: sorted (file, path in the folder given).
-
-    A file that is named directly counts whatever its suffix; `open_photo` looks at its content. What is named
-    like a photo and is none (a folder, a dangling link, a FIFO) goes to `skipped` with the reason; hidden
-    files go unmentioned. Links to folders are followed, each folder once. UsageError for a path that does not
-    exist.
-    """
-    found = set()
-    for path in map(Path, paths):
-        try:
-            mode = os.stat(path).st_mode
-        except (OSError, ValueError) as error:
-            if not isinstance(error, PermissionError) and not os.path.lexists(path):
-                raise UsageError(f"{_shown(path)} does not exist; give a photo or a folder of them.") from None
-            skipped.append((path, _unreadable(error)))
-            continue
-        if stat.S_ISDIR(mode):
-            found.update((file, file.relative_to(path)) for file in _photos_below(path, skipped))
-        elif stat.S_ISREG(mode):
-            found.add((path, Path(path.name)))
-        else:
-            skipped.append((path, _unlike_file(mode)))
-    return sorted(found)
-
-
-def _photos_below(root: Path, skipped: list[tuple[Path, str]]) -> Iterator[Path]:
-    folders, linked, seen = [root], [], set()
-    while folders or linked:
-        folder = folders.pop() if folders else linked.pop()  # links last: a folder counts where it really is
-        try:
-            status = os.stat(folder)
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            skipped.append((folder, _unreadable(error)))
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            skipped.append((folder, "a link to a folder that was searched already"))
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
-                continue
-            path = folder / entry.name
-            named_so = path.suffix.lower() in IMAGE_SUFFIXES
-            try:
-                mode = entry.stat().st_mode
-            except OSError as error:
-                if named_so:
-                    skipped.append((path, _unreadable(error)))
-                continue
-            if named_so and stat.S_ISREG(mode):
-                yield path
-            elif named_so:
-                skipped.append((path, _unlike_file(mode)))
-            elif stat.S_ISDIR(mode):
-                (linked if entry.is_symlink() else folders).append(path)
-
-
-def _unlike_file(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def _unreadable(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "a link to a file that is gone"
-    return f"not readable: {getattr(error, 'strerror', None) or error}"
-
-
-def _shown(path: Path | str) -> str:
-    """A path in a message: on one line, and printable even where the name is no text."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)[1:-1]

@@ -4,10 +4,9 @@ Imports no torch: the command line lists and checks data without it.
 """
 
 import importlib.util
-import os
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -15,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from Project7.errors import ProjectError, UsageError, sentence
-from Project7.training_config import IMAGE_SUFFIXES
+from Project7.photo_files import LeftOut, count_others, is_photo_name, is_visible, photo_suffixes, photos_below, shown
 
 SAMPLES = "samples"
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _SAMPLE_FILES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
@@ -37,6 +37,7 @@ class Source:
     is_zip: bool
     training: tuple[SourcePhoto, ...]
     validation: tuple[SourcePhoto, ...] | None  # None: the set is not divided
+    notes: tuple[str, ...] = ()  # what was found and is not used, in words
 
 
 def sample_photos() -> dict[str, Path]:
@@ -57,25 +58,24 @@ def scan(data: str) -> Source:
     if data == SAMPLES and not path.exists():
         files = sample_photos().values()
         return Source(str(next(iter(files)).parent), False, tuple(_on_disk(f.parent, f.name) for f in files), None)
+    left_out = LeftOut()
     if path.is_dir():
-        photos = scan_folder(path)
-    elif zipfile.is_zipfile(path):
-        photos = scan_zip(path)
+        photos = scan_folder(path, left_out)
+    elif path.is_file() and zipfile.is_zipfile(path):
+        photos = scan_zip(path, left_out)
     else:
         what = "is neither a folder nor a zip" if path.exists() else "does not exist"
-        raise UsageError(f"--data {data} {what}; {cure}.")
+        raise UsageError(f"--data {shown(data)} {what}; {cure}.")
     if not photos:
-        raise UsageError(f"--data {data} holds no image ({', '.join(IMAGE_SUFFIXES)}); {cure}.")
-    return divide(str(path), not path.is_dir(), photos)
+        others = "".join(f"; {line}" for line in left_out.lines())
+        raise UsageError(f"--data {shown(data)} holds no image ({', '.join(photo_suffixes())}){others}; {cure}.")
+    source = divide(str(path), not path.is_dir(), photos)
+    return replace(source, notes=(*source.notes, *left_out.lines()))
 
 
-def scan_folder(root: Path) -> list[SourcePhoto]:
-    names = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if _visible(name)]
-        inside = Path(folder).relative_to(root)
-        names += [(inside / name).as_posix() for name in files if _is_image(name)]
-    return [_on_disk(root, name) for name in sorted(names)]
+def scan_folder(root: Path, left_out: LeftOut) -> list[SourcePhoto]:
+    names = sorted(file.relative_to(root).as_posix() for file in photos_below(root, left_out))
+    return [_on_disk(root, name) for name in names]
 
 
 def _on_disk(root: Path, name: str) -> SourcePhoto:
@@ -86,32 +86,36 @@ def _on_disk(root: Path, name: str) -> SourcePhoto:
     return SourcePhoto(name, "", f"{status.st_size}:{status.st_mtime_ns}")
 
 
-def scan_zip(path: Path) -> list[SourcePhoto]:
-    """The images of a zip, identified by their checksums: a zip that was moved or touched is still the same."""
+def scan_zip(path: Path, left_out: LeftOut) -> list[SourcePhoto]:
+    """The images of a zip, identified by their checksums: a zip that was moved or touched is still the same.
+
+    Raises UsageError for a zip that is damaged, encrypted, or compressed by a method that Python cannot undo.
+    """
     try:
         members = _archive(str(path)).infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise UsageError(f"--data {path} is a damaged zip ({sentence(error)}); copy or download it again.") from None
-    photos = [
-        SourcePhoto(m.filename, "", f"{m.file_size}:{m.CRC}")
-        for m in members
-        if _is_image(m.filename) and all(map(_visible, m.filename.split("/")))
-    ]
-    return sorted(photos)
+        raise UsageError(
+            f"--data {shown(path)} is a damaged zip ({sentence(error)}); copy or download it again."
+        ) from None
+    members = [m for m in members if not m.is_dir() and all(map(is_visible, m.filename.split("/")))]
+    photos = [m for m in members if is_photo_name(m.filename)]
+    for member in members:
+        if not is_photo_name(member.filename):
+            count_others(member.filename, left_out)
+    if any(member.flag_bits & 1 for member in photos):
+        raise UsageError(f"--data {shown(path)} is encrypted; unpack it with its password, and give the folder.")
+    if foreign := {member.compress_type for member in photos} - set(_COMPRESSIONS):
+        raise UsageError(
+            f"--data {shown(path)} is compressed by method {min(foreign)} of the zip format, which is not read; "
+            "unpack it, and give the folder."
+        )
+    return sorted(SourcePhoto(m.filename, "", f"{m.file_size}:{m.CRC}") for m in photos)
 
 
 @cache
 def _archive(path: str) -> zipfile.ZipFile:
     """One open archive per process: a ZipFile must not be shared by processes."""
     return zipfile.ZipFile(path)
-
-
-def _visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and _visible(name.rsplit("/", 1)[-1])
 
 
 def divide(root: str, is_zip: bool, photos: Sequence[SourcePhoto]) -> Source:
@@ -128,7 +132,9 @@ def divide(root: str, is_zip: bool, photos: Sequence[SourcePhoto]) -> Source:
     labels = _val_labels(root, is_zip, f"{prefix}val/val_annotations.txt")
     training = [p._replace(label=_wnid(p.name.removeprefix(prefix))) for p in parts["train"]]
     validation = [p._replace(label=labels.get(PurePosixPath(p.name).name, "")) for p in parts["val"]]
-    return Source(root, is_zip, tuple(training), tuple(validation))
+    unused = len(photos) - len(training) - len(validation)
+    notes = (f"{unused:,} photos beside train/ and val/ are not used",) if unused else ()
+    return Source(root, is_zip, tuple(training), tuple(validation), notes)
 
 
 def _wnid(name: str) -> str:
@@ -140,13 +146,24 @@ def _wnid(name: str) -> str:
 def _val_labels(root: str, is_zip: bool, name: str) -> dict[str, str]:
     try:
         text = read_bytes(root, is_zip, name).decode()
-    except (OSError, KeyError, UnicodeDecodeError):
+    except (OSError, KeyError, UnicodeDecodeError, ProjectError):
         return {}
     return {line.split("\t")[0]: line.split("\t")[1] for line in text.splitlines() if "\t" in line}
 
 
 def read_bytes(root: str, is_zip: bool, name: str) -> bytes:
-    return _archive(root).read(name) if is_zip else (Path(root) / name).read_bytes()
+    """A photo's file. Raises PhotoError for one that is too large, in a zip before anything of it is unpacked."""
+    from Project7.photo import MAX_BYTES, PhotoError, file_content
+
+    if not is_zip:
+        return file_content(Path(root) / name)
+    archive = _archive(root)
+    size = archive.getinfo(name).file_size
+    if size > MAX_BYTES:
+        raise PhotoError(
+            f"{shown(name)} takes {size >> 20:,} MiB unpacked, and {MAX_BYTES >> 20:,} are read; leave it out."
+        )
+    return archive.read(name)
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[tuple[SourcePhoto, ...], tuple[SourcePhoto, ...]]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, model_v
 
 from Project7.settings import SETTINGS, setting
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp")
 # A setting that is mostly one value, and may be one for each source of images: one is written as itself.
 _AS_TUPLE = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,))
 _ONE_AS_ITSELF = PlainSerializer(lambda values: values[0] if len(values) == 1 else values)

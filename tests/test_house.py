@@ -22,6 +22,7 @@ settings sheet sixteen_bit
 counting atomic_file answer_config loss_config training_config color processes
 model_config
 config
+photo_files tiff
 flags model_folder photo metrics batch guided_filter export_parts learning_rate
 photo_source image_set
 image_cache
