@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from Project7.colorize import Colorizer, at_full_size
-from Project7.errors import ProjectError, UsageError, sentence
+from Project7.errors import UsageError, sentence
 from Project7.opened import provenance
 from Project7.painting import full_lightness, photo_digest
 from Project7.photo import DEEP_SUFFIXES, Photo, kept, open_photo, save_photo, save_png
@@ -172,18 +172,42 @@ def colorize_files(
     for job in jobs:
         try:
             ready = prepared(colorizer, job, planned, seed=seed, force=force, skip_colour=skip_colour, **options)
-        except (ProjectError, OSError) as error:
-            ready = Outcome(job, "failed", sentence(error))
+        except Exception as error:  # whatever is wrong with one photo, the others are coloured
+            ready = Outcome(job, "failed", reason(error))
         if isinstance(ready, Outcome):
             yield ready
             continue
         most = batch_size // (len(job.targets) * options.get("candidates", 1))
         if batch and not fits(colorizer, batch, ready[1], most, options.get("working_size")):
-            yield from colorize_batch(colorizer, batch, seed=seed, **options)
+            yield from surely(colorizer, batch, seed=seed, **options)
             batch = []
         batch.append(ready)
     if batch:
-        yield from colorize_batch(colorizer, batch, seed=seed, **options)
+        yield from surely(colorizer, batch, seed=seed, **options)
+
+
+def surely(colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, **options: Any) -> Iterator[Outcome]:
+    """Colours a batch; where that fails, photo by photo, so that only those fail that cannot be coloured."""
+    done = 0
+    try:
+        for outcome in colorize_batch(colorizer, batch, seed=seed, **options):
+            done += 1
+            yield outcome
+    except UsageError:  # what was asked for is wrong for every photo
+        raise
+    except Exception as error:
+        if len(batch) == 1:
+            yield Outcome(batch[0][0], "failed", reason(error))
+            return
+        for one in batch[done:]:
+            yield from surely(colorizer, [one], seed=seed, **options)
+
+
+def reason(error: Exception) -> str:
+    """Why a photo could not be coloured, and the cure where there is one."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "allocate memory" in str(error):
+        return "there is not enough memory for it; give --batch-size 1, fewer --candidates or a smaller photo"
+    return sentence(error)
 
 
 def prepared(
@@ -276,8 +300,8 @@ def write(
             path = beside(job, "sheet")
             save_png(path, contact_sheet(pictures, [f"seed {how.seed}" for how in made], side=_SHEET_SIDE))
             files.append(path)
-    except (ProjectError, OSError) as error:
-        return Outcome(job, "failed", sentence(error))
+    except Exception as error:  # of this photo alone
+        return Outcome(job, "failed", reason(error))
     return Outcome(job, "done", "; ".join([*photo.notes, *advice(photo, levels)]), tuple(files))
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from Project7 import color
 from Project7.colorize import Colorizer
-from Project7.colorize_files import LEFT_IN_COLOUR, Job, Outcome, beside, confidence_path, settle, write
-from Project7.errors import ProjectError, sentence
+from Project7.colorize_files import LEFT_IN_COLOUR, Job, Outcome, beside, confidence_path, reason, settle, write
 from Project7.hints import Hint
 from Project7.opened import OpenPhoto
 from Project7.photo import DEEP_SUFFIXES, Photo, open_photo, save_png
@@ -67,8 +66,8 @@ def retouch_files(
                 ready = answered(ready, opened, retouch, seeds, confidence=confidence)
                 ready = dataclasses.replace(ready, seconds=time.perf_counter() - begin)
             yield ready
-        except (ProjectError, OSError) as error:
-            yield Outcome(job, "failed", sentence(error))
+        except Exception as error:  # of this photo alone
+            yield Outcome(job, "failed", reason(error))
 
 
 def open_retouched(colorizer: Colorizer, photo: Photo, retouch: Retouch, **settings: Any) -> OpenPhoto:

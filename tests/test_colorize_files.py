@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from test_colorize import CONFIG, picture
 
+from Project7 import colorize_files as colorize_files_module
 from Project7.color import rgb_to_lab
 from Project7.colorize import Colorizer
 from Project7.colorize_files import Job, colorize_files, plan_outputs, renamed
@@ -196,3 +197,43 @@ def read_png_16(path):
     rows = rows.reshape(height, -1)
     assert (rows[:, 0] == 2).all()
     return rows[:, 1:].cumsum(axis=0, dtype=np.uint8).copy().view(">u2").astype(np.uint16).reshape(height, width, 3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (MemoryError(), "--batch-size 1"),
+        (RuntimeError("CUDA out of memory. Tried"), "--batch-size 1"),
+        (KeyError("x"), "x"),
+    ],
+)
+def test_only_the_photo_at_fault_fails(tmp_path, colorizer, monkeypatch, fault, said):
+    """Four photos in one batch, of which the third cannot be coloured, whatever the error."""
+    found = files(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    bad = np.asarray(Image.open(found[2][0]))
+    real = Colorizer.colorize_photos
+
+    def colorize_photos(self, photos, **options):
+        if any((photo.rgb == bad).all() for photo in photos):
+            raise fault
+        return real(self, photos, **options)
+
+    monkeypatch.setattr(Colorizer, "colorize_photos", colorize_photos)
+    done = outcomes(colorizer, plan_outputs(found, tmp_path / "out", variants=1), batch_size=4)
+    assert [outcome.kind for outcome in done] == ["done", "done", "failed", "done"]
+    assert said in done[2].text
+
+
+def test_a_picture_that_cannot_be_written_stops_no_other(tmp_path, colorizer, monkeypatch):
+    found = files(tmp_path, "a.png", "b.png")
+    real = colorize_files_module.save_photo
+
+    def save_photo(path, rgb, **about):
+        if path.name == "a.png":
+            raise ValueError("EXIF data is too long")
+        real(path, rgb, **about)
+
+    monkeypatch.setattr(colorize_files_module, "save_photo", save_photo)
+    done = outcomes(colorizer, plan_outputs(found, tmp_path / "out", variants=1))
+    assert [outcome.kind for outcome in done] == ["failed", "done"]
+    assert "EXIF data is too long" in done[0].text
