@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from Project7.errors import ProjectError
 
 _TEMPORARY = ".project7-tmp-"
 _STALE_SECONDS = 3600
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _SEAL = b"sha256:"
 _SEAL_BYTES = len(_SEAL) + 64
 _EOCD = b"PK\x05\x06"  # the zip format's end-of-central-directory record: 22 bytes, the last 2 the comment's length
@@ -35,6 +38,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     early, Ctrl-C included, leaves `path` as it was and no temporary file.
     """
     path = Path(path)
+    kept = "; the earlier file is kept" if path.exists() else ""
     name = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
     try:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -55,7 +59,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         )  # torch.save puts an error of its own before it
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise ProjectError(
-                f"{path} could not be written: {cause.strerror} after {size:,} bytes; the earlier file is kept; "
+                f"{path} could not be written: {cause.strerror} after {size:,} bytes{kept}; "
                 "free some space and try again."
             ) from error
         if isinstance(error, OSError) and error.filename == str(name):  # the temporary name says nothing to a person
@@ -140,13 +144,43 @@ def fault_point(name: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself survive a power cut. Windows cannot open a folder, and needs no such call."""
-    if os.name == "posix":
+    """Makes the rename itself survive a power cut. Windows cannot open a folder, and needs no such call.
+
+    Some file systems (CIFS, vboxsf, FUSE) cannot do it for a folder. The file is whole and in its place by then, so
+    that is no error; a disk that fails (EIO) is one.
+    """
+    if os.name != "posix":
+        return
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+@contextmanager
+def file_lock(path: Path, *, timeout: float = -1) -> Iterator[bool]:
+    """Locks `path` until the block ends, or the process does, in any way. Gives False, and locks nothing, where the
+    file system knows no locks (some network drives). timeout: seconds to wait, -1 for ever. Raises filelock.Timeout."""
+    from filelock import FileLock
+
+    lock = FileLock(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # where flock is missing, filelock marks the lock by a file
+            lock.acquire(timeout=timeout)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def copy_file(source: Path, target: Path) -> None:

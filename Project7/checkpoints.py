@@ -90,6 +90,10 @@ def _read(path: Path) -> tuple[dict[str, Any], str, bool]:
             else f"is damaged ({sentence(error)[:120]})"
         )
         raise CheckpointError(f"{path} {found}; use a checkpoint that this toolkit wrote.") from None
+    if isinstance(checkpoint, dict):
+        for key in ("model_state_dict", "raw_state_dict"):
+            if isinstance(checkpoint.get(key), dict):
+                checkpoint[key] = bare_names(checkpoint[key])
     missing = [k for k in _KEYS if k not in checkpoint] if isinstance(checkpoint, dict) else list(_KEYS)
     if missing:
         raise CheckpointError(f"{path} is not a model of this toolkit: it has no {' and no '.join(missing)}.")
@@ -117,6 +121,11 @@ def open_model(path: Path, device: torch.device | str = "cpu") -> StoredModel:
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Any, RunConfig]:
     """The trained model, ready to colour, and its configuration."""
     return open_model(path, device)[:2]
+
+
+def bare_names(weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights by the names that they have without torch.compile, which puts `_orig_mod.` into them."""
+    return {str(name).replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}
 
 
 def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> nn.Module:

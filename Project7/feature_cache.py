@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from Project7 import color
+from Project7.atomic_file import file_lock
 from Project7.counting import Counting
 from Project7.encoder import Encoder, Maps
 from Project7.errors import ProjectError, sentence
@@ -62,8 +63,6 @@ def open_features(
 
     Raises ProjectError if the disk has no room for them.
     """
-    from filelock import FileLock
-
     shapes = map_shapes(encoder, images)
     width, count = sum(int(np.prod(shape)) for shape in shapes), len(images.images)
     facts = [_VERSION, images.fingerprint, count, encoder.name, encoder.size, encoder.fingerprint()]
@@ -72,7 +71,7 @@ def open_features(
     rows = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{key}.lock"):
+        with file_lock(folder / f"{key}.lock"):
             for mirrored in (False, True) if mirror else (False,):
                 path = folder / f"{key}{'-mirrored' if mirrored else ''}.features"
                 if not path.exists() or path.stat().st_size != 2 * count * width:

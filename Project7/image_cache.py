@@ -3,6 +3,7 @@
 Imports no torch: the command line lists and checks data without it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from Project7.atomic_file import file_lock
 from Project7.counting import Counting
 from Project7.errors import ProjectError, sentence
 from Project7.image_set import DataSummary, ImageSet
@@ -34,6 +37,8 @@ _CHUNK = 256  # photos that a worker decodes at a time
 _ALONE = 512  # fewer photos are decoded without workers
 _MOST_BROKEN = 0.05  # as a share of the photos
 _BUILDING = ".building-"
+_BLOCK = 1 << 26  # bytes that one checksum covers
+_MOST_BLOCKS = 64  # 4 GB, which take 2 s: as much of a set is checked whenever it is opened
 
 
 def default_cache_dir() -> Path:
@@ -60,15 +65,15 @@ def open_part(
     how: the size of the squares, and how many squares to take from each photo. Raises ProjectError if too many photos
     are broken, or if the cache cannot be written.
     """
-    from filelock import FileLock
-
     how = {**how, "seed": seed if how["crops"] > 1 else 0}
     choice = {"limit": limit, "min_colorfulness": min_colorfulness, "part": part, "version": _CACHE_VERSION}
     key = hashlib.sha256(json.dumps([how, choice, photos]).encode()).hexdigest()[:24]
     folder = cache_dir / key
+    if found := open_entry(folder):  # needs no right to write there: the cache may be another user's
+        return found
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache_dir / f"{key}.lock"):
+        with file_lock(cache_dir / f"{key}.lock"):
             found = open_entry(folder)
             if found:
                 return found
@@ -79,9 +84,13 @@ def open_part(
             return built.reported(built=True)
     except OSError as error:
         raise ProjectError(
-            f"The image cache {folder} could not be written ({sentence(error)}); free some space, or choose another "
-            "place with --cache-dir."
+            f"The image cache {folder} could not be written ({sentence(error)}); {remedy(error)}choose another place "
+            "with --cache-dir."
         ) from error
+
+
+def remedy(error: OSError) -> str:
+    return "free some space, or " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
 
 
 def open_entry(folder: Path) -> ImageSet | None:
@@ -91,6 +100,8 @@ def open_entry(folder: Path) -> ImageSet | None:
         shape = tuple(info["shape"])
         if (folder / "images.bin").stat().st_size != np.prod(shape):
             return None
+        if not intact(folder / "images.bin", info["blocks"]):
+            return None
         images = np.memmap(folder / "images.bin", np.uint8, "r", shape=shape)
         summary = info["summary"] | {"broken": tuple(map(tuple, info["summary"]["broken"]))}
         return ImageSet(
@@ -98,6 +109,23 @@ def open_entry(folder: Path) -> ImageSet | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def block_checksums(path: Path, blocks: Iterable[int] | None = None) -> Iterator[int]:
+    """CRC-32 of the blocks of a file with these numbers, in their order; of all blocks where none are named."""
+    count = -(-path.stat().st_size // _BLOCK)
+    with open(path, "rb") as file:
+        for block in range(count) if blocks is None else blocks:
+            file.seek(block * _BLOCK)
+            yield zlib.crc32(file.read(_BLOCK))
+
+
+def intact(path: Path, known: Sequence[int]) -> bool:
+    """Whether the pixels are those that were written. Of a very large set, a random part is looked at each time."""
+    some = range(len(known))
+    if len(known) > _MOST_BLOCKS:
+        some = sorted(np.random.default_rng().choice(len(known), _MOST_BLOCKS, replace=False).tolist())
+    return all(found == known[block] for block, found in zip(some, block_checksums(path, some), strict=True))
 
 
 def fill_entry(
@@ -124,6 +152,7 @@ def fill_entry(
             "names": names,
             "labels": [photo.label for photo in used for _ in range(crops)],
             "fingerprint": digest,
+            "blocks": list(block_checksums(work / "images.bin")),
             "summary": asdict(
                 DataSummary(choice["part"], len(names), len(used), tuple(broken), gray, time.monotonic() - begin)
             ),

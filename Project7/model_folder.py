@@ -13,12 +13,13 @@ from datetime import datetime
 from math import isfinite
 from pathlib import Path
 
-from Project7.atomic_file import sweep, write_text
+from Project7.atomic_file import file_lock, sweep, write_text
 from Project7.config import RunConfig, from_json, to_json
 from Project7.errors import ProjectError, UsageError
 
 _PACKAGE = Path(__file__).resolve().parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # devices of Windows, not files
 _LIST_OF_NUMBERS = re.compile(r"\[[\s\d.,eE+-]*\]")  # is written on one line of the history
 
 
@@ -38,6 +39,8 @@ def check_name(name: str) -> str:
             f"{name!r} cannot name a model: use 1 to 64 of the letters A-Z and a-z, digits, '.', '_' and '-', starting "
             "with a letter or digit and not ending with a dot; for example my-model."
         )
+    if _RESERVED.fullmatch(name):
+        raise UsageError(f"{name!r} cannot name a model: Windows keeps it for a device; for example my-{name}.")
     return name
 
 
@@ -78,7 +81,11 @@ class ModelFolder:
         return self.path / "pictures"
 
     def exists(self) -> bool:
-        return self.best.exists() or self.last.exists() or self.config.exists()
+        return self.has_weights() or self.config.exists()
+
+    def has_weights(self) -> bool:
+        """False also for a run that ended before its first save, of which only the configuration is there."""
+        return self.best.exists() or self.last.exists()
 
 
 def open_folder(models_dir: Path, name: str) -> ModelFolder:
@@ -130,23 +137,21 @@ def locked(folder: ModelFolder) -> Iterator[None]:
 
     Raises ProjectError if another process has it.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     owner = folder.path / ".lock-owner"
-    lock = FileLock(folder.path / ".lock")
     try:
-        lock.acquire(timeout=0)
+        with file_lock(folder.path / ".lock", timeout=0):
+            try:
+                owner.write_text(str(os.getpid()))
+                yield
+            finally:
+                owner.unlink(missing_ok=True)
     except Timeout:
         pid = owner.read_text() if owner.exists() else "unknown"
         raise ProjectError(
             f"The model {folder.name!r} is in use by pid {pid}; wait for that run to end, or use another --name."
         ) from None
-    try:
-        owner.write_text(str(os.getpid()))
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
 
 
 def write_config(folder: ModelFolder, config: RunConfig) -> None:

@@ -150,7 +150,7 @@ def ask_name(models_dir: Path, default: str) -> str:
             name = check_name(text.strip() or default)
         except UsageError as error:
             return str(error)
-        taken = open_folder(models_dir, name).exists()
+        taken = open_folder(models_dir, name).has_weights()
         return f"There is a model {name!r} already; choose another name." if taken else True
 
     return _ask(f"Model name [{default}]:", free) or default

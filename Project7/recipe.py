@@ -170,7 +170,7 @@ def gather_new(
             default = prompts.free_name(arguments.models_dir)
             name = prompts.ask_name(arguments.models_dir, default) if asking else default
         folder = model_folder.open_folder(arguments.models_dir, name)
-        if folder.exists() and is_main_process():
+        if folder.has_weights() and is_main_process():
             raise UsageError(
                 f"There is a model {name!r} already; continue it with --resume {name}, or choose another --name."
             )
@@ -282,6 +282,8 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
 
     from Project7 import resume
 
+    if not request.source.has_weights():
+        return train_anew(recipe, request, arguments, console)
     checkpoint, notes = resume.load_for_resume(request.source)
     for note in notes:
         console.print(note, style="yellow", highlight=False, markup=False)
@@ -297,6 +299,23 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
     if request.folder != request.source and is_main_process():
         copy_best(request.source, request.folder)
     return fit(recipe, request.folder, config, checkpoint, arguments, console)
+
+
+def train_anew(recipe: Recipe, request: Request, arguments: argparse.Namespace, console: Console) -> int:
+    """Begins a run again that ended before its first save, from the configuration that it has left."""
+    from Project7 import resume
+
+    source = request.source
+    assert source is not None
+    stored = model_folder.read_config(source)
+    nothing = {"config": stored.model_dump(mode="json"), "epoch": 0}
+    sections = recipe.sections_with(request.settings)
+    config = resume.merge(nothing, source.config, request.settings, sections, replan=True)
+    console.print(
+        f"{source.name} ended before anything was saved; it begins anew with the settings in its config.json.",
+        style="yellow", highlight=False, markup=False,
+    )  # fmt: skip
+    return fit(recipe, request.folder, config, None, arguments, console)
 
 
 def train_new(recipe: Recipe, request: Request, arguments: argparse.Namespace, console: Console) -> int:

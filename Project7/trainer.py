@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -59,6 +60,13 @@ class Progress:
     notes: tuple[str, ...] = ()
 
 
+_LAUNCHER_SETTINGS = (
+    "ACCELERATE_MIXED_PRECISION",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+    "ACCELERATE_DOWNCAST_BF16",
+)
+
+
 def make_accelerator(training: TrainingConfig) -> Accelerator:
     """Device, precision and processes. Raises UsageError where the machine cannot do what is asked."""
     device = training.device
@@ -72,7 +80,25 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
         raise UsageError("--mixed-precision auto is to be settled first (precision.settle_precision).")
     if training.compile and (on_cpu or not available["cuda"]):
         raise UsageError("--compile is for CUDA only: on other devices compiling takes minutes and gains nothing.")
+    ignore_launcher_settings()
     return Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu)
+
+
+def ignore_launcher_settings() -> None:
+    """Takes back what `accelerate launch` or its saved configuration would change in a run behind its back.
+
+    How a run computes stands in its own settings; the launcher says only which processes there are. Raises UsageError
+    for a way to distribute a model that is not supported.
+    """
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("1", "true", "yes"):
+            raise UsageError(
+                f"The launcher asks for {engine}, which is not supported; start with torchrun, or choose multi-GPU in "
+                "`accelerate config`."
+            )
+    for name in list(os.environ):
+        if name.startswith("ACCELERATE_DYNAMO_") or name in _LAUNCHER_SETTINGS:
+            del os.environ[name]
 
 
 def train(

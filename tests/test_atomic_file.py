@@ -1,5 +1,7 @@
 """atomic_file.py: after any accident there is the old file or the new one, and no rubbish beside it."""
 
+import errno
+import fcntl
 import io
 import os
 import signal
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from Project7.atomic_file import replacing, seal, seal_holds, sweep, write_text
+from Project7.atomic_file import file_lock, replacing, seal, seal_holds, sweep, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD, NEW = b"the old file", b"the new one" * 5000
@@ -240,3 +242,41 @@ def test_only_an_unsealed_zip_archive_can_be_sealed(sealed):
     for content in (sealed, b"no archive, and long enough to hold the record"):
         with pytest.raises(ValueError, match="zip archive"):
             seal(io.BytesIO(content))
+
+
+def no_folder_sync(number):
+    """os.fsync of a file system that cannot do it for folders, as CIFS and vboxsf."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    return fsync
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_a_folder_that_cannot_be_synced_is_no_error(target, monkeypatch, number):
+    monkeypatch.setattr(os, "fsync", no_folder_sync(number))
+    with replacing(target) as file:
+        file.write(NEW)
+    assert target.read_bytes() == NEW
+    assert names(target.parent) == ["model.pth"]
+
+
+def test_a_disk_that_fails_is_one(target, monkeypatch):
+    monkeypatch.setattr(os, "fsync", no_folder_sync(errno.EIO))
+    with pytest.raises(OSError, match="error"), replacing(target) as file:
+        file.write(NEW)
+
+
+def test_without_locks_in_the_file_system_work_goes_on(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    with file_lock(tmp_path / "a", timeout=0) as locked:
+        assert locked
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with file_lock(tmp_path / "b", timeout=0) as locked:
+        assert not locked

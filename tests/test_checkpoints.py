@@ -162,6 +162,12 @@ def test_a_foreign_file_without_a_checksum_loads(path, checkpoint, model):
 # -- saving ----------------------------------------------------------------------------------------------------------
 
 
+def test_weights_saved_out_of_torch_compile_have_the_same_names(path, checkpoint, model):
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in checkpoint["model_state_dict"].items()}
+    foreign(path, {**checkpoint, "model_state_dict": wrapped})
+    assert torch.equal(colours(load_model(path)[0]), colours(model))
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("key", ["model_state_dict", "raw_state_dict"])
 def test_weights_that_are_no_numbers_are_never_saved(path, checkpoint, whole, key, number):

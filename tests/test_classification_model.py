@@ -608,7 +608,7 @@ def test_the_confidence_map_is_written_beside_the_picture(tmp_path):
     outcomes = list(colorize_files(loaded, jobs, seed=0, batch_size=4, force=False, confidence=True))
     assert [outcome.kind for outcome in outcomes] == ["done", "done"]
     assert passes == [4]
-    names = [f"{name}-1-confidence.png" for name in "ab"]
+    names = [f"{name}-confidence.png" for name in "ab"]
     assert sorted(p.name for p in (tmp_path / "out").glob("*confidence*")) == names
     for k, name in enumerate(names):
         shown = np.array(Image.open(tmp_path / "out" / name).convert("L")) / 255

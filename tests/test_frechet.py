@@ -111,8 +111,8 @@ def test_the_table_names_the_network_of_the_frechet_distance():
     row = {"model": "m", "frechet_judge": 0.12345, "intervals": {}}
     console.print(evaluation_table([row, {"model": "n", "intervals": {}}]))
     lines = {line.split("  ")[0]: line.split()[-2:] for line in console.file.getvalue().splitlines() if line.strip()}
-    assert lines["frechet distance (JudgeResNet)"] == ["0.123", "n/a"]
-    assert lines["fid"] == ["n/a", "n/a"]
+    assert lines["frechet distance (JudgeResNet) ↓"] == ["0.123", "n/a"]
+    assert lines["fid ↓"] == ["n/a", "n/a"]
 
 
 def test_without_torch_fidelity_there_is_no_fid_and_the_reason_is_given(judge, monkeypatch):

@@ -149,3 +149,39 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache, "write_pixels", full)
     with pytest.raises(ProjectError, match=r"No space left.*--cache-dir"):
         opened(folder_of(tmp_path / "photos", 3), tmp_path / "cache")
+
+
+def test_a_flipped_bit_is_found_and_the_entry_made_anew(tmp_path):
+    folder_of(tmp_path / "photos", 4)
+    training, _ = opened(tmp_path / "photos", tmp_path / "cache")
+    pixels, file = np.array(training.images), Path(training.images.filename)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    again, _ = opened(tmp_path / "photos", tmp_path / "cache")
+    assert again.summary.built
+    assert (again.images == pixels).all()
+
+
+def test_of_a_very_large_set_a_part_is_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_cache, "_BLOCK", 100)
+    monkeypatch.setattr(image_cache, "_MOST_BLOCKS", 3)
+    (tmp_path / "a").write_bytes(bytes(range(250)) * 4)
+    known = list(image_cache.block_checksums(tmp_path / "a"))
+    assert len(known) == 10
+    assert image_cache.intact(tmp_path / "a", known)
+    assert not image_cache.intact(tmp_path / "a", [0] * 10)
+
+
+def test_another_user_reads_a_cache_that_he_cannot_write(tmp_path, monkeypatch):
+    folder_of(tmp_path / "photos", 4)
+    opened(tmp_path / "photos", tmp_path / "cache")
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(image_cache, "file_lock", refused)
+    assert not opened(tmp_path / "photos", tmp_path / "cache")[0].summary.built
+    folder_of(tmp_path / "others", 4, size=(30, 20))
+    with pytest.raises(ProjectError, match=r"Permission denied\); choose another place"):
+        opened(tmp_path / "others", tmp_path / "cache")

@@ -70,6 +70,12 @@ def test_a_bad_name_is_refused_with_the_rule(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["con", "NUL", "Com1", "lpt9", "con.v2"])
+def test_a_name_that_windows_keeps_for_a_device_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match=f"'{name}' cannot name a model: Windows keeps it for a device"):
+        open_folder(tmp_path, name)
+
+
 def test_a_link_out_of_the_models_folder_is_refused(tmp_path):
     outside = make_model(tmp_path / "elsewhere", "secret")
     models = tmp_path / "models"

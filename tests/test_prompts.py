@@ -254,7 +254,8 @@ def test_without_models_there_is_nothing_to_choose(tmp_path, capsys):
 
 
 def test_a_bad_name_is_explained_and_asked_again(ask, tmp_path):
-    make_models(tmp_path / "models", "taken")
+    make_models(tmp_path / "models", "taken", "never-saved")
+    (tmp_path / "models" / "taken" / "best_model.pth").touch()
     terminal = ask("ask_name(here, 'model-1')").sees("Model name [model-1]:")
     for bad, said in [
         ("a/b", "'a/b' cannot name a model"),
@@ -632,11 +633,12 @@ def test_without_a_terminal_the_missing_flags_are_named(tmp_path, before):
 
 def test_an_existing_model_is_not_trained_over(tmp_path):
     make_models(tmp_path, "mine")
+    (tmp_path / "mine" / "best_model.pth").touch()
     command = [sys.executable, str(SCRIPT), "--models-dir", str(tmp_path), "--name", "mine", "--yes"]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
     assert "--resume mine" in result.stderr
-    assert os.listdir(tmp_path / "mine") == ["config.json"]
+    assert sorted(os.listdir(tmp_path / "mine")) == ["best_model.pth", "config.json"]
 
 
 # -- questions and flags ---------------------------------------------------------------------------------------------

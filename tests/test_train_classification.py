@@ -364,8 +364,8 @@ def test_colours_with_temperature_variety_and_confidence(created, photos, tmp_pa
     photo, out = photos / "3.png", tmp_path / "out"
     flags = "--temperature 0.2 --variants 2 --variety 2 --confidence --seed 7".split()
     assert colorize(created[0], photo, out, *flags) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["3-1-confidence.png", "3-1.png", "3-2.png"]
-    one, two, sure = (np.array(Image.open(p)) for p in (out / "3-1.png", out / "3-2.png", out / "3-1-confidence.png"))
+    assert sorted(p.name for p in out.iterdir()) == ["3-1.png", "3-2.png", "3-confidence.png", "3-sheet.png"]
+    one, two, sure = (np.array(Image.open(p)) for p in (out / "3-1.png", out / "3-2.png", out / "3-confidence.png"))
     assert one.shape == two.shape == (20, 24, 3)
     assert sure.shape[:2] == (20, 24)
     assert (one != two).any()

@@ -268,9 +268,8 @@ def test_with_a_flag_for_every_question_nothing_is_missing(asked_for, tmp_path):
         "name": "m", "loss": "enhanced", "preset": "vibrant", "perceptual-weight": "1", "l-weight": "1",
         "ab-weight": "1", "saturation-weight": "1", "model-channels": "8", "batch-size": "4",
         "learning-rate": "1e-3", "epochs": "1", "weight-decay": "0", "lr-schedule": "cosine", "data": "samples",
-        "image-size": "32",
     }  # fmt: skip
-    flags = [f"--{name}={value}" for name, value in answers.items()]
+    flags = [f"--{name}={value}" for name, value in answers.items()] + ["--image-size=32"]  # has a default for all
     assert train(tmp_path, *flags) == train(tmp_path, *flags, script=train_restoration) == 0
     for name in answers:
         with pytest.raises(UsageError, match=f"no answer for --{name};"):

@@ -53,6 +53,34 @@ def small(place, photos, *flags, name="m", epochs=2, **settings):
     return train(place, "--name", name, "--data", photos, "--epochs", epochs, "--yes", *SMALL, *flags, **settings)
 
 
+def test_killed_before_the_first_save_a_run_begins_anew(place, photos):
+    """Only config.json is there then: --resume takes its settings, and --name may use the folder."""
+    killed = small(place, photos, epochs=1, env=os.environ | {"PROJECT7_FAULT": "before-rename:2"})
+    assert killed.returncode == -signal.SIGKILL
+    folder = place / "models" / "m"
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"logs"} == {"config.json"}
+    shutil.copytree(folder, place / "models" / "n")
+    resumed = train(place, "--resume", "m", "--yes")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "begins anew with the settings in its config.json" in resumed.stdout
+    assert last(place)["epoch"] == 1
+    assert json.loads((folder / "config.json").read_text())["model"]["features"] == [8, 16]
+    named = small(place, photos, name="n", epochs=1)
+    assert named.returncode == 0, named.stderr
+    assert same_weights(last(place), last(place, "n"))
+
+
+def test_the_settings_of_a_launcher_change_nothing(place, photos):
+    """`accelerate launch --dynamo_backend eager` would write weights that no resume reads."""
+    asked = {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "7"}
+    assert small(place, photos, epochs=1).returncode == 0
+    assert small(place, photos, epochs=1, name="launched", env=os.environ | asked).returncode == 0
+    assert same_weights(last(place), last(place, "launched"))
+    refused = small(place, photos, name="x", env=os.environ | {"ACCELERATE_USE_FSDP": "true"})
+    assert (refused.returncode, "FSDP, which is not supported" in refused.stderr) == (2, True)
+    assert not (place / "models" / "x").exists()
+
+
 def last(place, name="m"):
     return load_checkpoint(place / "models" / name / "last_model.pth")
 
