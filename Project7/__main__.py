@@ -1,4 +1,4 @@
-"""`python -m Project7` is `project7`; so is `python PATH/TO/Project7`, from any folder and uninstalled."""
+"""`project7`, also as `python -m Project7`; so is `python PATH/TO/Project7`, from any folder and uninstalled."""
 
 import sys
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 if not __package__:  # run by its path: this folder holds modules, the one above it holds the package
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from Project7 import errors
+from Project7 import program
 
-errors.check_requirements()
+program.begin("__main__")
 
 from Project7.cli import main
 

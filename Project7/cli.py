@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from Project7 import errors, flags, invocation, model_folder
+from Project7 import flags, invocation, model_folder, program
 from Project7.answer_config import ColorizeConfig, EvaluateConfig
 from Project7.counting import sized
-from Project7.errors import ProjectError, UsageError
+from Project7.errors import ProjectError, UsageError, sentence
 from Project7.model_config import METHOD_CONFIGS, ClassificationConfig
 from Project7.processes import own_share, several_processes, start_missing_processes
 from Project7.settings import parse_settings
@@ -36,7 +36,7 @@ _GROUPS = {
 
 def main() -> int:
     """The console script `project7`. Returns the exit code."""
-    return errors.run(command)
+    return program.run(command)
 
 
 def command(argv: list[str] | None = None) -> int:
@@ -203,7 +203,7 @@ def wanted_retouch(arguments: argparse.Namespace, like, photos: int):
         try:
             hints += read_hints(arguments.hints.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--hints {arguments.hints} cannot be read: {errors.sentence(error)}.") from None
+            raise UsageError(f"--hints {arguments.hints} cannot be read: {sentence(error)}.") from None
     if hints and photos > 1:
         raise UsageError(f"--hint is said of one photo, and there are {photos}; give one at a time.")
     reference = open_photo(arguments.reference) if arguments.reference else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import questionary
+from prompt_toolkit.key_binding import KeyBindings
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
@@ -134,7 +135,8 @@ def _choose(question: str, choices: dict[str, Any], default: str | None = None, 
             questionary.Separator("\n" + textwrap.fill(whole, width, break_on_hyphens=False).replace("\0", " "))
         )
     instruction = "(arrow keys or number)" if keys else "(arrow keys)"
-    return questionary.select(question, lines, default=chosen, use_shortcuts=keys, instruction=instruction).unsafe_ask()
+    asked = questionary.select(question, lines, default=chosen, use_shortcuts=keys, instruction=instruction)
+    return _answer(asked)
 
 
 def _model_line(model: ModelSummary) -> str:
@@ -306,7 +308,18 @@ def _ask(message: str, validate: Callable[[str], bool | str], *, back: bool = Tr
     def valid(text: str) -> bool | str:
         return (back and text.strip() == BACK) or validate(text)
 
-    answer = questionary.text(message, validate=valid, validate_while_typing=False).unsafe_ask().strip()
+    answer = _answer(questionary.text(message, validate=valid, validate_while_typing=False)).strip()
     if back and answer == BACK:
         raise Back
     return answer
+
+
+def _answer(question: questionary.Question) -> Any:
+    """Ctrl-D, the end of the input, means the same as Ctrl-C."""
+    bindings = question.application.key_bindings
+    if isinstance(bindings, KeyBindings):  # of a list to choose from, which knows no Ctrl-D
+        bindings.add("c-d")(lambda event: event.app.exit(exception=EOFError))
+    try:
+        return question.unsafe_ask()
+    except EOFError:
+        raise KeyboardInterrupt from None

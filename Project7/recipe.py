@@ -19,13 +19,14 @@ from rich.console import Console
 from Project7 import flags, model_folder, prompts
 from Project7.config import RunConfig, for_recipe
 from Project7.counting import counted
-from Project7.errors import StopSignals, UsageError
+from Project7.errors import UsageError
 from Project7.invocation import command
 from Project7.loss_config import LOSS_TRAINING, LossConfig
 from Project7.model_config import ENCODER, RegressionConfig
 from Project7.model_folder import ModelFolder
 from Project7.photo_source import SAMPLES, scan
 from Project7.processes import is_main_process, several_processes, start_missing_processes
+from Project7.program import StopSignals
 from Project7.settings import Sections, parse_settings, with_defaults
 from Project7.training_config import DataConfig, TrainingConfig
 
@@ -294,6 +295,8 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
         console.print(f"epochs     {planned} were planned, now {config.training.epochs}", highlight=False)
     complete = resume.plan(checkpoint, config, new_schedule="lr_schedule" in request.settings)
     if complete:
+        if is_main_process() and resume.mend_history(request.source, checkpoint):
+            console.print(f"{request.source.history.name} is written anew, from the checkpoint.", highlight=False)
         console.print(f"{request.source.name} is {complete}", highlight=False)
         return 0
     if request.folder != request.source and is_main_process():
@@ -478,7 +481,7 @@ def look_at(config: RunConfig, images, cache_dir: Path | None, console: Console)
 def watch(run, folder: ModelFolder, config: RunConfig, accelerator, console: Console, *, seconds: float = math.inf):
     """Trains, and shows it, to the end of the run, until a person or the system stops it, or for so many seconds.
 
-    Returns the report.Report, and the errors.StopSignals that says whether it was stopped.
+    Returns the report.Report, and the program.StopSignals that says whether it was stopped.
     """
     from Project7.report import Report
 

@@ -129,7 +129,8 @@ class Report:
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(self.folder.logs))
+            # Curves that a killed run drew past its last save are dropped: no step is shown twice.
+            self.writer = SummaryWriter(str(self.folder.logs), purge_step=self.step)
         return self.writer
 
 

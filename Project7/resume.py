@@ -8,7 +8,7 @@ from Project7.config import RunConfig, for_recipe, from_dict
 from Project7.counting import counted
 from Project7.errors import UsageError
 from Project7.image_set import ImageSet
-from Project7.model_folder import ModelFolder, read_history, set_aside
+from Project7.model_folder import ModelFolder, read_history, set_aside, write_history
 from Project7.processes import is_main_process
 from Project7.settings import Sections, declared, inherited, parse_settings, setting_fields
 
@@ -35,6 +35,14 @@ def load_for_resume(folder: ModelFolder) -> tuple[dict[str, Any], list[str]]:
         return checkpoint, notes
     reasons = " ".join(notes) or "it has neither last_model.pth nor best_model.pth."
     raise CheckpointError(f"{folder.name} cannot be resumed: {reasons}")
+
+
+def mend_history(folder: ModelFolder, checkpoint: dict[str, Any]) -> bool:
+    """Writes a history that was lost, or set aside, anew from the checkpoint. True where that was needed."""
+    needed = bool(checkpoint.get("history")) and not folder.history.exists()
+    if needed:
+        write_history(folder, checkpoint["history"])
+    return needed
 
 
 def merge(

@@ -12,9 +12,9 @@ from pathlib import Path
 if not __package__:  # run as a script: this folder holds modules, the one above it holds the package
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from Project7 import errors
+from Project7 import program
 
-errors.check_requirements()
+program.begin(__name__)
 
 from Project7 import recipe
 
@@ -29,4 +29,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(program.run(main))

@@ -26,7 +26,7 @@ from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint
 from Project7.collapse import Collapsed, TrainingFailed
 from Project7.comparison import Comparison, compare, fixed_pictures
 from Project7.config import RunConfig
-from Project7.errors import ProjectError, UsageError
+from Project7.errors import ProjectError, UsageError, sentence
 from Project7.feature_cache import FeatureCache
 from Project7.image_set import ImageSet, load_batches
 from Project7.learning_rate import learning_rate
@@ -140,6 +140,8 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.state = RunState(accumulation=self.settings.gradient_accumulation)
         self.notes: list[str] = []
+        self.history_trouble = ""
+        self.consistent = True  # weights, state and history belong together: they may be saved
         self.latest: dict[str, float] = {}
         self.pending: list[Tensor] = []  # measures of steps that have not been read back from the device
         self.read_every = 1 if accelerator.device.type == "cpu" else 10  # reading back makes a GPU wait
@@ -196,6 +198,11 @@ class Run:
                         raise
         except GeneratorExit:  # the caller has left the loop, between two steps
             self.save_last()
+            raise
+        except TrainingFailed:  # the state in the folder is better than this one
+            raise
+        except Exception:
+            self.save_after_an_error()
             raise
 
     def one_epoch(self) -> Iterator[Progress]:
@@ -267,6 +274,7 @@ class Run:
                 self.halve_the_micro_batch(len(places))
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.gradient_clip)
         bad = (~norm.isfinite()).float()  # clipping does not cure a NaN
+        self.consistent = False
         self.raw_optimizer.found_inf = bad  # fused AdamW leaves weights and moments alone where this is 1
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -280,6 +288,7 @@ class Run:
             self.read_back()
         self.names = [*measures, "grad_norm", "skipped"]
         self.pending.append(torch.stack([*measures.values(), norm.float(), bad]))
+        self.consistent = True
         if self.due(self.read_every) or self.state.position >= len(self.training.images):
             self.read_back()
 
@@ -372,6 +381,7 @@ class Run:
         if is_best:
             self.state.best_val_loss = means["loss"]
         entry = self.history_entry(means, comparison)
+        self.consistent = False
         self.history.append(entry)
         diagnosis = collapse.diagnose(self.folder.name, self.config, self.history)
         entry["findings"] = [dataclasses.asdict(finding) for finding in diagnosis.findings]
@@ -379,6 +389,7 @@ class Run:
         collapsed = collapse.agreed(diagnosis.collapse, self.accelerator)
         is_best &= not (collapsed and self.settings.on_collapse == "rollback")  # these weights are given up
         self.state.next_epoch()
+        self.consistent = True
         self.save_epoch(is_best)
         if not (collapsed or self.state.skipped_in_a_row or diagnosis.suspicious):
             self.mark_healthy()
@@ -537,8 +548,11 @@ class Run:
             return
         try:
             model_folder.write_history(self.folder, self.history)
+            self.history_trouble = ""
         except (OSError, ProjectError) as error:  # last_model.pth holds the history too
-            self.notes.append(f"The history could not be written: {error}")
+            if not self.history_trouble:  # said once, not after each epoch
+                self.history_trouble = f"The history could not be written: {sentence(error)}"
+                self.notes.append(self.history_trouble)
 
     def save_last(self) -> None:
         """last_model.pth: the raw weights and the place in the data besides, for an exact continuation."""
@@ -553,6 +567,16 @@ class Run:
             self.checkpoint() | {"raw_state_dict": raw, "progress": dataclasses.asdict(self.state)},
         )
         self.saved_at = time.monotonic()
+
+    def save_after_an_error(self) -> None:
+        """What was trained since the last save is not lost with a loader's worker or a picture that cannot be written.
+
+        Not in the middle of a step, and not one of several processes, which would wait for the others.
+        """
+        if not self.consistent or self.accelerator.num_processes > 1:
+            return
+        with contextlib.suppress(OSError, ProjectError):  # the error that ends the run is the one to be said
+            self.save_last()
 
     def restore(self, checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Continues exactly from last_model.pth; from best_model.pth with the EMA, at the end of its epoch."""

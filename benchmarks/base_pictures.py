@@ -21,7 +21,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import numpy as np
 from PIL import Image
 
-from Project7 import color, errors
+from Project7 import color, program
 from Project7.answer_config import EvaluateConfig
 from Project7.augment import age
 from Project7.batch import BatchRandom
@@ -129,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(program.run(main))

@@ -17,7 +17,7 @@ import torch
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from Project7 import color, errors, metrics
+from Project7 import color, metrics, program
 from Project7.candidates import calmed, choose
 from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
@@ -129,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(program.run(main))

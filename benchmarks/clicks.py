@@ -14,7 +14,7 @@ import torch
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from Project7 import color, errors
+from Project7 import color, program
 from Project7.batch import keyed_generator
 from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
@@ -79,4 +79,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(program.run(main))

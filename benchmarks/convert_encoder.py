@@ -18,7 +18,7 @@ from torch import Tensor
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from Project7 import errors
+from Project7 import program
 from Project7.encoder import SHIPPED, write_weights
 from Project7.feature_networks import shipped
 
@@ -52,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(program.run(main))

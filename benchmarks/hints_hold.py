@@ -19,7 +19,7 @@ import torch
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from Project7 import color, errors
+from Project7 import color, program
 from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
 from Project7.hints import find_spots
@@ -102,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(program.run(main))

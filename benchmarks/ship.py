@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from Project7 import errors, model_folder
+from Project7 import model_folder, program
 from Project7.checkpoints import load_checkpoint, rebuild, save_checkpoint
 from Project7.config import RunConfig, from_dict
 from Project7.errors import ProjectError
@@ -83,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(program.run(main))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from Project7 import diffusion_model, errors
+from Project7 import diffusion_model, program
 from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
 from Project7.painting import full_lightness, photo_noise
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(program.run(main))

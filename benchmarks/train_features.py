@@ -24,13 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Project7 import color, errors
+from Project7 import color, program
 from Project7.atomic_file import replacing
 from Project7.colorize import pick_device
 from Project7.dataset import open_dataset
-from Project7.errors import ProjectError, StopSignals, UsageError, sentence
+from Project7.errors import ProjectError, UsageError, sentence
 from Project7.feature_networks import NETWORKS, SIZE, TinyVGG, folded, save_network, shipped
 from Project7.image_set import ImageSet, epoch_order
+from Project7.program import StopSignals
 from Project7.training_config import DataConfig
 
 BATCH = 128
@@ -261,4 +262,4 @@ def main() -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(program.run(main))

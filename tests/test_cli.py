@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from Project7 import cli, demo, errors, model_folder, train_diffusion
+from Project7 import cli, demo, model_folder, program, train_diffusion
 from Project7.answer_config import ColorizeConfig
 from Project7.checkpoints import save_checkpoint
 from Project7.config import RunConfig, to_json
@@ -44,10 +44,10 @@ def project7(capsys, monkeypatch):
     """Calls the program as its console script does, but in this process."""
     handler = signal.getsignal(signal.SIGTERM)
 
-    def call(*arguments, cwd, program=cli.command) -> Done:
+    def call(*arguments, cwd, main=cli.command) -> Done:
         monkeypatch.chdir(cwd)
         try:
-            code = errors.run(lambda: program([str(argument) for argument in arguments]))
+            code = program.run(lambda: main([str(argument) for argument in arguments]))
         except SystemExit as end:  # of --help
             code = end.code or 0
         return Done(code, *capsys.readouterr())
@@ -305,7 +305,7 @@ def test_only_what_a_command_needs_is_imported(place):
 def test_a_models_folder_that_cannot_be_written(place, project7):
     (place / "file").write_text("x")
     arguments = ["--name", "m", "--yes", "--models-dir", place / "file" / "models"]
-    done = project7(*arguments, cwd=place, program=train_diffusion.main)
+    done = project7(*arguments, cwd=place, main=train_diffusion.main)
     assert done.returncode == 1
     assert "--models-dir" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -7,7 +7,7 @@ import sys
 import pytest
 from pydantic import BaseModel
 
-from Project7 import cli, errors, recipe
+from Project7 import cli, program, recipe
 from Project7.answer_config import ColorizeConfig
 from Project7.config import SECTIONS
 from Project7.errors import UsageError
@@ -122,9 +122,9 @@ def test_a_wrong_flag_is_one_sentence_that_names_it(arguments, said, capsys):
 
 
 def test_a_wrong_flag_of_a_program_exits_2(capsys, monkeypatch):
-    monkeypatch.setattr(errors.signal, "signal", lambda *_: None)  # `run` would take SIGTERM from pytest
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)  # `run` would take SIGTERM from pytest
     for main in (lambda: recipe.main(RECIPES["v2"], ["--colour"]), lambda: cli.command(["models", "--colour"])):
-        assert errors.run(main) == 2
+        assert program.run(main) == 2
         assert "There is no flag --colour" in capsys.readouterr().err
 
 

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "Project7"
 # A module imports only from the lines above its own.
 ORDER = """
 __init__ errors invocation
+program
 settings sheet sixteen_bit
 counting atomic_file answer_config loss_config training_config color processes
 model_config
@@ -134,7 +135,7 @@ def test_imports_run_one_way(module):
         ("color", "import Project7.config", ["color.py:1 imports config"]),  # of the same line
         ("color", "from . import report\nfrom .web import x", ["color.py:1 imports report", "color.py:2 imports web"]),
         ("color", "from Project7 import brand_new", ["color.py:1 imports brand_new"]),
-        ("color", "from Project7 import __version__\nimport torch, Project7\nfrom Project7.errors import run", []),
+        ("color", "from Project7 import __version__\nimport torch, Project7\nfrom Project7.errors import sentence", []),
         ("train_diffusion", "from Project7 import recipe, errors", []),
     ],
 )

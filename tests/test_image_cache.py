@@ -88,7 +88,7 @@ BUILD = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from Project7 import errors
+from Project7 import program
 from Project7.training_config import DataConfig
 from Project7.dataset import open_dataset
 def progress(what, done, total):
@@ -97,7 +97,7 @@ def main():
     a, b = open_dataset(DataConfig(data={data!r}, image_size=16), seed=0, cache_dir=Path({cache!r}), progress=progress)
     print("built", a.summary.built, a.fingerprint, flush=True)
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(program.run(main))
 """
 
 

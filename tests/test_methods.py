@@ -116,7 +116,7 @@ RECIPE = '''
 
 import sys
 
-from Project7 import errors, recipe
+from Project7 import program, recipe
 from Project7.config import SECTIONS
 from Project7.model_config import ConstantConfig
 
@@ -126,7 +126,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(program.run(main))
 '''
 
 

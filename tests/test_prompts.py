@@ -20,7 +20,7 @@ from Project7.training_config import ObjectiveConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "Project7" / "train_diffusion.py"
-ENTER, CTRL_C, CLEAR_LINE, UP, DOWN = "\r", "\x03", "\x15", "\x1b[A", "\x1b[B"
+ENTER, CTRL_C, CTRL_D, CLEAR_LINE, UP, DOWN = "\r", "\x03", "\x04", "\x15", "\x1b[A", "\x1b[B"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
 
 QUESTIONS = {
@@ -47,7 +47,7 @@ RESTORATION = recipe.regression("restoration.py", "About.", loss="enhanced", out
 DRIVER = """
 import json, sys
 from pathlib import Path
-from Project7 import errors, prompts
+from Project7 import program, prompts
 from Project7.config import SECTIONS
 from Project7.training_config import ObjectiveConfig
 
@@ -62,7 +62,7 @@ def main():
     print("ANSWER", json.dumps(answer), "END")
 
 here = Path(sys.argv[1])
-sys.exit(errors.run(main))
+sys.exit(program.run(main))
 """
 
 
@@ -595,9 +595,10 @@ def test_a_loss_that_is_no_loss_is_refused(person):
         ("ask_perceptual('They cannot be had.', 'VGG16', True)", "How shall it go on?"),
     ],
 )
-def test_ctrl_c_at_a_question_exits_130(ask, tmp_path, call, question):
+@pytest.mark.parametrize("key", [CTRL_C, CTRL_D], ids=["Ctrl-C", "Ctrl-D"])
+def test_ctrl_c_at_a_question_exits_130(ask, tmp_path, call, question, key):
     make_models(tmp_path / "models", "alpha")
-    terminal = ask(call).sees(question).types(CTRL_C).sees("Stopped.")
+    terminal = ask(call).sees(question).types(key).sees("Stopped.")
     assert terminal.ends() == 130
 
 

@@ -118,6 +118,16 @@ def test_pictures_and_curves_are_written(tmp_path):
     assert events.Tags()["images"] == ["gray | colour | truth"]
 
 
+def test_what_a_killed_run_drew_past_its_last_save_is_not_shown_twice(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = ModelFolder(tmp_path)
+    shown(folder, progress(), progress(step=20), progress(step=30))
+    shown(folder, progress(step=20), progress(step=30))  # saved at step 15, killed at 30, resumed
+    events = EventAccumulator(str(folder.logs), purge_orphaned_data=True).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [10, 20, 30]
+
+
 def test_a_picture_that_cannot_be_written_is_said_once(tmp_path):
     folder = ModelFolder(tmp_path)
     (tmp_path / "pictures").write_text("a file in the way")

@@ -11,7 +11,7 @@ from Project7.errors import UsageError
 from Project7.loss_config import PRESETS, LossConfig
 from Project7.methods import build_model
 from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
-from Project7.model_folder import ModelFolder
+from Project7.model_folder import ModelFolder, read_history
 from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 
 HERE = Path("config.json")
@@ -314,6 +314,16 @@ def test_a_damaged_history_is_set_aside_and_said_and_the_run_goes_on(tmp_path):
     assert notes == ["training_history.json is damaged; it is kept as training_history.json.damaged-1."]
     assert (folder.path / "training_history.json.damaged-1").read_text() == '[{"epoch": 1'
     assert not resume.load_for_resume(folder)[1], "said once"
+
+
+def test_a_lost_history_is_written_anew_from_the_checkpoint(tmp_path):
+    folder = ModelFolder(tmp_path / "m")
+    folder.path.mkdir()
+    stored = {"history": [{"epoch": 1}, {"epoch": 2}]}
+    assert resume.mend_history(folder, stored)
+    assert [entry["epoch"] for entry in read_history(folder)] == [1, 2]
+    assert not resume.mend_history(folder, {"history": [{"epoch": 1}]}), "one that is there stays"
+    assert [entry["epoch"] for entry in read_history(folder)] == [1, 2]
 
 
 # -- starting from another model -------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from Project7.collapse import Collapsed, TrainingFailed
 from Project7.config import RunConfig
 from Project7.critic import Critic
 from Project7.encoder import SHIPPED, Encoder
+from Project7.errors import ProjectError
 from Project7.feature_cache import open_features
 from Project7.health import Finding
 from Project7.image_set import ImageSet
@@ -134,6 +135,49 @@ def test_a_run_left_during_validation_goes_on_bit_for_bit(tmp_path, whole):
     assert left["progress"]["position"] == 21
     run(tmp_path, config(), resume=left)
     assert_same_run(whole, load_checkpoint(tmp_path / "last_model.pth"))
+
+
+def test_an_error_between_two_steps_loses_nothing(tmp_path, whole, monkeypatch):
+    """A loader's worker that died, a picture that cannot be read: what was trained is saved, and goes on."""
+
+    def load(images, batches, *, num_workers):
+        for number, indices in enumerate(batches):
+            if number == 3:
+                raise ProjectError("A process that reads images died; try --num-workers 0.")
+            yield torch.from_numpy(np.asarray(images)[indices])
+
+    with monkeypatch.context() as broken:
+        broken.setattr(trainer, "load_batches", load)
+        with pytest.raises(ProjectError, match="try --num-workers 0"):
+            run(tmp_path, config())
+    left = load_checkpoint(tmp_path / "last_model.pth")
+    assert left["step"] == 3
+    run(tmp_path, config(), resume=left)
+    assert_same_run(whole, load_checkpoint(tmp_path / "last_model.pth"))
+
+
+def test_an_error_within_a_step_saves_no_half_of_it(tmp_path, whole, monkeypatch):
+    step, calls = torch.optim.AdamW.step, itertools.count(1)
+
+    def fails(self, closure=None):
+        step(self, closure)
+        if next(calls) == 3:
+            raise RuntimeError("a device error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(torch.optim.AdamW, "step", fails)
+        with pytest.raises(RuntimeError, match="a device error"):
+            run(tmp_path, config(save_minutes=1e-9))
+    left = load_checkpoint(tmp_path / "last_model.pth")
+    assert left["step"] == 2
+    run(tmp_path, config(), resume=left)
+    assert_same_run(whole, load_checkpoint(tmp_path / "last_model.pth"))
+
+
+def test_a_history_that_cannot_be_written_is_said_once(tmp_path):
+    (tmp_path / "training_history.json").mkdir(parents=True)
+    seen = run(tmp_path, config(epochs=3))
+    assert notes(seen).count("The history could not be written") == 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])

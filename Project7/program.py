@@ -1,0 +1,145 @@
+"""How a program of this toolkit begins and ends: one clear sentence and an exit code, never a traceback.
+
+| code | meaning                                              |
+| ---- | ---------------------------------------------------- |
+| 0    | done                                                 |
+| 1    | the work failed (a file, the disk, the numbers)      |
+| 2    | the request cannot be carried out as it was written  |
+| 130  | Ctrl-C                                               |
+| 143  | SIGTERM                                              |
+"""
+
+import importlib.util
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from Project7.errors import ProjectError, UsageError, sentence
+
+_ECHO_SECONDS = 0.3  # torchrun passes on the Ctrl-C that its processes have had from the terminal already
+
+
+# What every program needs, by the names that are imported; requirements.txt has the versions.
+_NEEDED = ("numpy", "PIL", "pydantic", "rich", "questionary", "filelock", "torch", "torchvision", "diffusers", "timm")
+
+
+def begin(name: str) -> None:
+    """Comes before all other imports of a script. name: the script's `__name__`.
+
+    Until `run` there is nothing to clean up: Ctrl-C ends the program at once, without a traceback from an import. Where
+    this Python lacks what is needed, because the wrong interpreter was called, one sentence says so.
+    """
+    if name == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if not missing:
+        return
+    root = Path(__file__).resolve().parent.parent
+    ready = root / ".venv" / "bin" / "python"
+    other = f"use {ready}, which has them, or " if ready.exists() else ""
+    print(
+        f"Error: this Python ({sys.executable}) lacks {', '.join(missing)}; {other}install what is needed with: "
+        f"{sys.executable} -m pip install -r {root / 'requirements.txt'}",
+        file=sys.stderr,
+    )
+    sys.exit(UsageError.exit_code)
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Calls `main` and turns whatever leaves it into an exit code and at most one sentence on stderr.
+
+    SIGTERM unwinds like Ctrl-C, so that `finally` blocks remove their temporary files. PROJECT7_TRACEBACK=1
+    lets an unexpected error through with its traceback, for a bug report.
+    """
+    signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell ignores it for its background jobs
+        signal.signal(signal.SIGINT, _leave)
+    sys.unraisablehook = _leave_from_anywhere
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a name that this terminal cannot write is no error
+    try:
+        code = main() or 0
+        if sys.stdout:
+            sys.stdout.flush()  # here, where a reader that has left can still be met
+        return code
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends what is left of the program
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `project7 models | head`: the reader has left, and that is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ProjectError, OSError) as error:
+        print(f"Error: {sentence(error)}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+    except Exception as error:
+        if os.environ.get("PROJECT7_TRACEBACK"):
+            raise
+        hint = "this is a fault of the program; PROJECT7_TRACEBACK=1 shows where"
+        print(f"Error: {sentence(error)} ({hint})", file=sys.stderr)
+        return 1
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """Ctrl-C or SIGTERM. An import is not unwound: libraries swallow what is raised in them, or abort."""
+    if _importing(frame):
+        if signum == signal.SIGINT:
+            os.write(2, b"\nStopped.\n")
+        os._exit(128 + signum)
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + signum)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _leave_from_anywhere(unraisable: Any) -> None:
+    """Python drops what is raised in a finalizer or a callback; a request to end is still one there."""
+    error = unraisable.exc_value
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0))
+    sys.__unraisablehook__(unraisable)
+
+
+class StopSignals:
+    """Turns the first Ctrl-C or SIGTERM into a polite request, so that a training step can finish and be saved.
+
+    The second Ctrl-C leaves at once: files are replaced whole or not at all, so nothing is damaged.
+
+    >>> with StopSignals() as stop:
+    ...     for progress in run:
+    ...         if stop.requested: break
+    """
+
+    def __init__(self):
+        self.requested: int | None = None  # the signal's number
+
+    def __enter__(self):
+        self._before = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error):
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _request(self, signum, frame):
+        if self.requested is None:
+            self.requested, self._when = signum, time.monotonic()
+        elif signum == signal.SIGINT and time.monotonic() - self._when > _ECHO_SECONDS:
+            raise KeyboardInterrupt
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.requested if self.requested else 0
