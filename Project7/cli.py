@@ -11,6 +11,7 @@ from typing import Any
 
 from Project7 import flags, invocation, model_folder, program
 from Project7.answer_config import ColorizeConfig, EvaluateConfig
+from Project7.console import make_console, say
 from Project7.counting import sized
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.model_config import METHOD_CONFIGS, ClassificationConfig
@@ -127,10 +128,9 @@ def add_retouch(parser) -> None:
 
 
 def colorize(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
 
     start_missing_processes()
-    console = Console(stderr=True, soft_wrap=True)
+    console = make_console(stderr=True, wrap=False)
     like = earlier_picture(arguments.like)
     given = (like.settings() if like else {}) | flags.given(arguments, ColorizeConfig)
     settings: ColorizeConfig = parse_settings(ColorizeConfig, given)
@@ -148,7 +148,7 @@ def colorize(arguments: argparse.Namespace) -> int:
     jobs = own_share(plan_outputs(found, arguments.output, suffix=f".{settings.format}", **plan))
     colorizer = Colorizer.load(weights, device=settings.device, precision=settings.precision)
     if colorizer.note:
-        console.print(colorizer.note, highlight=False, markup=False)
+        console.print(colorizer.note)
     if settings.confidence:
         colorizer.check_confidence()
     if settings.variants > 1 and not colorizer.model.OPTIONS:
@@ -172,7 +172,7 @@ def named_photos(paths: list[Path], console, output: Path | None = None) -> list
     left_out = LeftOut()
     found = find_photos(paths, left_out=left_out, output=output)
     for line in left_out.lines(most=20):
-        console.print(line[0].upper() + line[1:], highlight=False, markup=False, soft_wrap=True)
+        console.print(line[0].upper() + line[1:], soft_wrap=True)
     if not found:
         named = ", ".join(map(shown, paths))
         raise UsageError(f"No photos in {named}; give JPEG, PNG, WebP, TIFF, AVIF or BMP files.")
@@ -221,18 +221,18 @@ def show_outcomes(outcomes, total: int, output: Path, model: str, console) -> in
             counts[outcome.kind] += 1
             if outcome.kind == "done":
                 where = f"{outcome.job.source} -> {file_names(outcome.files)}"
-                print(f"{where}  ({model}, {outcome.seconds:.1f} s)", flush=True)
+                say(f"{where}  ({model}, {outcome.seconds:.1f} s)")
             if outcome.text:
                 word = {"done": "Note", "exists": "Skipped", "left": "Left", "failed": "Failed"}[outcome.kind]
                 where = f"{outcome.job.source}: " if outcome.kind in ("done", "left") else ""
-                console.print(f"{word}: {where}{outcome.text}", highlight=False, markup=False)
+                console.print(f"{word}: {where}{outcome.text}")
             progress("colouring", number, total)
     parts = [f"{counts['done']} coloured"]
     parts += [f"{counts['exists']} skipped (there already)"] * bool(counts["exists"])
     parts += [f"{counts['left']} left (in colour)"] * bool(counts["left"])
     parts += [f"{counts['failed']} failed"] * bool(counts["failed"])
     who = f"process {os.environ['RANK']}: " if several_processes() else ""
-    print(f"{who}{', '.join(parts)}: {output}")
+    say(f"{who}{', '.join(parts)}: {output}")
     return 1 if counts["failed"] else 0
 
 
@@ -288,7 +288,6 @@ def add_evaluate(commands) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
 
     settings: EvaluateConfig = parse_settings(EvaluateConfig, flags.given(arguments, EvaluateConfig))
     paths = [model_folder.find_weights(model, arguments.models_dir) for model in arguments.model]
@@ -296,7 +295,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     twice = next((name for name in names if names.count(name) > 1 or name in ("gray", "mean-colour")), None)
     if twice:
         raise UsageError(f"Two rows of the table would be called {twice}; give models of different names.")
-    console = Console(stderr=True, soft_wrap=True)
+    console = make_console(stderr=True, wrap=False)
 
     from Project7 import evaluate as evaluation
     from Project7.colorize import Colorizer
@@ -318,28 +317,27 @@ def evaluate(arguments: argparse.Namespace) -> int:
         result, found = evaluation.evaluate(answers, photos, settings, split=arguments.split, progress=progress)
     show_result(result["rows"], result["protocol"]["missing"], whole=arguments.all)
     for line in evaluation.verdicts(result["differences"]):
-        print(line)
+        say(line)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         evaluation.write_result(arguments.json, result)
-        print(f"Result: {arguments.json}")
+        say(f"Result: {arguments.json}")
     if arguments.pictures:
         for path in write_evaluation_pictures(arguments.pictures, answers, photos, found):
-            print(f"Picture: {path}")
+            say(f"Picture: {path}")
     return 0
 
 
 def show_result(rows: list[dict[str, Any]], missing: dict[str, str], *, whole: bool) -> None:
     """The table, what is missing in it, and what it says in words. A pipe gets all measures."""
-    from rich.console import Console
 
     from Project7.evaluation_report import evaluation_table, in_words, reasons
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = make_console(width=None if sys.stdout.isatty() else 200)
     utf = console.encoding.lower().startswith("utf")
     console.print(evaluation_table(rows, whole=whole or not sys.stdout.isatty(), unicode=utf))
     for line in [*reasons(missing), *in_words(rows)]:
-        print(line)
+        say(line)
 
 
 def add_compare(commands) -> None:
@@ -381,11 +379,11 @@ def export(arguments: argparse.Namespace) -> int:
     from Project7.export import export_model
 
     if note := unsealed_note(weights):
-        print(note, file=sys.stderr)
+        say(note, file=sys.stderr)
     if note := export_model(weights, arguments.to, with_onnx=not arguments.no_onnx, force=arguments.force):
-        print(f"Note: {note}", file=sys.stderr)
+        say(f"Note: {note}", file=sys.stderr)
     for path in sorted(path for path in arguments.to.rglob("*") if path.is_file()):
-        print(f"{sized(path.stat().st_size):>9}  {path}")
+        say(f"{sized(path.stat().st_size):>9}  {path}")
     return 0
 
 
@@ -400,20 +398,20 @@ def add_models(commands) -> None:
 
 
 def models(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     found = model_folder.list_models(arguments.models_dir)
     if not found:
-        print(f"No models in {arguments.models_dir} yet. Train one: python -m Project7.train_diffusion")
+        say(f"No models in {arguments.models_dir} yet. Train one: python -m Project7.train_diffusion")
     own = {model.name for model in found}
     found += [model for model in model_folder.shipped_models() if model.name not in own]
     if not found:
         return 0
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = make_console(width=None if sys.stdout.isatty() else 160)
     for method in dict.fromkeys(method_of(model) for model in found):
         kind = METHOD_CONFIGS.get(method)
-        console.print(f"\n[bold]{method}[/bold]{f': {kind.CHOOSE}' if kind else ''}", highlight=False)
+        console.print(Text.assemble("\n", (method, "bold"), f": {kind.CHOOSE}" if kind else ""))
         table = Table(box=None, padding=(0, 2, 0, 2))
         for heading in ("model", "size", "epochs", "best loss", "changed", "weights"):
             table.add_column(heading, justify="left" if heading in ("model", "changed") else "right", no_wrap=True)
@@ -450,17 +448,16 @@ def add_doctor(commands) -> None:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
 
     from Project7 import health
     from Project7.atomic_file import replacing
     from Project7.doctor_report import draw_curves, show_diagnosis
 
     folder = model_folder.existing_folder(arguments.models_dir, arguments.name)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = make_console(width=None if sys.stdout.isatty() else 160)
     history = model_folder.read_history(folder)
     if history is None:
-        console.print(f"{folder.history} is damaged: only the logs are read.", style="yellow", highlight=False)
+        console.print(f"{folder.history} is damaged: only the logs are read.", style="yellow")
     config = model_folder.summarize(folder).config
     known = folder.name, config, history or [], [] if history else health.read_log(folder.logs)
     record = health.read(*known)
@@ -472,7 +469,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     picture = folder.path / "doctor.png"
     with replacing(picture) as file:
         file.write(draw_curves(stages))
-    console.print(f"Curves: {picture}", highlight=False, markup=False)
+    console.print(f"Curves: {picture}")
     return 1 if findings else 0
 
 
@@ -486,7 +483,6 @@ def add_data(commands) -> None:
 
 
 def data(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
 
     from Project7.counting import counting
     from Project7.dataset import open_dataset
@@ -494,13 +490,13 @@ def data(arguments: argparse.Namespace) -> int:
 
     parse_settings(TrainingConfig, {"seed": arguments.seed})
     config: DataConfig = parse_settings(DataConfig, flags.given(arguments, DataConfig))
-    with counting(Console(stderr=True)) as progress:
+    with counting(make_console(stderr=True)) as progress:
         parts = open_dataset(config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress)
     for part in parts:
         for line in part.summary.lines():
-            print(line)
+            say(line)
         some = colorfulness(part.images[:2000])
-        print(
+        say(
             f"  colorfulness of the first {len(some)}: mean {some.mean():.1f}; {(some < 10).mean():.0%} are nearly gray"
         )
     return 0
@@ -529,7 +525,6 @@ def may_replace(path: Path) -> bool:
 
 def palette(arguments: argparse.Namespace) -> int:
     """Writes the palette, and a picture of it beside."""
-    from rich.console import Console
 
     settings = parse_settings(ClassificationConfig, {"bins": arguments.bins})
     parse_settings(TrainingConfig, {"seed": arguments.seed})
@@ -546,15 +541,15 @@ def palette(arguments: argparse.Namespace) -> int:
     from Project7.palette import draw_palette, fit_palette, save_palette
     from Project7.photo import save_png
 
-    with counting(Console(stderr=True)) as progress:
+    with counting(make_console(stderr=True)) as progress:
         training, _ = open_dataset(config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress)
         found = fit_palette(training.images, settings.bins, seed=arguments.seed, progress=progress)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     save_palette(arguments.output, found)
     save_png(picture, draw_palette(found))
     pixels, rarest = found.counts.sum(), found.counts.min() / found.counts.sum()
-    print(f"{settings.bins} colours of {pixels:,.0f} pixels (the rarest has {rarest:.1e} of them): {arguments.output}")
-    print(f"Picture: {picture}")
+    say(f"{settings.bins} colours of {pixels:,.0f} pixels (the rarest has {rarest:.1e} of them): {arguments.output}")
+    say(f"Picture: {picture}")
     return 0
 
 
@@ -569,15 +564,14 @@ def add_download(commands) -> None:
 
 
 def download(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
 
     from Project7.counting import counting
     from Project7.download import download_tiny_imagenet
 
     address: dict[str, Any] = {"url": arguments.url} if arguments.url else {}
-    with counting(Console(stderr=True)) as progress:
+    with counting(make_console(stderr=True)) as progress:
         folder = download_tiny_imagenet(arguments.to, progress=progress, **address)
-    print(f"Tiny ImageNet is in {folder}. Train on it: python -m Project7.train_diffusion --data {folder}")
+    say(f"Tiny ImageNet is in {folder}. Train on it: python -m Project7.train_diffusion --data {folder}")
     return 0
 
 
@@ -620,7 +614,7 @@ def transfer(arguments: argparse.Namespace) -> int:
     picture = colours.transfer(original, edited)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_photo(output, picture, **kept(original))
-    print(f"Coloured: {output}")
+    say(f"Coloured: {output}")
     return 0
 
 
@@ -648,7 +642,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from Project7.studio import Studio
 
     def ready(address: str) -> None:
-        print(f"Project7 is at {address} (Ctrl-C ends it)", flush=True)
+        say(f"Project7 is at {address} (Ctrl-C ends it)")
         if arguments.open:
             import webbrowser
 

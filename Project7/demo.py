@@ -10,6 +10,7 @@ from rich.console import Console
 
 from Project7 import model_folder, recipe
 from Project7.config import RunConfig
+from Project7.console import make_console
 from Project7.invocation import command
 from Project7.model_config import DiffusionConfig
 from Project7.model_folder import ModelFolder
@@ -35,7 +36,7 @@ def run_demo(output: Path, models_dir: Path, *, train: bool = False) -> int:
 
     Returns the exit code.
     """
-    console = Console(soft_wrap=True)
+    console = make_console(wrap=False)
     output.mkdir(parents=True, exist_ok=True)
     if train:
         folder = ModelFolder(output / "models" / "demo")
@@ -44,7 +45,7 @@ def run_demo(output: Path, models_dir: Path, *, train: bool = False) -> int:
             return stopped
     else:
         folder = model_folder.existing_folder(models_dir, "base")
-        console.print(f"Colouring with the shipped model {folder.path}, which has seen neither.", highlight=False)
+        console.print(f"Colouring with the shipped model {folder.path}, which has seen neither.")
     show_photos(folder, output, console)
     return 0
 
@@ -55,7 +56,7 @@ def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
     Returns an exit code if stopped.
     """
     if folder.best.exists():
-        console.print(f"Colouring with the model that an earlier demo trained: {folder.path}.", highlight=False)
+        console.print(f"Colouring with the model that an earlier demo trained: {folder.path}.")
         return 0
     with console.status("Starting ..."):
         from Project7.photo_source import sample_photos
@@ -66,12 +67,11 @@ def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
     console.print(
         f"A small model is trained first, on crops of {len(kept)} photos ({', '.join(kept)}). "
         f"The photos it will colour ({', '.join(HELD_OUT)}) are not among them.",
-        highlight=False,
     )
     lay_out(photos, kept)
     config = _CONFIG.model_copy(update={"data": _CONFIG.data.model_copy(update={"data": (str(photos),)})})
     config, said = settle_precision(config)
-    console.print(said, highlight=False)
+    console.print(said)
     images = recipe.open_images(config, None, console)
     model_folder.create(folder)
     accelerator = make_accelerator(config.training)
@@ -107,11 +107,11 @@ def show_photos(folder: ModelFolder, output: Path, console: Console) -> None:
             save_png(output / f"{name}.png", picture)
             save_png(output / f"{name}-gray-colour-truth.png", side_by_side([without, picture, photo.rgb]))
     for name, known in HELD_OUT.items():
-        console.print(f"\n{name}{f': {known}' if folder.name == 'demo' else ''}", highlight=False)
-        console.print(f"  gray | colour | truth   {output / f'{name}-gray-colour-truth.png'}", highlight=False)
-        console.print(f"  in colour, full size    {output / f'{name}.png'}", highlight=False)
+        console.print(f"\n{name}{f': {known}' if folder.name == 'demo' else ''}")
+        console.print(f"  gray | colour | truth   {output / f'{name}-gray-colour-truth.png'}")
+        console.print(f"  in colour, full size    {output / f'{name}.png'}")
     more = "A model that has seen more knows more: python Project7/train_diffusion.py"
     program = command()
     yours = f"Your photos: {program} colorize PHOTO\nIn the browser: {program} serve --open\n"
     yours += f"A model of your own from a few photos: {program} demo --train"
-    console.print(f"\n{more if folder.name == 'demo' else yours}", highlight=False, markup=False)
+    console.print(f"\n{more if folder.name == 'demo' else yours}")

@@ -16,7 +16,7 @@ from Project7.health import MATURE, Finding, Record, number
 def show_diagnosis(record: Record, findings: list[Finding], stages: Sequence[Record], console: Console) -> None:
     """Prints small curves, those of each stage apart, then a table of the findings of `record`."""
     size = f"{counted(len(record.history), 'epoch')}, {counted(record.step, 'step')}"
-    console.print(f"{record.name}: {size}", style="bold", highlight=False, markup=False)
+    console.print(f"{record.name}: {size}", style="bold")
     curves = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, values in curves_of(stages).items():
         if values:
@@ -27,7 +27,6 @@ def show_diagnosis(record: Record, findings: list[Finding], stages: Sequence[Rec
             f"Too early to tell: {counted(record.step, 'step')}, and the pictures are judged from {MATURE:,} on. "
             "Nothing was found in the curves so far.",
             style="yellow",
-            highlight=False,
         )
         return
     if not findings:

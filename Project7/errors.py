@@ -1,5 +1,9 @@
 """What goes wrong, in words that a person can act on."""
 
+# What a terminal would obey or what turns text around, each as one visible character; tabs and line ends stay.
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+_PICTURES |= dict.fromkeys([*range(128, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
+
 
 class ProjectError(Exception):
     """Something a person can mend. The message names the value, the rule and the cure, in one sentence."""
@@ -11,6 +15,11 @@ class UsageError(ProjectError):
     """The request itself is wrong: an unknown name, a value out of bounds, a missing answer."""
 
     exit_code = 2
+
+
+def printable(text: str) -> str:
+    """The text with control characters as pictures of them: names of files and of weights may hold any character."""
+    return text.translate(_PICTURES)
 
 
 def sentence(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from Project7.errors import ProjectError, UsageError, sentence
+from Project7.errors import ProjectError, UsageError, printable, sentence
 
 _ECHO_SECONDS = 0.3  # torchrun passes on the Ctrl-C that its processes have had from the terminal already
 
@@ -76,13 +76,13 @@ def run(main: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ProjectError, OSError) as error:
-        print(f"Error: {sentence(error)}", file=sys.stderr)
+        print(f"Error: {printable(sentence(error))}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
     except Exception as error:
         if os.environ.get("PROJECT7_TRACEBACK"):
             raise
         hint = "this is a fault of the program; PROJECT7_TRACEBACK=1 shows where"
-        print(f"Error: {sentence(error)} ({hint})", file=sys.stderr)
+        print(f"Error: {printable(sentence(error))} ({hint})", file=sys.stderr)
         return 1
 
 

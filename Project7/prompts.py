@@ -14,8 +14,8 @@ from typing import Any
 import questionary
 from prompt_toolkit.key_binding import KeyBindings
 from pydantic.fields import FieldInfo
-from rich.console import Console
 
+from Project7.console import make_console
 from Project7.counting import counted
 from Project7.errors import UsageError
 from Project7.flags import default_text
@@ -108,10 +108,10 @@ def ask_model(
     models.sort(key=lambda model: bool(model.config and model.config.shipped))
     if others := [model.name for model in found if model not in models]:
         message = f"Of other scripts (see `project7 models`), and not offered here: {', '.join(others)}."
-        Console().print(message, highlight=False, markup=False)
+        make_console().print(message)
     if not found:
         message = f"There are no models in {models_dir} yet: this will be the first."
-        Console().print(message, highlight=False, markup=False)
+        make_console().print(message)
     if not models and not stages:
         return None, False
     lines = [_model_line(model) for model in models] + [CREATE] + [CREATE_IN_STAGES] * stages
@@ -185,9 +185,9 @@ def ask_settings(
         name, section, field, default = found
         if section != heading:
             heading = section
-            Console().print(f"\n[bold]{_HEADINGS[section]}[/bold]")
+            make_console().print(f"\n{_HEADINGS[section]}", style="bold")
         if name in _EXPLANATIONS:
-            Console().print(_EXPLANATIONS[name], highlight=False)
+            make_console().print(_EXPLANATIONS[name])
         try:
             answer = ask_setting(name, field, sections[section], known, default=default)
         except Back:
@@ -255,7 +255,7 @@ def ask_perceptual(reason: str, network: str, tiny: bool) -> dict[str, str]:
     tiny: whether the small network that comes with the toolkit can stand in. What is asked stands first, why and how a
     flag says the same under it.
     """
-    Console().print(f"\nThe weights of {network} are not here.", style="yellow", highlight=False, markup=False)
+    make_console().print(f"\nThe weights of {network} are not here.", style="yellow")
     choices = {"Compare the features of the small network that comes with the toolkit": "tiny"} if tiny else {}
     choices |= {
         "Take the weights from a file of mine": "file",

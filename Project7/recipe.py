@@ -18,6 +18,7 @@ from rich.console import Console
 
 from Project7 import flags, model_folder, prompts
 from Project7.config import RunConfig, for_recipe
+from Project7.console import make_console
 from Project7.counting import counted
 from Project7.errors import UsageError
 from Project7.invocation import command
@@ -131,7 +132,7 @@ def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
     named = resume or arguments.name or two_stages or arguments.start_from
     decided = named or (recipe.stages and arguments.strategy)
     if asking:
-        Console().print("Enter takes what stands in brackets; < goes back to the question before.", highlight=False)
+        make_console().print("Enter takes what stands in brackets; < goes back to the question before.")
     while True:
         if asking and not decided:
             stages = recipe.stages and "epochs" not in given
@@ -277,7 +278,7 @@ def own_photos(recipe: Recipe, resume: str, stored: DataConfig, given: dict[str,
 
 
 def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespace) -> int:
-    console = Console(quiet=not is_main_process(), soft_wrap=True)
+    console = make_console(quiet=not is_main_process(), wrap=False)
     if request.source is None:
         return train_new(recipe, request, arguments, console)
 
@@ -287,17 +288,17 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
         return train_anew(recipe, request, arguments, console)
     checkpoint, notes = resume.load_for_resume(request.source)
     for note in notes:
-        console.print(note, style="yellow", highlight=False, markup=False)
+        console.print(note, style="yellow")
     sections = recipe.sections_with(request.settings)
     config = resume.merge(checkpoint, request.source.config, request.settings, sections, replan=arguments.replan)
     planned = checkpoint["config"]["training"]["epochs"]
     if config.training.epochs != planned:
-        console.print(f"epochs     {planned} were planned, now {config.training.epochs}", highlight=False)
+        console.print(f"epochs     {planned} were planned, now {config.training.epochs}")
     complete = resume.plan(checkpoint, config, new_schedule="lr_schedule" in request.settings)
     if complete:
         if is_main_process() and resume.mend_history(request.source, checkpoint):
-            console.print(f"{request.source.history.name} is written anew, from the checkpoint.", highlight=False)
-        console.print(f"{request.source.name} is {complete}", highlight=False)
+            console.print(f"{request.source.history.name} is written anew, from the checkpoint.")
+        console.print(f"{request.source.name} is {complete}")
         return 0
     if request.folder != request.source and is_main_process():
         copy_best(request.source, request.folder)
@@ -316,7 +317,7 @@ def train_anew(recipe: Recipe, request: Request, arguments: argparse.Namespace, 
     config = resume.merge(nothing, source.config, request.settings, sections, replan=True)
     console.print(
         f"{source.name} ended before anything was saved; it begins anew with the settings in its config.json.",
-        style="yellow", highlight=False, markup=False,
+        style="yellow",
     )  # fmt: skip
     return fit(recipe, request.folder, config, None, arguments, console)
 
@@ -329,7 +330,7 @@ def train_new(recipe: Recipe, request: Request, arguments: argparse.Namespace, c
 
         weights = model_folder.find_weights(arguments.start_from, arguments.models_dir, flag="--start-from")
         known, start = starting_point(weights, kinds["model"], _of(kinds["model"], request.settings))
-        console.print(f"weights    those of {weights}", highlight=False, markup=False)
+        console.print(f"weights    those of {weights}")
     sections = {
         name: known if known and name == "model" else parse_settings(config, _of(config, request.settings))
         for name, config in kinds.items()
@@ -369,7 +370,7 @@ def fit(
         config, said = settle_precision(config)
         accelerator = make_accelerator(config.training)
     if said:
-        console.print(said, highlight=False)
+        console.print(said)
     config = settle_perceptual(config, console, asking=can_ask(arguments))
     images = open_images(config, arguments.cache_dir, console)
     refuse_gray(images[0])
@@ -382,15 +383,15 @@ def fit(
     console.print(describe(folder, config, images, accelerator))
     how = {"accelerator": accelerator, "resume": checkpoint, "start": start, "features": features}
     for line in warnings(config, len(images[0].images), accelerator.num_processes, checkpoint):
-        console.print(line, style="yellow", highlight=False, markup=False)
+        console.print(line, style="yellow")
     if can_ask(arguments) and not confirmed(config, images, how, console):
         console.print("Nothing was trained.")
         return 0
     run = train(config, folder, images, **how)
     report, stop = watch(run, folder, config, accelerator, console)
     if stop.requested:
-        console.print(f"\nStopped at step {report.step}; all is saved. Go on with:", highlight=False)
-        console.print(f"  python {recipe.script} --resume {folder.name}", highlight=False)
+        console.print(f"\nStopped at step {report.step}; all is saved. Go on with:")
+        console.print(f"  python {recipe.script} --resume {folder.name}")
         return stop.exit_code
     summarize(folder, report, console)
     return 0
@@ -398,11 +399,13 @@ def fit(
 
 def confirmed(config: RunConfig, images, how: dict[str, Any], console: Console) -> bool:
     """Says how long it will take, and asks whether to start."""
+    from rich.text import Text
+
     from Project7.run_time import in_words, measure
 
     with console.status("Measuring a few steps ..."):
         measured = measure(config, images, **how)
-    console.print(f"[bold]time[/bold]       {in_words(measured)}\n", highlight=False)
+    console.print(Text.assemble(("time", "bold"), f"       {in_words(measured)}\n"))
     return prompts.agreed()
 
 
@@ -460,7 +463,7 @@ def make_palette(config: RunConfig, images, console: Console):
     with counting(console) as progress:
         palette = fit_palette(images[0].images, model.bins, seed=config.training.seed, progress=progress)
     line = f"palette: {model.bins} colours, from {palette.counts.sum():,.0f} pixels of the training images"
-    console.print(line, highlight=False)
+    console.print(line)
     return palette
 
 
@@ -503,7 +506,7 @@ def open_images(config: RunConfig, cache_dir: Path | None, console: Console):
         images = open_dataset(config.data, seed=config.training.seed, cache_dir=cache_dir, progress=progress)
     for part in images:
         for line in part.summary.lines():
-            console.print(line, highlight=False)
+            console.print(line)
     return images
 
 
@@ -538,7 +541,7 @@ def summarize(folder: ModelFolder, report, console: Console) -> None:
     """Where everything is, at the end."""
     summary = model_folder.summarize(folder)
     best = "" if summary.best_val_loss is None else f", best validation loss {summary.best_val_loss:.4f}"
-    console.print(f"\nDone: {counted(summary.epochs, 'epoch')}{best}.", highlight=False)
+    console.print(f"\nDone: {counted(summary.epochs, 'epoch')}{best}.")
     places = {
         "weights": folder.best,
         "history": folder.history,
@@ -547,9 +550,7 @@ def summarize(folder: ModelFolder, report, console: Console) -> None:
     }
     for name, path in places.items():
         if path and path.exists():
-            console.print(f"  {name:<12}{path}", highlight=False)
+            console.print(f"  {name:<12}{path}")
     console.print(
         f"Colour a photo with it: {command()} colorize PHOTO --model {folder.name} --output outputs",
-        highlight=False,
-        markup=False,
     )

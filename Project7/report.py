@@ -55,7 +55,7 @@ class Report:
         """Shows a trainer.Progress."""
         self.step = progress.step
         for note in progress.notes:
-            self.console.print(note, style="yellow", highlight=False, markup=False)
+            self.console.print(note, style="yellow")
         if progress.comparison:
             self.psnr = progress.comparison.psnr
             self.try_to("comparison picture", self.write_comparison, progress)
@@ -63,7 +63,7 @@ class Report:
             self.try_to("TensorBoard log", self.write_scalars, progress)
         self.move_bar(progress)
         if progress.entry:
-            self.console.print(self.epoch_line(progress), highlight=False)
+            self.console.print(self.epoch_line(progress))
         elif progress.comparison and not self.console.is_terminal:
             self.console.print(f"step {progress.step}/{progress.total_steps}  {numbers(progress, self.psnr)}")
 
@@ -73,7 +73,7 @@ class Report:
         except OSError as error:
             if what not in self.troubles:
                 message = f"No {what}: {sentence(error)}. Training goes on."
-                self.console.print(message, style="yellow", highlight=False, markup=False)
+                self.console.print(message, style="yellow")
             self.troubles.add(what)
 
     def move_bar(self, progress) -> None:

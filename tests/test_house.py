@@ -19,7 +19,7 @@ PACKAGE = ROOT / "Project7"
 ORDER = """
 __init__ errors invocation
 program
-settings sheet sixteen_bit
+console settings sheet sixteen_bit
 counting atomic_file answer_config loss_config training_config color processes
 model_config
 config
@@ -228,3 +228,15 @@ def test_the_constants_of_lab_have_one_home():
     assert lab_constants("x / 50\n50.0 * x\nx /= 110\nx + 50\nx / 51\nf(50)") == [1, 2, 3]
     elsewhere = {module: lab_constants(source) for module, source in MODULES.items() if module != "color"}
     assert {module: lines for module, lines in elsewhere.items() if lines} == {}
+
+
+def prints(source: str) -> list[int]:
+    """The lines that print or make a console by themselves, so that a name could command the terminal."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("print", "Console")]
+
+
+def test_what_is_printed_goes_through_one_door():
+    assert prints("def f(name):\n    print(name)\n    Console().print(name)\n    say(name)") == [2, 3]
+    rooms = {path.stem for path in PACKAGE.glob("*.py") if prints(path.read_text(encoding="utf-8"))}
+    assert rooms <= {"console", "program"}
