@@ -179,35 +179,45 @@ def colorize_files(
             continue
         most = batch_size // (len(job.targets) * options.get("candidates", 1))
         if batch and not fits(colorizer, batch, ready[1], most, options.get("working_size")):
-            yield from surely(colorizer, batch, seed=seed, **options)
+            yield from surely(colorizer, batch, seed=seed, batch_size=batch_size, **options)
             batch = []
         batch.append(ready)
     if batch:
-        yield from surely(colorizer, batch, seed=seed, **options)
+        yield from surely(colorizer, batch, seed=seed, batch_size=batch_size, **options)
 
 
-def surely(colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, **options: Any) -> Iterator[Outcome]:
-    """Colours a batch; where that fails, photo by photo, so that only those fail that cannot be coloured."""
+def surely(
+    colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, batch_size: int, **options: Any
+) -> Iterator[Outcome]:
+    """Colours a batch; where that fails, photo by photo and then answer by answer, so that only those photos fail that
+    cannot be coloured."""
     done = 0
     try:
-        for outcome in colorize_batch(colorizer, batch, seed=seed, **options):
+        for outcome in colorize_batch(colorizer, batch, seed=seed, batch_size=batch_size, **options):
             done += 1
             yield outcome
     except UsageError:  # what was asked for is wrong for every photo
         raise
     except Exception as error:
-        if len(batch) == 1:
+        if len(batch) == 1 and (batch_size == 1 or not short_of_memory(error)):
             yield Outcome(batch[0][0], "failed", reason(error))
             return
         for one in batch[done:]:
-            yield from surely(colorizer, [one], seed=seed, **options)
+            size = 1 if len(batch) == 1 else batch_size
+            yield from surely(colorizer, [one], seed=seed, batch_size=size, **options)
 
 
 def reason(error: Exception) -> str:
     """Why a photo could not be coloured, and the cure where there is one."""
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "allocate memory" in str(error):
+    if short_of_memory(error):
         return "there is not enough memory for it; give --batch-size 1, fewer --candidates or a smaller photo"
     return sentence(error)
+
+
+def short_of_memory(error: Exception) -> bool:
+    """NumPy, PyTorch on CUDA and PyTorch on the CPU each say it in their own way."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 def prepared(
@@ -256,8 +266,16 @@ def fits(
 
 
 def colorize_batch(
-    colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, confidence: bool = False, **options: Any
+    colorizer: Colorizer,
+    batch: list[tuple[Job, Photo]],
+    *,
+    seed: int,
+    batch_size: int,
+    confidence: bool = False,
+    **options: Any,
 ) -> Iterator[Outcome]:
+    """Colours photos together; the network sees at most `batch_size` pictures at a time, but for the candidates of one
+    answer, which belong together."""
     begin = time.perf_counter()
     count = len(batch[0][0].targets)
     seeds = range(seed, seed + count)
@@ -266,13 +284,18 @@ def colorize_batch(
     if confidence:
         options["watch_confidence"] = sure.append
     deep = batch[0][0].targets[0].suffix in DEEP_SUFFIXES
-    answers = colorizer.colorize_photos([photo for _, photo in batch], seeds=seeds, deep=deep, **options)
+    photos, answers = [photo for _, photo in batch], [[] for _ in batch]
+    together = max(1, batch_size // (len(batch) * options.get("candidates", 1)))
+    for first in range(0, count, together):
+        found = colorizer.colorize_photos(photos, seeds=seeds[first : first + together], deep=deep, **options)
+        for pictures, more in zip(answers, found, strict=True):
+            pictures += more
     seconds = (time.perf_counter() - begin) / len(batch)
     for place, ((job, photo), pictures, how) in enumerate(zip(batch, answers, made, strict=True)):
         begin = time.perf_counter()
         maps = {}
         if confidence:
-            maps[confidence_path(job)] = at_full_size(sure[0][[place * count]], photo.rgb.shape[:2])
+            maps[confidence_path(job)] = at_full_size(sure[0][[place * min(count, together)]], photo.rgb.shape[:2])
         levels = options.get("levels", "off")
         outcome = write(job, photo, pictures, how, maps, levels=levels)
         yield dataclasses.replace(outcome, seconds=seconds + time.perf_counter() - begin)

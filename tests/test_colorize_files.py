@@ -100,6 +100,31 @@ def test_small_photos_go_through_the_network_together(tmp_path, colorizer, monke
     assert max(np.abs(a - b).max() for a, b in zip(together, alone, strict=True)) <= 1
 
 
+def test_variants_keep_to_the_batch_size_and_memory_that_runs_out_makes_batches_smaller(
+    tmp_path, colorizer, monkeypatch
+):
+    """Variants are cut into batches, and a batch that is too large into single answers; none of them changes."""
+    batches, room, original = [], 8, colorizer.model.colorize
+
+    def watch(L, **options):
+        batches.append(len(L))
+        if len(L) > room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return original(L, **options)
+
+    monkeypatch.setattr(colorizer.model, "colorize", watch)
+    found = files(tmp_path, "a.png")
+    written = {}
+    for batch_size, room in ((8, 8), (3, 8), (4, 1)):
+        batches.clear()
+        jobs = plan_outputs(found, tmp_path / f"{batch_size}", variants=5)
+        (done,) = outcomes(colorizer, jobs, batch_size=batch_size)
+        assert done.kind == "done"
+        written[batch_size] = [np.asarray(Image.open(path)).astype(int) for path in jobs[0].targets]
+        assert batches == {8: [5], 3: [3, 2], 4: [4, 1, 1, 1, 1, 1]}[batch_size]
+    assert max(np.abs(a - b).max() for n in (3, 4) for a, b in zip(written[8], written[n], strict=True)) <= 1
+
+
 def outcomes(colorizer, jobs, *, force=False, seed=0, **options):
     settings = {"batch_size": 8, "steps": 1, "sampler": "ddim", "working_size": None} | options
     return list(colorize_files(colorizer, jobs, seed=seed, force=force, **settings))
