@@ -15,6 +15,7 @@ The file is a zip archive of torch's; its comment holds the SHA-256 of the rest 
 
 import hashlib
 import warnings
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -183,12 +184,34 @@ def _check_kind(path: Path, file: BinaryIO) -> None:
     """Names the common accidents: not a checkpoint at all."""
     start = file.read(64)
     file.seek(0)
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()  # without the mark that Windows puts first
     kinds = {
         "is empty": not start,
-        "is a web page": start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")),
+        "is a web page": text.startswith((b"<!doctype", b"<html", b"<?xml")),
+        "is JSON": text.startswith((b"{", b"[")),
+        "is a picture": start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")),
+        "has only a few bytes": len(start) < 16,
         "is a Git LFS pointer, not the file that it points to": start.startswith(b"version https://git-lfs"),
         "is a safetensors file": len(start) > 9 and start[8:9] == b"{" and start[4:8] == b"\0\0\0\0",
     }
     for kind, is_it in kinds.items():
         if is_it:
             raise CheckpointError(f"{path} {kind}; expected a checkpoint of this toolkit (best_model.pth).")
+    check_unpacked_size(path, file)
+
+
+def check_unpacked_size(path: Path, file: BinaryIO) -> None:
+    """Raises CheckpointError for an archive that is much larger unpacked: torch compresses nothing, and a small file
+    that fills the memory is none of ours."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # no archive, or a damaged one: refused when it is read
+    finally:
+        stored = file.seek(0, 2)
+        file.seek(0)
+    if size > 2 * stored + (1 << 20):
+        raise CheckpointError(
+            f"{path} has {stored:,} bytes and would take {size:,} in memory; use a checkpoint that this toolkit wrote."
+        )

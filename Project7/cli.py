@@ -461,6 +461,9 @@ def doctor(arguments: argparse.Namespace) -> int:
     config = model_folder.summarize(folder).config
     known = folder.name, config, history or [], [] if history else health.read_log(folder.logs)
     record = health.read(*known)
+    if not record.windows and (finding := health.unusual_rate(record)):  # no curve is needed to see it
+        console.print(finding.line())
+        return 1
     if not record.windows:
         raise ProjectError(f"Nothing was logged for {folder.name!r} yet; let it train some tens of steps.")
     findings = health.diagnose(record)

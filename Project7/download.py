@@ -3,6 +3,7 @@ bounds for what libraries download.
 """
 
 import contextlib
+import hashlib
 import http.client
 import shutil
 import socket
@@ -17,7 +18,9 @@ from Project7.atomic_file import write_text
 from Project7.counting import Counting
 from Project7.errors import ProjectError, UsageError, sentence
 
-TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_IMAGENET_URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"  # of that archive, of 248,100,043 bytes
+_MOST_RECEIVED, _MOST_UNPACKED = 1 << 30, 4 << 30  # bytes
 _NAME = "tiny-imagenet-200"
 _SILENCE = 30  # seconds without a byte before a connection is given up
 _REACH = 5  # seconds within which the Hugging Face Hub has to answer
@@ -37,9 +40,23 @@ def download_tiny_imagenet(to: Path, *, url: str = TINY_IMAGENET_URL, progress: 
     to.mkdir(parents=True, exist_ok=True)
     if not archive.exists():
         fetch(url, archive, progress)
+    if url == TINY_IMAGENET_URL:
+        check_archive(archive, _SHA256)
     unpack(archive, folder, progress)
     archive.unlink()
     return folder
+
+
+def check_archive(archive: Path, sha256: str) -> None:
+    """Raises ProjectError where this is not the archive that everybody has, and removes it."""
+    with open(archive, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        archive.unlink()
+        raise ProjectError(
+            f"What was downloaded is not the known Tiny ImageNet (SHA-256 {found[:12]}..., expected {sha256[:12]}...), "
+            "and was thrown away; run the command again, or give another address with --url."
+        )
 
 
 def fetch(url: str, target: Path, progress: Counting | None) -> None:
@@ -81,14 +98,26 @@ def receive(answer, part: Path, tag: Path, have: int, progress: Counting | None)
         write_text(tag, version)
     length = answer.headers.get("Content-Length")
     total = have + int(length) if length and length.isdecimal() else 0
+    if total > _MOST_RECEIVED:
+        raise too_large(f"announces {total:,} bytes", part, tag)
     with open(part, "ab" if have else "wb") as file:
         while block := answer.read(_BLOCK):
             file.write(block)
             have += len(block)
+            if have > _MOST_RECEIVED:
+                raise too_large("does not end", part, tag)
             if progress:
                 progress("downloading (bytes)", have, max(total, have))
     if have < total:
         raise OSError(f"{have:,} of {total:,} bytes came")
+
+
+def too_large(what: str, part: Path, tag: Path) -> ProjectError:
+    part.unlink(missing_ok=True)
+    tag.unlink(missing_ok=True)
+    return ProjectError(
+        f"The download {what}, and Tiny ImageNet has less than {_MOST_RECEIVED:,}; give another address with --url."
+    )
 
 
 def unpack(archive: Path, folder: Path, progress: Counting | None) -> None:
@@ -101,6 +130,8 @@ def unpack(archive: Path, folder: Path, progress: Counting | None) -> None:
     try:
         with zipfile.ZipFile(archive) as members:
             names = members.namelist()
+            if (size := sum(member.file_size for member in members.infolist())) > _MOST_UNPACKED:
+                raise zipfile.BadZipFile(f"would take {size:,} bytes")
             strangers = [n for n in names if n.startswith(("/", "\\")) or ".." in Path(n).parts or ":" in n]
             if strangers or not any(name.startswith(f"{_NAME}/train/") for name in names):
                 what = f"holds {strangers[0]!r}" if strangers else f"has no {_NAME}/train/"

@@ -15,6 +15,7 @@ import numpy as np
 
 from Project7.config import RunConfig
 from Project7.loss_config import LOSS_WEIGHTS
+from Project7.training_config import TrainingConfig
 
 CRITIC_TERMS = ("adversarial", "feature_matching")  # opinions that change: no measure of progress
 GRAY = 10.0  # colorfulness below which a photo is nearly gray
@@ -23,6 +24,7 @@ _MANY_GRAY = 0.4  # share of the training photos
 _SWING = 0.1  # of the level: a smaller swing of the loss is no oscillation
 _NOISE = 4.0  # standard errors: a smaller change is noise
 _BOLD_RATE = 3e-3  # a learning rate above is the first suspect, whatever is seen
+_UNUSUAL = 30  # times the usual learning rate, or a part of it
 _IGNORANT = 0.75  # of the variance of its targets; trained models are well below 0.5
 _HIGHEST = {"ab": 0.3, "ab_chrominance": 0.3, "l_luminance": 0.15}  # of the roots of the terms, as documented
 
@@ -643,6 +645,24 @@ def gray_share_finding(share: float) -> Finding | None:
     )
 
 
+def unusual_rate(record: Record) -> Finding | None:
+    """Read from the settings alone: there is no curve yet when it matters."""
+    if not record.config:
+        return None
+    rate, usual = record.config.training.learning_rate, TrainingConfig().learning_rate
+    if usual / _UNUSUAL < rate < usual * _UNUSUAL:
+        return None
+    high = rate > usual
+    return Finding(
+        "bold learning rate" if high else "timid learning rate",
+        f"the learning rate {rate:g} is {f'{rate / usual:.0f} times' if high else f'1/{usual / rate:.0f} of'} the "
+        f"usual {usual:g}",
+        "the weights jump over what they should learn" if high else "the weights hardly move",
+        f"a new model with --learning-rate {usual:g}",
+        "likely",
+    )
+
+
 CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     not_finite,
     divergence,
@@ -653,6 +673,7 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     oscillation,
     discriminator_has_won,
     gray_data,
+    unusual_rate,
     unbalanced,
     unusual_terms,
     bias,

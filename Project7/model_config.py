@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, model_validator
 
+from Project7.errors import UsageError
 from Project7.loss_config import LOSS_WEIGHTS
 from Project7.settings import SETTINGS, setting
 
@@ -318,6 +319,8 @@ class RegressionConfig(BaseModel):
         return self
 
     def fitted(self, image_size: int, given: Iterable[str]) -> "RegressionConfig":
+        if self.outputs == "ab" and "fade" in given:
+            raise UsageError("--fade has no effect where --outputs is ab; leave it out, or add --outputs lab.")
         return self
 
     @property

@@ -93,10 +93,11 @@ def open_folder(models_dir: Path, name: str) -> ModelFolder:
 
     Raises UsageError for a bad name, or for a link that leads out of `models_dir`.
     """
-    path = Path(models_dir) / check_name(name)
-    if path.is_symlink() and not path.resolve().is_relative_to(Path(models_dir).resolve()):
-        raise UsageError(f"{path} is a link out of the models folder, and is not followed; put a folder there.")
-    return ModelFolder(path)
+    folder = ModelFolder(Path(models_dir) / check_name(name))
+    for path, kind in ((folder.path, "folder"), *((p, "file") for p in (folder.best, folder.last, folder.config))):
+        if path.is_symlink() and not path.resolve().is_relative_to(Path(models_dir).resolve()):
+            raise UsageError(f"{path} is a link out of the models folder, and is not followed; put a {kind} there.")
+    return folder
 
 
 def shipped_models() -> list["ModelSummary"]:
@@ -118,10 +119,18 @@ def existing_folder(models_dir: Path, name: str) -> ModelFolder:
     return folder
 
 
-def create(folder: ModelFolder) -> None:
-    """Makes the folder and checks that it can be written to, before hours are spent on training (else ProjectError)."""
+def create(folder: ModelFolder) -> bool:
+    """Makes the folder and checks that it can be written to, before hours are spent on training (else ProjectError).
+
+    True where it is this call that made it: of two processes only one may remove it again.
+    """
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.path.mkdir()
+            created = True
+        except FileExistsError:
+            created = False
         sweep(folder.path)
         if not os.access(folder.path, os.W_OK):
             raise PermissionError(13, "no permission to write")
@@ -129,6 +138,7 @@ def create(folder: ModelFolder) -> None:
         raise ProjectError(
             f"The model folder {folder.path} cannot be written ({error.strerror}); choose another with --models-dir."
         ) from None
+    return created
 
 
 @contextmanager

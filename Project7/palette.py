@@ -23,6 +23,7 @@ SIGMA = 5.0  # Lab units: of the soft encoding and of the smoothing of the frequ
 _LARGEST = 128  # |a| and |b| of every colour of sRGB are below it
 _STEP = 0.5  # Lab units: side of the cells in which pixels are counted before K-means
 _BATCH = 64  # photos whose colours are counted at a time
+_LARGEST_FILE = 1 << 22  # bytes of a palette file, unpacked
 _GRAY = 2.0  # a set whose colours all lie within this of gray has no palette
 
 
@@ -205,6 +206,8 @@ def load_palette(path: Path, *, bins: int | None = None) -> Palette:
     """
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if sum(member.file_size for member in file.zip.infolist()) > _LARGEST_FILE:
+                raise ValueError("it would take too much memory")
             centres, counts = (
                 np.asarray(file[name].astype(float, casting="same_kind")) for name in ("centres", "counts")
             )

@@ -65,8 +65,7 @@ def main(recipe: Recipe, argv: list[str] | None = None) -> int:
     request = gather(recipe, arguments)
     if not is_main_process():
         return train_request(recipe, request, arguments)
-    created = not request.folder.path.exists()
-    model_folder.create(request.folder)
+    created = model_folder.create(request.folder)
     try:
         with model_folder.locked(request.folder):
             return train_request(recipe, request, arguments)

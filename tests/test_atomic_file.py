@@ -94,7 +94,7 @@ FILL_THE_DISK = """
 import resource, sys
 from pathlib import Path
 from Project7.atomic_file import replacing
-from Project7.errors import run
+from Project7.program import run
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 def main():
     with replacing(Path(sys.argv[1])) as file:

@@ -184,7 +184,7 @@ SAVE_TWICE = """
 import resource, sys
 import torch
 from Project7.checkpoints import save_checkpoint
-from Project7.errors import run
+from Project7.program import run
 def main():
     checkpoint = {"model_state_dict": {"w": torch.zeros(100_000)}, "config": {}}
     save_checkpoint(sys.argv[1], checkpoint)
@@ -406,16 +406,26 @@ def test_a_damaged_file_without_a_checksum_loads_or_is_refused(path, legacy):
         (b"\n  <HTML>\n<head>", "is a web page"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n", "is a Git LFS pointer"),
+        (b"\xef\xbb\xbf<!doctype html><html><body>Sign in</body></html>", "is a web page"),
+        (b'{"error": "not found", "status": 404}', "is JSON"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(99), "is a picture"),
+        (b"x", "has only a few bytes"),
         (safetensors.torch.save({"w": torch.zeros(3)}), "is a safetensors file"),
     ],
-    ids=["empty", "html", "HTML", "xml", "lfs", "safetensors"],
+    ids=["empty", "html", "HTML", "xml", "lfs", "html with a mark", "json", "jpeg", "one byte", "safetensors"],
 )
 def test_what_is_no_checkpoint_is_named_for_what_it_is(path, content, said):
     path.write_bytes(content)
     assert one_line(path).startswith(f" {said}")
 
 
-@pytest.mark.parametrize("content", [b"x", b"a few words\n" * 9, b"\x89PNG\r\n\x1a\n" + bytes(99), b"\x1f\x8b\x08" * 9])
+def test_a_small_file_that_fills_the_memory_is_refused_before_it_is_read(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(64 << 20))
+    assert "and would take 67,108,864 in memory" in one_line(path)
+
+
+@pytest.mark.parametrize("content", [b"a few words\n" * 9, b"\x89PNG\r\n\x1a\n" + bytes(99), b"\x1f\x8b\x08" * 9])
 def test_any_other_file_is_refused(path, content):
     path.write_bytes(content)
     one_line(path)

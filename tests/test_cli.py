@@ -25,7 +25,7 @@ from Project7.methods import build_model
 from Project7.model_config import DiffusionConfig
 from Project7.model_folder import ModelFolder
 from Project7.photo_source import sample_photos
-from Project7.training_config import DataConfig, ObjectiveConfig
+from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = RunConfig(
@@ -353,6 +353,16 @@ def test_a_healthy_run_exits_0(tmp_path, capsys):
     assert "m: 1 epoch, 6,000 steps" in out
     assert "looks healthy" in out
     assert "doctor.png" in out
+
+
+def test_a_bold_learning_rate_is_said_before_there_is_a_curve(tmp_path, capsys):
+    folder = trained(tmp_path, [])
+    bold = {"training": TrainingConfig(learning_rate=0.03)}
+    model_folder.write_config(folder, CONFIG.model_copy(update=bold))
+    assert doctor(folder) == 1
+    assert (
+        "bold learning rate (likely): the learning rate 0.03 is 300 times the usual 0.0001" in capsys.readouterr().out
+    )
 
 
 def test_findings_exit_1_with_their_cure(tmp_path, capsys):

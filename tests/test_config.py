@@ -694,6 +694,12 @@ def test_a_new_models_noise_follows_the_size_of_its_chroma_grid():
     assert RegressionConfig().fitted(64, ()) == RegressionConfig()
 
 
+def test_fade_is_refused_where_it_has_no_effect():
+    with pytest.raises(UsageError, match="--fade has no effect where --outputs is ab"):
+        RegressionConfig(fade=0.3).fitted(64, {"fade"})
+    assert RegressionConfig(fade=0.3, outputs="lab").fitted(64, {"fade"}).fade == 0.3
+
+
 def test_without_an_encoder_there_is_no_head():
     new = SECTIONS["model"]
     assert (parse_settings(new, {}).encoder, parse_settings(new, {}).head) == (ENCODER, "classes")

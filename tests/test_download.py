@@ -133,6 +133,28 @@ def test_what_is_no_whole_archive_is_thrown_away(tmp_path, content):
     assert not (tmp_path / "evil").exists()
 
 
+def test_another_archive_under_the_known_address_is_thrown_away(tmp_path, monkeypatch):
+    with Server(archive()) as server:
+        monkeypatch.setattr(download, "TINY_IMAGENET_URL", server.url)
+        with pytest.raises(ProjectError, match="is not the known Tiny ImageNet"):
+            download_tiny_imagenet(tmp_path, url=server.url)
+        assert list(tmp_path.iterdir()) == []
+        monkeypatch.setattr(download, "_SHA256", hashlib.sha256(archive()).hexdigest())
+        assert download_tiny_imagenet(tmp_path, url=server.url).is_dir()
+
+
+def test_a_download_without_end_and_an_archive_that_fills_the_disk_are_refused(tmp_path, monkeypatch):
+    with Server(archive()) as server:
+        monkeypatch.setattr(download, "_MOST_RECEIVED", 4000)
+        with pytest.raises(ProjectError, match="announces"):
+            download_tiny_imagenet(tmp_path, url=server.url)
+        monkeypatch.setattr(download, "_MOST_RECEIVED", 1 << 30)
+        monkeypatch.setattr(download, "_MOST_UNPACKED", 4000)
+        with pytest.raises(ProjectError, match="would take"):
+            download_tiny_imagenet(tmp_path, url=server.url)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_error_of_the_server_and_no_server_at_all(tmp_path, monkeypatch):
     with Server(archive(), status=404) as server, pytest.raises(ProjectError, match="404"):
         download_tiny_imagenet(tmp_path, url=server.url)

@@ -150,6 +150,8 @@ def sick(config=None) -> dict[str, tuple[str, Record]]:
         "violet": ("purple bias", made(**coloured(np.add(TRUTH, (10, -12))))),
         "grass": ("green bias", made(**coloured(np.add(TRUTH, (-14, 5))))),
         "too bold": ("over-saturation", made(**coloured(colorfulness=70))),
+        "too fast": ("bold learning rate", made(config=run_config(learning_rate=3e-2))),
+        "too slow": ("timid learning rate", made(config=run_config(learning_rate=1e-6))),
         "gray photos": ("gray data", made(gray_share=0.7)),
     }
 
@@ -800,7 +802,12 @@ def test_the_discriminators_part_of_the_logged_loss_is_left_out(tmp_path):
 def shown(run: Record, *, width=160, encoding="utf-8", terminal=False) -> str:
     raw = io.BytesIO()
     text = io.TextIOWrapper(raw, encoding=encoding)
-    show_diagnosis(run, diagnose(run), [run], Console(file=text, width=width, force_terminal=terminal))
+    show_diagnosis(
+        run,
+        diagnose(run),
+        [run],
+        Console(markup=False, highlight=False, file=text, width=width, force_terminal=terminal),
+    )
     text.flush()
     return raw.getvalue().decode(encoding)
 

@@ -87,6 +87,22 @@ def test_a_link_out_of_the_models_folder_is_refused(tmp_path):
         find_weights("link", models)
 
 
+@pytest.mark.parametrize("name", ["best_model.pth", "last_model.pth", "config.json"])
+def test_a_file_of_a_model_that_is_a_link_out_is_refused(tmp_path, name):
+    (tmp_path / "secret").write_bytes(b"x")
+    model = make_model(tmp_path / "models", "m")
+    (model.path / name).unlink(missing_ok=True)
+    (model.path / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(UsageError, match=f"{name} is a link out of the models folder, and is not followed; put a file"):
+        find_weights("m", tmp_path / "models")
+
+
+def test_only_the_call_that_made_a_folder_says_so(tmp_path):
+    folder = ModelFolder(tmp_path / "models" / "m")
+    assert create(folder)
+    assert not create(folder)
+
+
 def test_a_link_within_the_models_folder_is_followed(tmp_path):
     make_model(tmp_path, "a")
     (tmp_path / "newest").symlink_to(tmp_path / "a")
@@ -320,7 +336,7 @@ def test_a_damaged_file_is_set_aside_and_kept(tmp_path):
 TRAINER = """
 import sys
 from pathlib import Path
-from Project7.errors import run
+from Project7.program import run
 from Project7.model_folder import ModelFolder, locked
 def main():
     with locked(ModelFolder(Path(sys.argv[1]))):

@@ -371,7 +371,9 @@ def palette_bytes(tmp_path) -> bytes:
     return (tmp_path / "good.npz").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["empty", "text", "pickle", "objects", "cut", "flipped", "array", "keys", "folder"])
+@pytest.mark.parametrize(
+    "name", ["empty", "text", "pickle", "objects", "cut", "flipped", "array", "large", "keys", "folder"]
+)
 def test_files_that_are_no_palette_are_refused_and_run_no_code(tmp_path, name):
     path, good = tmp_path / "p.npz", palette_bytes(tmp_path)
     assert len(load_palette(tmp_path / "good.npz").centres) == 2
@@ -382,6 +384,8 @@ def test_files_that_are_no_palette_are_refused_and_run_no_code(tmp_path, name):
     elif name == "array":
         np.save(tmp_path / "p.npy", GOOD["centres"])
         (tmp_path / "p.npy").rename(path)
+    elif name == "large":
+        np.savez_compressed(path, centres=np.zeros((1 << 20, 2)), counts=GOOD["counts"])
     elif name == "keys":
         np.savez(path, colours=GOOD["centres"])
     elif name == "folder":
