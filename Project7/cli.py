@@ -11,7 +11,7 @@ from typing import Any
 
 from Project7 import flags, invocation, model_folder, program
 from Project7.answer_config import ColorizeConfig, EvaluateConfig
-from Project7.console import make_console, say
+from Project7.console import make_console, one_line, say
 from Project7.counting import sized
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.model_config import METHOD_CONFIGS, ClassificationConfig
@@ -225,7 +225,7 @@ def show_outcomes(outcomes, total: int, output: Path, model: str, console) -> in
             if outcome.text:
                 word = {"done": "Note", "exists": "Skipped", "left": "Left", "failed": "Failed"}[outcome.kind]
                 where = f"{outcome.job.source}: " if outcome.kind in ("done", "left") else ""
-                console.print(f"{word}: {where}{outcome.text}")
+                console.print(one_line(f"{word}: {where}{outcome.text}"))
             progress("colouring", number, total)
     parts = [f"{counts['done']} coloured"]
     parts += [f"{counts['exists']} skipped (there already)"] * bool(counts["exists"])
@@ -470,9 +470,12 @@ def doctor(arguments: argparse.Namespace) -> int:
     stages = health.stages(*known)
     show_diagnosis(record, findings, stages, console)
     picture = folder.path / "doctor.png"
-    with replacing(picture) as file:
-        file.write(draw_curves(stages))
-    console.print(f"Curves: {picture}")
+    try:
+        with replacing(picture) as file:
+            file.write(draw_curves(stages))
+        console.print(f"Curves: {picture}")
+    except OSError as error:  # of an installation that only an administrator may change
+        console.print(f"The curves were not drawn: {sentence(error)}.", style="yellow")
     return 1 if findings else 0
 
 

@@ -37,4 +37,9 @@ class PrintableText:
 
 def say(text: str, *, file: TextIO | None = None) -> None:
     """Prints one line at once, for a pipe as for a person."""
-    print(printable(text).replace("\n", "␊"), file=file, flush=True)
+    print(one_line(text), file=file, flush=True)
+
+
+def one_line(text: str) -> str:
+    """Printable, and without line breaks: a name of a file may hold one."""
+    return printable(text).replace("\n", "␊")

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 import zlib
@@ -45,7 +46,12 @@ def default_cache_dir() -> Path:
     """$PROJECT7_CACHE, else project7 in $XDG_CACHE_HOME or ~/.cache."""
     if os.environ.get("PROJECT7_CACHE"):
         return Path(os.environ["PROJECT7_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "project7"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "project7"
+    try:
+        return Path.home() / ".cache" / "project7"
+    except RuntimeError:  # no HOME, and a user that the system does not know: a container
+        return Path(tempfile.gettempdir()) / f"project7-{os.getuid()}"
 
 
 def open_part(
@@ -202,7 +208,7 @@ def check(photos, used, broken, gray: int, choice: dict[str, Any]) -> None:
     if broken and len(broken) > _MOST_BROKEN * tried:
         names = ", ".join(f"{shown(name)} ({reason})" for name, reason in broken[:3])
         raise ProjectError(
-            f"{len(broken)} of {tried} images are broken ({len(broken) / tried:.1%}, and at most 5 % may be): {names}"
+            f"{len(broken)} of {tried} images are broken, and at most {int(_MOST_BROKEN * tried)} (5 %) may be: {names}"
             f"{' ...' if len(broken) > 3 else ''}; copy the set again, or take the broken ones out."
         )
     if not used:

@@ -4,11 +4,15 @@ What comes in may be anything that calls itself a picture; what goes on is 8-bit
 and its harmless metadata, or a PhotoError that says what the file is instead. No torch here.
 """
 
+import contextlib
+import ctypes
 import html
 import io
+import logging
 import os
 import re
 import stat
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +22,7 @@ from typing import Any, BinaryIO
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
+import PIL
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -339,6 +344,7 @@ def _content(source: Path | str | bytes | BinaryIO, name: str) -> bytes:
 
 def _reader(content: bytes, name: str, most: int) -> Image.Image:
     """Pillow's reader for these bytes: the header is read, no pixel decoded. PhotoError for other formats."""
+    _quiet_decoders()
     head = content[:600]
     if head[:4] in (b"II*\0", b"MM\0*") and head[8:10] == b"CR":
         raise PhotoError(f"{name} is {_RAW}")
@@ -359,6 +365,19 @@ def _reader(content: bytes, name: str, most: int) -> Image.Image:
     if image.format == "PNG":
         _mend_color_key(image)
     return image
+
+
+@cache
+def _quiet_decoders() -> None:
+    """What is wrong with a photo is said here, in one sentence: the lines that Pillow, tifffile and libtiff would
+    print besides (whole screens of them for one damaged scan) are left out."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    for name in ("PIL", "tifffile"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    place = Path(PIL.__file__).parent
+    for library in [*place.parent.glob("pillow.libs/libtiff*"), *place.glob(".dylibs/libtiff*")]:
+        with contextlib.suppress(OSError, AttributeError):  # the one that Pillow itself has loaded
+            ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
 
 
 def _heif(head: bytes) -> Any:

@@ -3,6 +3,7 @@
 No torch here, so that `--help` and the first question appear at once.
 """
 
+import re
 from collections.abc import Iterable
 from copy import copy
 from typing import Any, Literal, get_args, get_origin
@@ -107,6 +108,8 @@ def explain(error: ValidationError) -> str:
             if item["type"] == "bool_parsing"
             else item["msg"].removeprefix("Value error, ").split(", unable to parse")[0]
         )
+        if isinstance(item["input"], str) and re.fullmatch(r"-?\d+,\d+", item["input"]):
+            rule += f"; write {item['input'].replace(',', '.')}, with a point"
         flag = next((str(p) for p in reversed(item["loc"]) if isinstance(p, str)), "")
         given = item["input"]
         shown = f" {given}" if isinstance(given, str | int | float | bool) else ""

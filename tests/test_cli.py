@@ -365,6 +365,15 @@ def test_a_bold_learning_rate_is_said_before_there_is_a_curve(tmp_path, capsys):
     )
 
 
+def test_curves_that_cannot_be_drawn_do_not_hide_the_diagnosis(tmp_path, capsys):
+    folder = trained(tmp_path)
+    (folder.path / "doctor.png").mkdir()
+    assert doctor(folder) == 0
+    out = capsys.readouterr().out
+    assert "looks healthy" in out
+    assert "The curves were not drawn" in out
+
+
 def test_findings_exit_1_with_their_cure(tmp_path, capsys):
     folder = trained(tmp_path, SICK, gray_share=0.8)
     assert doctor(folder) == 1

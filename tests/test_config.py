@@ -339,6 +339,11 @@ def test_a_folder_may_be_called_anything(path):
         (TrainingConfig, {"batch_size": "0"}, "--batch-size 0: "),
         (TrainingConfig, {"epochs": "many"}, "--epochs many: "),
         (TrainingConfig, {"learning_rate": "-1"}, "--learning-rate -1: "),
+        (
+            TrainingConfig,
+            {"learning_rate": "0,001"},
+            "--learning-rate 0,001: input should be a valid number; write 0.001, with a point",
+        ),
         (TrainingConfig, {"learning_rate": "nan"}, "--learning-rate nan: "),
         (TrainingConfig, {"gradient_clip": "inf"}, "--gradient-clip inf: "),
         (TrainingConfig, {"mixed_precision": "fp8"}, "--mixed-precision fp8: "),

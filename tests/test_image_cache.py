@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,17 @@ def test_another_user_reads_a_cache_that_he_cannot_write(tmp_path, monkeypatch):
     folder_of(tmp_path / "others", 4, size=(30, 20))
     with pytest.raises(ProjectError, match=r"Permission denied\); choose another place"):
         opened(tmp_path / "others", tmp_path / "cache")
+
+
+def test_without_a_home_the_cache_is_a_temporary_folder(monkeypatch, tmp_path):
+    """A container whose user the system does not know."""
+    for name in ("PROJECT7_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert image_cache.default_cache_dir() == tmp_path / ".cache" / "project7"
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert image_cache.default_cache_dir().is_relative_to(tempfile.gettempdir())

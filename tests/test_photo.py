@@ -899,3 +899,21 @@ def test_a_side_that_a_format_cannot_hold_is_said(tmp_path):
     with pytest.raises(ProjectError, match="WEBP ends at 16383 pixels a side, not 20000; use PNG"):
         save_photo(tmp_path / "a.webp", np.zeros((1, 20_000, 3), np.uint8))
     assert not list(tmp_path.iterdir())
+
+
+def test_damaged_scans_print_nothing_of_their_own(capfd):
+    """libtiff, tifffile and Pillow would each write lines on stderr, which say nothing to a person."""
+    seeded, content = random.Random(3), io.BytesIO()
+    gradient = np.arange(60 * 50 * 3, dtype=np.uint32).reshape(60, 50, 3)
+    Image.fromarray((gradient * 7 % 251).astype(np.uint8)).save(content, "TIFF", compression="tiff_lzw")
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(content.getvalue())
+        for _ in range(8):
+            damaged[seeded.randrange(len(damaged))] = seeded.randrange(256)
+        try:
+            open_photo(bytes(damaged))
+        except PhotoError:
+            refused += 1
+    assert refused > 10
+    assert capfd.readouterr() == ("", "")
