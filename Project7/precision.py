@@ -16,6 +16,7 @@ from Project7.palette import Palette
 ENOUGH = 1.15  # times as fast: below that the exact numbers are worth more
 _PICTURES = 8  # of a measured step: with fewer, what is not arithmetic hides the gain
 _ROUNDS = 3
+_HOPELESS = 0.7  # times as fast in a single convolution: no training step will gain then
 
 
 def settle_precision(config: RunConfig) -> tuple[RunConfig, str]:
@@ -33,14 +34,19 @@ def settle_precision(config: RunConfig) -> tuple[RunConfig, str]:
         said = "this GPU has it" if gain else "this GPU has no bfloat16"
     else:
         gain = broadcast_object_list([bfloat16_gain(config, state.device)])[0]
-        said = f"a training step in bfloat16 is {gain:.1f} times as fast as in float32 here"
+        said = f"bfloat16 is {gain:.1f} times as fast as float32 here"
     choice = "bf16" if gain >= ENOUGH else "no"
     training = config.training.model_copy(update={"mixed_precision": choice})
     return config.model_copy(update={"training": training}), f"precision: {choice} ({said})"
 
 
 def bfloat16_gain(config: RunConfig, device: torch.device) -> float:
-    """How many times as fast a training step is in bfloat16 as in float32. The two take turns; the best of each."""
+    """How many times as fast a training step is in bfloat16 as in float32. The two take turns; the best of each.
+
+    A processor without bfloat16 takes a minute for such a step: there a single convolution has told enough.
+    """
+    if (gain := convolution_gain(device)) < _HOPELESS:
+        return gain
     with torch.random.fork_rng():
         model = build_model(config.model).to(device)
     for module in model.modules():
@@ -58,6 +64,23 @@ def bfloat16_gain(config: RunConfig, device: torch.device) -> float:
             if number:  # the first time buffers are allocated and kernels chosen
                 times.append(taken)
     return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
+
+
+def convolution_gain(device: torch.device) -> float:
+    """How many times as fast a convolution is in bfloat16 as in float32, in the best of a few tries."""
+    kernel = torch.ones(32, 32, 3, 3, device=device)
+    pictures = torch.ones(4, 32, 32, 32, device=device)
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        times = []
+        for _ in range(_ROUNDS):
+            begin = time.perf_counter()
+            torch.nn.functional.conv2d(pictures.to(dtype), kernel.to(dtype), padding=1)
+            if device.type == "mps":
+                torch.mps.synchronize()
+            times.append(time.perf_counter() - begin)
+        best[dtype] = min(times)
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def step_seconds(model: nn.Module, batch: Batch, dtype: torch.dtype) -> float:

@@ -3,13 +3,44 @@
 By the environment: torch reads it when it is first imported, and the programs that tests start inherit it.
 """
 
+import contextlib
+import io
 import os
+import signal
 import socket
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
+
+
+class Done(NamedTuple):
+    """What a program has left behind; its fields are those of subprocess.CompletedProcess."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(main: Callable[[list[str]], int | None], *arguments: object) -> Done:
+    """Runs a program of the toolkit in this process, without a terminal: torch is imported once for all tests."""
+    from Project7 import program
+
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = program.run(lambda: main([str(argument) for argument in arguments]))
+            except SystemExit as end:  # of --help
+                code = int(end.code or 0)
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

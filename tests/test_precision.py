@@ -41,12 +41,28 @@ def test_auto_takes_bfloat16_only_where_it_gains(monkeypatch, gain, choice):
     assert f"{gain:.1f}" in said
 
 
+@pytest.fixture
+def hopeful(monkeypatch):
+    """Whatever a convolution says, the step is measured."""
+    monkeypatch.setattr(precision, "convolution_gain", lambda device: 1.0)
+
+
+def test_a_convolution_that_is_far_slower_tells_enough(monkeypatch):
+    monkeypatch.setattr(precision, "convolution_gain", lambda device: 0.05)
+    monkeypatch.setattr(precision, "build_model", lambda *_: pytest.fail("nothing more was to be measured"))
+    assert precision.bfloat16_gain(run_config(), torch.device("cpu")) == 0.05
+
+
+def test_a_convolution_is_really_timed():
+    assert 0.001 < precision.convolution_gain(torch.device("cpu")) < 1000
+
+
 @pytest.mark.parametrize("method", TINY)
-def test_every_method_can_be_measured(method):
+def test_every_method_can_be_measured(method, hopeful):
     assert 0.01 < precision.bfloat16_gain(run_config(method), torch.device("cpu")) < 100
 
 
-def test_measuring_draws_nothing_from_the_common_random_numbers():
+def test_measuring_draws_nothing_from_the_common_random_numbers(hopeful):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -54,7 +70,7 @@ def test_measuring_draws_nothing_from_the_common_random_numbers():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_both_precisions_are_really_timed(monkeypatch):
+def test_both_precisions_are_really_timed(monkeypatch, hopeful):
     """The ratio is that of the best times, so that one slow step does not decide."""
     times = {torch.float32: iter([9, 4, 8, 6]), torch.bfloat16: iter([9, 2, 5, 1])}
     monkeypatch.setattr(precision, "step_seconds", lambda model, batch, dtype: next(times[dtype]))

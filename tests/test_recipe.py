@@ -51,6 +51,7 @@ def test_yes_alone_finds_a_free_name(tmp_path):
 
 def test_an_existing_name_points_to_resume(tmp_path):
     model(tmp_path)
+    (tmp_path / "old" / "last_model.pth").touch()
     with pytest.raises(UsageError, match="--resume old"):
         gather(tmp_path, "--name", "old", "--yes")
     with pytest.raises(UsageError, match="another --name"):

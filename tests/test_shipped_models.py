@@ -44,7 +44,7 @@ def measured(photos):
         key = (name, *settings.items())
         if key not in known:
             colorizer = Colorizer.load(folder(name).best, device="cpu")
-            answer = evaluate.answer(colorizer, photos, EvaluateConfig(samples=4, **settings))
+            answer = evaluate.answer(colorizer, photos, EvaluateConfig(samples=2, **settings))
             known[key] = evaluate.measure(answer.pictures, truth) | {"pictures": answer.pictures}
         return known[key]
 
@@ -158,7 +158,7 @@ def test_its_training_goes_on_in_a_copy_with_a_fresh_optimizer(tmp_path, offline
     before = folder("base").best.read_bytes()
     epochs = len(model_folder.read_history(folder("base")))
     flags = ["--resume", "base", "--models-dir", tmp_path / "models", "--cache-dir", tmp_path / "cache"]
-    settings = "--data samples --batch-size 2 --image-size 64 --epochs 1 --perceptual-net tiny".split()
+    settings = "--data samples --limit 4 --batch-size 4 --image-size 32 --epochs 1 --perceptual-net tiny".split()
     done = run(ROOT / "Project7" / "train_diffusion_v2.py", *flags, *settings, "--yes", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "AdamW starts afresh" in done.stdout

@@ -1,4 +1,4 @@
-"""The recipe as a person runs it: whole processes, real terminals, stops and resumes."""
+"""The recipe as a person runs it: stops and resumes; whole processes where they are killed, real terminals."""
 
 import json
 import os
@@ -13,8 +13,10 @@ import numpy as np
 import pexpect
 import pytest
 import torch
+from conftest import call
 from PIL import Image
 
+from Project7 import train_diffusion
 from Project7.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,21 +44,35 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def train(place, *flags, cwd=None, **settings):
-    command = [sys.executable, str(SCRIPT), "--models-dir", str(place / "models"), *map(str, flags)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, cwd=cwd or place, **settings
+def train(place, *flags):
+    return call(train_diffusion.main, "--models-dir", place / "models", *flags)
+
+
+def flags_of(photos, *, name="m", epochs=2):
+    return ["--name", name, "--data", photos, "--epochs", epochs, "--yes", *SMALL]
+
+
+def small(place, photos, *flags, **named):
+    return train(place, *flags_of(photos, **named), *flags)
+
+
+def killed(place, photos, *, at, epochs):
+    """In a process of its own, which kills itself at a fault point."""
+    command = [sys.executable, SCRIPT, "--models-dir", place / "models", *flags_of(photos, epochs=epochs)]
+    done = subprocess.run(
+        list(map(str, command)),
+        env=os.environ | {"PROJECT7_FAULT": at},
+        cwd=place,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=180,
     )
-
-
-def small(place, photos, *flags, name="m", epochs=2, **settings):
-    return train(place, "--name", name, "--data", photos, "--epochs", epochs, "--yes", *SMALL, *flags, **settings)
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_killed_before_the_first_save_a_run_begins_anew(place, photos):
     """Only config.json is there then: --resume takes its settings, and --name may use the folder."""
-    killed = small(place, photos, epochs=1, env=os.environ | {"PROJECT7_FAULT": "before-rename:2"})
-    assert killed.returncode == -signal.SIGKILL
+    killed(place, photos, at="before-rename:2", epochs=1)
     folder = place / "models" / "m"
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"logs"} == {"config.json"}
     shutil.copytree(folder, place / "models" / "n")
@@ -70,13 +86,15 @@ def test_killed_before_the_first_save_a_run_begins_anew(place, photos):
     assert same_weights(last(place), last(place, "n"))
 
 
-def test_the_settings_of_a_launcher_change_nothing(place, photos):
+def test_the_settings_of_a_launcher_change_nothing(place, photos, monkeypatch):
     """`accelerate launch --dynamo_backend eager` would write weights that no resume reads."""
-    asked = {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "7"}
     assert small(place, photos, epochs=1).returncode == 0
-    assert small(place, photos, epochs=1, name="launched", env=os.environ | asked).returncode == 0
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
+    assert small(place, photos, epochs=1, name="launched").returncode == 0
     assert same_weights(last(place), last(place, "launched"))
-    refused = small(place, photos, name="x", env=os.environ | {"ACCELERATE_USE_FSDP": "true"})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    refused = small(place, photos, name="x")
     assert (refused.returncode, "FSDP, which is not supported" in refused.stderr) == (2, True)
     assert not (place / "models" / "x").exists()
 
@@ -147,8 +165,7 @@ def test_kill_between_the_two_files_and_resume(place, photos):
     """SIGKILL while a checkpoint is being replaced: the old one stands, and the run goes on to the same end."""
     straight = small(place, photos, name="straight", epochs=3)
     assert straight.returncode == 0, straight.stderr
-    killed = small(place, photos, epochs=3, env=os.environ | {"PROJECT7_FAULT": "before-rename:6"})
-    assert killed.returncode == -signal.SIGKILL
+    killed(place, photos, at="before-rename:6", epochs=3)
     resumed = train(place, "--resume", "m")
     assert resumed.returncode == 0, resumed.stderr
     assert same_weights(last(place, "straight"), last(place))
@@ -256,6 +273,7 @@ def test_two_processes_train_the_same_model_as_one(place, photos):
 def test_the_questions_in_a_real_terminal(place, photos):
     """As a person types them: create, with a bad answer on the way; then resume from the list."""
     arguments = [str(SCRIPT), "--models-dir", str(place / "models"), "--image-size", "16", "--device", "cpu"]
+    arguments += ["--encoder", "none"]  # quick
     terminal = pexpect.spawn(sys.executable, arguments, cwd=place, encoding="utf-8", timeout=60, dimensions=(40, 120))
     for question, answer in (
         ("Model name", "my/model\rmy-model\r"),
