@@ -5,18 +5,17 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from conftest import Done, call
 from PIL import Image
 
-from Project7 import cli, demo, model_folder, program, train_diffusion
+from Project7 import cli, demo, model_folder, train_diffusion
 from Project7.answer_config import ColorizeConfig
 from Project7.checkpoints import save_checkpoint
 from Project7.config import RunConfig, to_json
@@ -33,27 +32,15 @@ CONFIG = RunConfig(
 )
 
 
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def project7(capsys, monkeypatch):
+def project7(monkeypatch):
     """Calls the program as its console script does, but in this process."""
-    handler = signal.getsignal(signal.SIGTERM)
 
-    def call(*arguments, cwd, main=cli.command) -> Done:
+    def here(*arguments, cwd, main=cli.command):
         monkeypatch.chdir(cwd)
-        try:
-            code = program.run(lambda: main([str(argument) for argument in arguments]))
-        except SystemExit as end:  # of --help
-            code = end.code or 0
-        return Done(code, *capsys.readouterr())
+        return call(main, *arguments)
 
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+    return here
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +63,10 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def colorize(project7, place):
-    def call(*arguments) -> Done:
+    def coloured(*arguments) -> Done:
         return project7("colorize", *arguments, "--models-dir", place / "models", "--steps", 2, cwd=place)
 
-    return call
+    return coloured
 
 
 def test_a_folder_is_coloured_then_skipped_then_forced(place, colorize):
@@ -353,6 +340,18 @@ def test_a_healthy_run_exits_0(tmp_path, capsys):
     assert "m: 1 epoch, 6,000 steps" in out
     assert "looks healthy" in out
     assert "doctor.png" in out
+
+
+def test_odd_environment_variables_end_in_one_sentence(project7, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("PROJECT7_CACHE", raising=False)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'nothing'}{os.pathsep}")
+    for name in ("XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "file"))
+    done = project7("data", "--data", "samples", "--image-size", "16", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "could not be written" in done.stderr
+    assert "--cache-dir" in done.stderr
 
 
 def test_a_bold_learning_rate_is_said_before_there_is_a_curve(tmp_path, capsys):

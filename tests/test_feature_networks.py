@@ -309,6 +309,7 @@ def test_photos_without_classes_teach_nothing(script):
         script.Training(Namespace(network="judge", epochs=1, seed=0, device="cpu"), plain, plain)
 
 
+@pytest.mark.slow
 def test_the_clock_stops_a_run_and_resume_finishes_it(script, tmp_path, monkeypatch, capsys):
     """The whole script, on a set in the layout of Tiny ImageNet; the network that it writes has learnt."""
     write_set(tmp_path / "set")

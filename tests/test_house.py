@@ -240,3 +240,15 @@ def test_what_is_printed_goes_through_one_door():
     assert prints("def f(name):\n    print(name)\n    Console().print(name)\n    say(name)") == [2, 3]
     rooms = {path.stem for path in PACKAGE.glob("*.py") if prints(path.read_text(encoding="utf-8"))}
     assert rooms <= {"console", "program"}
+
+
+def test_every_fault_names_a_test_that_exists():
+    text = (ROOT / "tests" / "FAULTS.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(row[0].strip("| ")) for row in rows] == list(range(1, 110))
+    for row in rows:
+        named = re.findall(r"`(\w+)::(\w+)`", row[2])
+        assert named, row
+        for file, test in named:
+            source = (ROOT / "tests" / f"test_{file}.py").read_text(encoding="utf-8")
+            assert f"def test_{test}(" in source, (row[0], file, test)

@@ -151,3 +151,17 @@ def test_avif_counts_where_it_can_be_read():
     from PIL import features
 
     assert (".avif" in photo_suffixes()) == features.check("avif")
+
+
+def test_a_folder_of_many_files_is_listed_once_and_no_file_is_opened(tmp_path, monkeypatch):
+    """Of 60,000 photos the first is coloured within seconds; what would spoil that is work for each pair of files."""
+    for number in range(2000):
+        (tmp_path / f"{number}.png").touch()
+    listed, looked = [], []
+    scandir, look = os.scandir, os.stat
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    monkeypatch.setattr(os, "stat", lambda *a, **k: looked.append(a) or look(*a, **k))
+    monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("a photo was opened"))
+    assert len(find_photos([tmp_path], left_out=LeftOut())) == 2000
+    assert len(listed) == 1
+    assert len(looked) <= 2100

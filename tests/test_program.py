@@ -1,5 +1,6 @@
 """program.py: every program begins quietly and ends with one sentence and the right exit code."""
 
+import io
 import os
 import signal
 import subprocess
@@ -160,6 +161,14 @@ def test_a_reader_that_has_left_is_no_error(text):
         os.close(writing)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
+
+
+def test_a_console_that_cannot_write_a_name_is_no_error(monkeypatch):
+    """Code page 1252, as on many Windows machines."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    assert run(lambda: print("Köln 写真 \udce9.png")) == 0
+    assert raw.getvalue() == "Köln ?? ?.png\n".encode("cp1252")
 
 
 def test_a_closed_stdout_is_no_error():

@@ -718,6 +718,7 @@ LOSS_QUESTION = "Loss (simple, weighted or enhanced)"
 EXPLANATION = ("What is minimised:", "simple     LPIPS", "weighted   ab alone", "enhanced   LPIPS")
 
 
+@pytest.mark.slow
 def test_answering_weighted_changes_the_defaults_shown_afterwards(tmp_path, photos, offline):
     """From the first question to the end of the run; bad answers are refused with a sentence, and asked again."""
     models = tmp_path / "models"

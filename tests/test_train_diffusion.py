@@ -200,6 +200,21 @@ def test_other_images_are_refused_and_the_same_elsewhere_are_not(place, photos):
     assert train(place, "--resume", "m", "--epochs", 1, "--allow-data-change").returncode == 0
 
 
+def test_from_a_folder_with_an_odd_name(tmp_path, photos):
+    odd = tmp_path / "Müllers [alte] 'Fotos' & mehr; 100%"
+    shutil.copytree(photos, odd / "Bilder")
+    flags = flags_of(odd / "Bilder", epochs=1)
+    done = call(train_diffusion.main, "--models-dir", odd / "models", "--cache-dir", odd / "cache", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "Müllers [alte] 'Fotos' & mehr; 100%" in done.stdout
+    copy = odd / "Project7"
+    shutil.copytree(ROOT / "Project7", copy, ignore=shutil.ignore_patterns("weights", "static", "__pycache__"))
+    command = [sys.executable, str(copy), "models", "--models-dir", str(odd / "models")]
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert " m " in listed.stdout
+
+
 def test_a_schedule_with_an_end_needs_a_new_one(place, photos):
     assert small(place, photos, "--lr-schedule", "cosine", epochs=1).returncode == 0
     refused = train(place, "--resume", "m", "--epochs", 1)

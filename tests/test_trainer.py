@@ -681,6 +681,7 @@ def test_micro_steps_have_the_gradients_of_one_pass_with_every_term(tmp_path, ac
         assert parts[2][name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_every_term(tmp_path):
     """Two processes (gloo) with batches of two, and this one with batches of four: one model, one discriminator."""
     objective = terms(gan=True, feature_matching_weight=1.0, gan_start=1, gan_warmup=1)
