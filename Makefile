@@ -16,9 +16,10 @@ demo: .venv/installed ## colour two photos with the model that comes with the to
 serve: .venv/installed ## the page: drop a photo, see it in colour, say what is red
 	@$(BIN)/python -m Project7 serve --open
 
-test: .venv/installed-dev ## lint and tests (8 minutes)
+test: .venv/installed-dev ## lint, types and tests (8 minutes)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-all: .venv/installed-dev ## the long tests too
@@ -27,12 +28,13 @@ test-all: .venv/installed-dev ## the long tests too
 bench: .venv/installed ## measure speed and quality on this machine, into outputs/benchmarks.md (an hour; BENCH=--quick)
 	@$(BIN)/python benchmarks/bench.py $(BENCH)
 
-lint: .venv/installed-dev ## mend what ruff can mend
+lint: .venv/installed-dev ## mend what ruff can mend, and check the types
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/mypy
 
 clean: ## remove what the targets made, but not the models
-	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11")'

@@ -1,6 +1,6 @@
 """How a trained model answers, in `colorize` and in `evaluate` alike."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel
 
@@ -12,10 +12,14 @@ GUIDANCE = 1.75
 CANDIDATES = 4
 CALM = 0.25
 FAST_STEPS = 5  # of --fast: as good as 1,000 of ancestral sampling, a little paler than ten
-SAMPLERS = ("ddim", "ddpm", "dpm++", "dpm++-sde", "euler", "euler-a", "unipc")
+SamplerName = Literal["ddim", "ddpm", "dpm++", "dpm++-sde", "euler", "euler-a", "unipc"]
+SAMPLERS = get_args(SamplerName)
 # How a model answers, in `colorize` and in `evaluate` alike.
 Steps = Annotated[int, setting(STEPS, "denoising steps of a diffusion model", ge=1, le=10_000)]
-Sampler = Annotated[Literal[SAMPLERS], setting("dpm++", "sampler of a diffusion model")]
+Sampler = Annotated[
+    SamplerName,
+    setting("dpm++", "sampler of a diffusion model"),
+]
 Guidance = Annotated[
     float | None,
     setting(

@@ -98,7 +98,8 @@ def seal(file: BinaryIO) -> None:
     file.seek(-2, os.SEEK_END)
     file.write(_SEAL_BYTES.to_bytes(2, "little"))
     file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    plain: Any = file
+    digest = hashlib.file_digest(plain, "sha256").hexdigest()
     file.seek(0, os.SEEK_END)
     file.write(_SEAL + digest.encode())
 

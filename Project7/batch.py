@@ -22,7 +22,7 @@ class BatchRandom(NamedTuple):
     seed: int
     step: int
     start: int
-    count: int
+    count: int  # type: ignore[assignment] # hides tuple.count, which nobody calls
     total: int
     device: str = "cpu"
 

@@ -173,18 +173,19 @@ class ClassificationColorizer(nn.Module):
 
     def class_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
         """(B, h, w): - w sum_k z_k (1 - p_k)^gamma log p_k over the 5 classes k around the true colour."""
-        classes, soft = self.encode(truth)  # (B, 5, h, w) twice
+        encode, rarity = self.encoding(truth)
+        classes, soft = encode(truth)  # (B, 5, h, w) twice, the nearest class first
         log_p = logits.float().gather(1, classes) - logits.float().logsumexp(dim=1, keepdim=True)
         if self.config.focal_gamma:
             soft = soft * (1 - log_p.exp()).clamp(min=1e-6) ** self.config.focal_gamma
-        return self.tables[1][classes[:, 0]] * -(soft * log_p).sum(dim=1)
+        return rarity[classes[:, 0]] * -(soft * log_p).sum(dim=1)
 
-    def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
-        """Classes and weights of colours in Lab units; the nearest class comes first."""
+    def encoding(self, ab: Tensor) -> tuple[SoftEncoder, Tensor]:
+        """Colours in Lab units -> classes and weights; and how much each class counts."""
         if self.tables is None:
             weights = rarity_weights(Palette(self.centres.cpu(), self.counts.cpu()), 1 - self.config.rebalance)
             self.tables = (SoftEncoder(self.centres.cpu()).to(ab.device), weights.to(ab.device))
-        return self.tables[0](ab)
+        return self.tables
 
     # -- use ---------------------------------------------------------------------------------------------------------
 

@@ -410,7 +410,7 @@ def models(arguments: argparse.Namespace) -> int:
         return 0
     console = make_console(width=None if sys.stdout.isatty() else 160)
     for method in dict.fromkeys(method_of(model) for model in found):
-        kind = METHOD_CONFIGS.get(method)
+        kind: Any = METHOD_CONFIGS.get(method)
         console.print(Text.assemble("\n", (method, "bold"), f": {kind.CHOOSE}" if kind else ""))
         table = Table(box=None, padding=(0, 2, 0, 2))
         for heading in ("model", "size", "epochs", "best loss", "changed", "weights"):

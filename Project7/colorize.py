@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -35,7 +35,7 @@ from Project7.photo import Photo, to_image
 from Project7.scan import Lightness
 from Project7.settings import explain
 
-Picture = str | Path | bytes | PIL.Image.Image | np.ndarray | Tensor | Photo
+Picture: TypeAlias = str | Path | bytes | PIL.Image.Image | np.ndarray | Tensor | Photo
 _TOGETHER = 8  # photos of a list that go through the network together
 _LONGEST = 4  # sides of the working picture differ at most by this factor: a 65,500 x 1 strip stays cheap
 _AREA = 2.0  # training squares: a larger working picture is unlike any, and a panorama becomes a rainbow
@@ -126,9 +126,15 @@ class Colorizer:
     ) -> OpenPhoto:
         """The photo, kept open: hints, several answers, likely colours. Options as those of `colorize`; digest: of the
         picture whose noise is used, where that is another one. Raises PhotoError for what is no photo."""
-        own = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates, "calm": calm}
+        own: dict[str, Any] = {
+            "sampler": sampler,
+            "steps": steps,
+            "guidance": guidance,
+            "candidates": candidates,
+            "calm": calm,
+        }
         own = self.own_options(own | {"temperature": temperature, "variety": variety})
-        view = {"working_size": working_size, "denoise": denoise, "levels": levels}
+        view: dict[str, Any] = {"working_size": working_size, "denoise": denoise, "levels": levels}
         check_settings(**view, **own)
         return OpenPhoto(self, as_photo(image), digest=digest, **view, **own)
 
@@ -161,14 +167,21 @@ class Colorizer:
         colorize`: sampler to calm are for diffusion models, temperature and variety for classification models; None is
         the model's usual value. Raises UsageError out of bounds, TypeError for an option that the model has not.
         """
-        own = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates, "calm": calm}
+        own: dict[str, Any] = {
+            "sampler": sampler,
+            "steps": steps,
+            "guidance": guidance,
+            "candidates": candidates,
+            "calm": calm,
+        }
         own = self.own_options(own | {"temperature": temperature, "variety": variety})
-        how = {"saturation": saturation, "warmth": warmth, "denoise": denoise, "levels": levels}
+        how: dict[str, Any] = {"saturation": saturation, "warmth": warmth, "denoise": denoise, "levels": levels}
         check_settings(seed=seed, variants=1 if variants is None else variants, working_size=working_size, **how, **own)
         seeds = range(seed, seed + (variants or 1))
         how |= usual_variety(self.model, len(seeds)) | own | {"hints": hints, "working_size": working_size}
         several = isinstance(image, list | tuple)
-        answers = self.images(image if several else [image], seeds, **how)
+        sources: Any = image if several else [image]
+        answers = self.images(sources, seeds, **how)
         found = answers if variants is not None else [images[0] for images in answers]
         return found if several else found[0]
 

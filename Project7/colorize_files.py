@@ -284,7 +284,8 @@ def colorize_batch(
     if confidence:
         options["watch_confidence"] = sure.append
     deep = batch[0][0].targets[0].suffix in DEEP_SUFFIXES
-    photos, answers = [photo for _, photo in batch], [[] for _ in batch]
+    photos = [photo for _, photo in batch]
+    answers: list[list[np.ndarray]] = [[] for _ in batch]
     together = max(1, batch_size // (len(batch) * options.get("candidates", 1)))
     for first in range(0, count, together):
         found = colorizer.colorize_photos(photos, seeds=seeds[first : first + together], deep=deep, **options)

@@ -23,7 +23,7 @@ class RunConfig(BaseModel):
 
     model_config = SETTINGS
 
-    model: MethodConfig = DiffusionConfig()
+    model: MethodConfig = DiffusionConfig.model_validate({})
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     objective: ObjectiveConfig | None = None  # None: the method's own loss alone

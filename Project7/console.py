@@ -1,10 +1,9 @@
 """What is printed: names and other data never act as markup, or as commands to the terminal."""
 
 import sys
-from collections.abc import Sequence
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderHook
 from rich.text import Text
 
 from Project7.errors import printable
@@ -25,14 +24,14 @@ def make_console(*, stderr: bool = False, quiet: bool = False, width: int | None
     return console
 
 
-class PrintableText:
-    """Shows control characters as pictures of them. A rich.console.RenderHook."""
+class PrintableText(RenderHook):
+    """Shows control characters as pictures of them."""
 
-    def process_renderables(self, renderables: Sequence[Any]) -> list[Any]:
+    def process_renderables(self, renderables: list[Any]) -> list[Any]:
         for shown in renderables:
             if isinstance(shown, Text):
                 shown.plain = printable(shown.plain)  # of the same length: styles stay where they are
-        return list(renderables)
+        return renderables
 
 
 def say(text: str, *, file: TextIO | None = None) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -15,7 +16,7 @@ def counting(console: Console) -> Iterator[Counting]:
     """A progress bar as a function (what, done, total), for work that counts. Silent where there is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     here = sys.stdout.isatty()  # else lines are printed to a file or a pipe, and go there
-    shown = {"disable": not console.is_terminal, "redirect_stdout": here}
+    shown: dict[str, Any] = {"disable": not console.is_terminal, "redirect_stdout": here}
     with Progress(*columns, console=console, transient=True, **shown) as bar:
         tasks: dict[str, TaskID] = {}
 

@@ -23,8 +23,8 @@ HELD_OUT = {
 }
 _SECONDS = 200  # of training; it stops where it is then, and the weights of the best epoch are used
 _CONFIG = RunConfig(
-    model=DiffusionConfig(features=(32, 64, 128), chroma_scale=2),
-    data=DataConfig(crops=500, val_limit=1),
+    model=DiffusionConfig.model_validate({"features": (32, 64, 128), "chroma_scale": 2}),
+    data=DataConfig(crops=(500,), val_limit=1),
     training=TrainingConfig(
         epochs=100, batch_size=32, learning_rate=5e-4, ema_decay=0.99, image_interval=0, mixed_precision="auto"
     ),

@@ -55,7 +55,9 @@ class DiffusionColorizer(nn.Module):
         self.unet = make_unet(config)
         self.LOSS = config.own_loss
         self.METRICS = () if config.head == "none" else ("mse", "head", "unexplained")
-        self.encoder = self.neck = self.head = None
+        self.encoder: Any = None
+        self.neck: Any = None
+        self.head: Any = None  # a ColorHead or a MeanHead
         if config.encoder:
             self.encoder = Encoder(config.encoder, config.encoder_size)
             self.neck = Neck(self.encoder.channels, detail_channels(config), config.neck_width)
@@ -113,8 +115,9 @@ class DiffusionColorizer(nn.Module):
         loss, metrics = self.loss_weight(t) * mse, {"mse": mse.detach()}
         if self.head is not None:
             truth = self.to_lab(x_0)
-            of_head = self.head.loss(context.answer, truth)
-            off = (self.head.mean(context.answer.detach()) - truth) / self.ab_std[:, None, None]
+            answer: Any = context.answer
+            of_head = self.head.loss(answer, truth)
+            off = (self.head.mean(answer.detach()) - truth) / self.ab_std[:, None, None]
             loss = loss + self.config.head_weight * of_head
             metrics |= {"head": of_head.detach(), "unexplained": off.square().mean(dim=(1, 2, 3)).detach()}
         estimate = None

@@ -71,7 +71,8 @@ def draw_curves(stages: Sequence[Record]) -> bytes:
     figure = Figure(figsize=(9, 8), layout="constrained")
     FigureCanvasAgg(figure)
     names = [f"loss {count}" for count in range(1, len(stages) + 1)]
-    axes = figure.subplot_mosaic([names, ["norm"] * len(names), ["colours"] * len(names)])
+    rows: list[Any] = [names, ["norm"] * len(names), ["colours"] * len(names)]
+    axes = figure.subplot_mosaic(rows)
     for count, (name, stage) in enumerate(zip(names, stages, strict=True), start=1):
         draw_loss(axes[name], stage)
         axes[name].set(title=f"{stage.name}, stage {count}" if len(stages) > 1 else stage.name)

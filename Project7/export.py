@@ -128,7 +128,7 @@ def write_onnx(path: Path, model: nn.Module, part: ExportGraph, facts: dict[str,
         torch.onnx.export(
             graph.eval(),
             random_inputs(inputs, 2, *_SIDES),
-            traced,  # type: ignore[arg-type]  # a file object is allowed by this exporter
+            traced,
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_axes=free,

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         see = " See" if message.endswith("?") else "; see"
         raise UsageError(f"{message[0].upper()}{message[1:]}{see} {self.prog} --help.")
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, extra = super().parse_known_args(hyphenated(sys.argv[1:] if args is None else args), namespace)
         if strange := next((word for word in extra if word.startswith("-")), None):
             flag = strange.split("=")[0]

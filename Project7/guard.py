@@ -111,7 +111,8 @@ def studio_limits(request: Request) -> Limits:
 
 def error_response(error: BaseException) -> JSONResponse:
     """Any error as JSON: `{"error": "one sentence", "request_id": "..."}`. What was not foreseen goes to the log."""
-    name, headers = secrets.token_hex(6), {}
+    name = secrets.token_hex(6)
+    headers: dict[str, str] = {}
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     if isinstance(error, StarletteHTTPException):
         status, text = error.status_code, str(error.detail)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from Project7.config import RunConfig
-from Project7.loss_config import LOSS_WEIGHTS
+from Project7.loss_config import LOSS_WEIGHTS, LossConfig
 from Project7.training_config import TrainingConfig
 
 CRITIC_TERMS = ("adversarial", "feature_matching")  # opinions that change: no measure of progress
@@ -78,7 +78,12 @@ class Record:
 
     @property
     def step(self) -> int:
-        return max([number(self.latest.get("step")) or 0, *(w.step for w in self.windows)])
+        return max([int(number(self.latest.get("step")) or 0), *(w.step for w in self.windows)])
+
+
+def steps_of(entry: dict[str, Any]) -> int:
+    """The optimizer steps at the end of an epoch; 0 where an entry does not say."""
+    return int(number(entry.get("step")) or 0)
 
 
 def read(
@@ -91,7 +96,7 @@ def read(
     same = [entry for entry in history if _same_objective(entry, history[-1])]
     windows = []
     for before, entry in zip([{}, *same], same, strict=False):
-        windows += _windows(entry, steps=(number(entry.get("step")) or 0) - (number(before.get("step")) or 0))
+        windows += _windows(entry, steps=steps_of(entry) - steps_of(before))
     return Record(name, config, same, [*windows, *(window for row in more if (window := stored_window(row)))])
 
 
@@ -117,8 +122,8 @@ def stored_window(row: Any) -> Window | None:
     values = [row.get(name) for name in names] if isinstance(row, dict) else row
     if not isinstance(values, list | tuple) or len(values) != len(names) or any(number(v) is None for v in values):
         return None
-    step, steps, *means, skipped = values
-    return Window(int(step), int(steps), *means, int(skipped))
+    step, steps, loss, loss_std, grad_norm, grad_max, skipped = values
+    return Window(int(step), int(steps), loss, loss_std, grad_norm, grad_max, int(skipped))
 
 
 def _windows(entry: dict[str, Any], steps: int) -> list[Window]:
@@ -324,8 +329,9 @@ def plateau(record: Record) -> Finding | None:
 def ignorance(record: Record) -> Finding | None:
     """A diffusion model whose error is nearly that of answering 0: its targets have unit variance."""
     mse = number(_dict(record.latest, "terms").get("mse"))
-    unit = record.config and record.config.model.UNIT_TARGETS
-    if not unit or mse is None or mse < _IGNORANT or record.step < MATURE:
+    if not record.config or not record.config.model.UNIT_TARGETS:
+        return None
+    if mse is None or mse < _IGNORANT or record.step < MATURE:
         return None
     if record.config.model.noise_shift > 4:  # most timesteps are then pure noise, and tell nothing
         return None
@@ -369,8 +375,10 @@ def overfitting(record: Record) -> Finding | None:
 
 def stalled(record: Record) -> Finding | None:
     """No better validation for ten epochs and 40 % of the run, at a rate that has not fallen."""
-    losses = [number(entry.get("val_loss")) for entry in record.history]
-    if len(losses) < 12 or None in losses or (record.config and record.config.training.lr_schedule != "constant"):
+    losses = [loss for entry in record.history if (loss := number(entry.get("val_loss"))) is not None]
+    if len(losses) < max(12, len(record.history)) or (
+        record.config and record.config.training.lr_schedule != "constant"
+    ):
         return None
     since = len(losses) - 1 - losses.index(min(losses))
     if since < max(10, 0.4 * len(losses)):
@@ -393,7 +401,7 @@ def unbalanced(record: Record) -> Finding | None:
     weighted = {name: abs(value) for name, value in terms.items() if number(value) is not None}
     config = record.config
     if config and config.loss:
-        return unbalanced_loss(record, weighted)
+        return unbalanced_loss(config, config.loss, record.name, weighted)
     own, rest = weighted.get("mse") or weighted.get("classification"), ("perceptual", "adversarial")
     loud = [(weighted[name] / own, name) for name in rest if own and name in weighted and weighted[name] > 5 * own]
     if not loud:
@@ -409,8 +417,7 @@ def unbalanced(record: Record) -> Finding | None:
     )
 
 
-def unbalanced_loss(record: Record, weighted: dict[str, float]) -> Finding | None:
-    loss, name = record.config.loss, record.name
+def unbalanced_loss(config: RunConfig, loss: LossConfig, name: str, weighted: dict[str, float]) -> Finding | None:
     terms = LOSS_WEIGHTS[loss.loss]
     if not loss.ab_weight and not loss.lab_weight:
         return Finding(
@@ -433,12 +440,12 @@ def unbalanced_loss(record: Record, weighted: dict[str, float]) -> Finding | Non
             "likely",
         )
     lightness = weighted.get("l_luminance", 0)
-    if record.config.model.outputs == "lab" and chroma and lightness > chroma:
+    if config.model.outputs == "lab" and chroma and lightness > chroma:
         return Finding(
             "unbalanced terms",
             f"lightness counts {lightness:.3g}, colour only {chroma:.3g}",
             "the network repairs lightness and neglects colour, which should count 2 to 4 times as much",
-            f"--resume {name} --l-weight {loss.l_weight * chroma / lightness / 3:.1g}, or a higher --ab-weight",
+            f"--resume {name} --l-weight {(loss.l_weight or 1) * chroma / lightness / 3:.1g}, or a higher --ab-weight",
             "likely",
         )
     return None
@@ -447,7 +454,7 @@ def unbalanced_loss(record: Record, weighted: dict[str, float]) -> Finding | Non
 def unusual_terms(record: Record) -> Finding | None:
     """The root of a squared error far outside what trained models have."""
     terms = _dict(record.latest, "val_terms")
-    restores = bool(record.config) and getattr(record.config.model, "outputs", "ab") == "lab"
+    restores = record.config is not None and getattr(record.config.model, "outputs", "ab") == "lab"
     loss = record.config.loss if record.config else None
     if not loss or record.step < MATURE:
         return None
@@ -472,7 +479,7 @@ def discriminator_has_won(record: Record) -> Finding | None:
     terms = _dict(record.latest, "terms")
     critic, truth, estimate = (number(terms.get(n)) for n in ("critic", "critic_of_truth", "critic_of_estimate"))
     counts = "adversarial" in _dict(record.latest, "weighted_terms")  # before, it trains alone and may well win
-    if not counts or None in (critic, truth, estimate) or critic > 0.1 or truth - estimate < 2:
+    if not counts or critic is None or truth is None or estimate is None or critic > 0.1 or truth - estimate < 2:
         return None
     rate = record.config.objective.gan_learning_rate if record.config and record.config.objective else 2e-4
     return Finding(
@@ -617,7 +624,7 @@ def over_saturated(record: Record) -> Finding | None:
     if not found or found.colorfulness < max(1.5 * found.colorfulness_truth, found.colorfulness_truth + 15):
         return None
     config = record.config
-    critic = bool(config) and config.objective is not None and config.objective.gan
+    critic = config is not None and config.objective is not None and config.objective.gan
     return Finding(
         "over-saturation",
         f"colorfulness {found.colorfulness:.0f} where the truth has {found.colorfulness_truth:.0f}",

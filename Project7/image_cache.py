@@ -128,7 +128,7 @@ def block_checksums(path: Path, blocks: Iterable[int] | None = None) -> Iterator
 
 def intact(path: Path, known: Sequence[int]) -> bool:
     """Whether the pixels are those that were written. Of a very large set, a random part is looked at each time."""
-    some = range(len(known))
+    some = list(range(len(known)))
     if len(known) > _MOST_BLOCKS:
         some = sorted(np.random.default_rng().choice(len(known), _MOST_BLOCKS, replace=False).tolist())
     return all(found == known[block] for block, found in zip(some, block_checksums(path, some), strict=True))

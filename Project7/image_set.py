@@ -5,7 +5,7 @@ Imports no torch: the command line lists and checks data without it.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +142,7 @@ def mixed_order(seed: int, epoch: int, sizes: Sequence[int], shares: Sequence[fl
     return np.concatenate(chosen)[np.random.default_rng([seed, epoch]).permutation(total)]
 
 
-def load_batches(images: Pictures, batches: Sequence[np.ndarray], *, num_workers: int = 0) -> Iterator["Tensor"]:
+def load_batches(images: Pictures, batches: Sequence[np.ndarray], *, num_workers: int = 0) -> Generator["Tensor"]:
     """The pictures of each array of indices, uint8 (B, S, S, 3): one fancy index per batch, with or without workers.
 
     Raises ProjectError, which suggests --num-workers 0, if a worker dies.

@@ -7,7 +7,7 @@ step), so nothing is ever stopped half-way through a write.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -72,7 +72,7 @@ class Job:
             raise value
         return kind, value
 
-    async def events(self) -> AsyncIterator[tuple[str, Any]]:
+    async def events(self) -> AsyncGenerator[tuple[str, Any]]:
         """What the job says, and at last ("done", its result). Leaving the loop cancels the job."""
         try:
             while True:

@@ -94,7 +94,7 @@ class LossConfig(BaseModel):
         preset = given.get("preset") if loss == "enhanced" else None
         if not isinstance(loss, str) or not isinstance(preset, str | None):
             return values
-        return {**LOSS_WEIGHTS.get(loss, {}), **PRESETS.get(preset, {}), **given}
+        return {**LOSS_WEIGHTS.get(loss, {}), **PRESETS.get(preset or "", {}), **given}
 
     @model_validator(mode="after")
     def _combinations(self):

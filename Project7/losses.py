@@ -44,7 +44,7 @@ class ColorizationLossSimple(nn.Module):
         self.weights = above_zero(
             perceptual=perceptual_weight, lab=lab_weight, ab=ab_weight, diversity=diversity_weight
         )
-        self.perceptual = lpips_for(self.weights, perceptual_net, perceptual_weights, device)
+        self.perceptual: Any = lpips_for(self.weights, perceptual_net, perceptual_weights, device)
 
     def forward(self, rgb: Tensor, truth: Tensor) -> tuple[Tensor, Terms]:
         """sRGB in [0, 1], (B, 3, H, W) twice -> the total (), and the terms () by name, unweighted and detached."""
@@ -82,7 +82,7 @@ class ColorizationWeightedLoss(nn.Module):
     ):
         super().__init__()
         self.weights = above_zero(ab=ab_weight, perceptual=perceptual_weight)
-        self.perceptual = lpips_for(self.weights, perceptual_net, perceptual_weights, device)
+        self.perceptual: Any = lpips_for(self.weights, perceptual_net, perceptual_weights, device)
 
     def forward(self, rgb: Tensor, truth: Tensor) -> tuple[Tensor, Terms]:
         """sRGB in [0, 1], (B, 3, H, W) twice -> the total (), and the terms () by name, unweighted and detached."""
@@ -128,7 +128,7 @@ class ColorizationLossEnhanced(nn.Module):
         if not (a_weight >= 0 and b_weight >= 0):
             raise ValueError(f"a_weight and b_weight are 0 or more, not {a_weight} and {b_weight}")
         self.a_weight, self.b_weight = a_weight, b_weight
-        self.perceptual = lpips_for(self.weights, perceptual_net, perceptual_weights, device)
+        self.perceptual: Any = lpips_for(self.weights, perceptual_net, perceptual_weights, device)
 
     @property
     def name(self) -> str:

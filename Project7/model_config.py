@@ -4,7 +4,7 @@ No torch here, so that `--help` and the first question appear at once.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, model_validator
 
@@ -356,7 +356,7 @@ class RegressionConfig(BaseModel):
         return f"--model-channels {max(128, self.model_channels * 4 // 3)}"
 
 
-def encoder_in_words(model: BaseModel) -> str:
+def encoder_in_words(model: Any) -> str:
     return f"{model.encoder} looking at {model.encoder_size} px"
 
 
@@ -371,14 +371,17 @@ METHOD_CONFIGS: dict[str, type[BaseModel]] = {
     "classification": ClassificationConfig,
     "regression": RegressionConfig,
 }
-MethodConfig = Annotated[
-    Union[tuple(Annotated[kind, Tag(name)] for name, kind in METHOD_CONFIGS.items())],  # noqa: UP007
-    Discriminator(
-        lambda v: v.get("method", "diffusion") if isinstance(v, dict) else getattr(v, "method", None),
-        custom_error_type="method",
-        custom_error_message=f"Input should be {' or '.join(METHOD_CONFIGS)}",
-    ),
-]
+if TYPE_CHECKING:  # which methods there are is only known when the program runs
+    MethodConfig: TypeAlias = Any
+else:
+    MethodConfig = Annotated[
+        Union[tuple(Annotated[kind, Tag(name)] for name, kind in METHOD_CONFIGS.items())],  # noqa: UP007
+        Discriminator(
+            lambda v: v.get("method", "diffusion") if isinstance(v, dict) else getattr(v, "method", None),
+            custom_error_type="method",
+            custom_error_message=f"Input should be {' or '.join(METHOD_CONFIGS)}",
+        ),
+    ]
 ENCODER = "tf_efficientnet_lite2"  # what comes with the toolkit
 _SHIFT_AT_32 = 3.0  # noise_shift of a chroma grid of 32 x 32 cells (benchmarks/RESULTS.md)
 

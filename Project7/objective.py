@@ -44,10 +44,12 @@ class Objective:
         exact_critic: bool = False,
         method_loss: str = "mse",
     ):
-        self.config, self.method_loss = config, method_loss
+        self.config: Any = config  # an ObjectiveConfig where there are terms besides the loss
+        self.method_loss = method_loss
         self.loss = make_loss(loss, device) if loss else None
         self.active = False
-        self.perceptual = self.critic = None
+        self.perceptual: Any = None  # a PerceptualLoss, where it counts
+        self.critic: Any = None  # a critic.Critic, where there is a discriminator
         if config and config.perceptual_weight:
             # A copy: the loaded one is kept, and moving it would move it for all.
             features = load_perceptual(config.perceptual_net, config.perceptual_weights)
@@ -137,7 +139,8 @@ class Objective:
     def terms(self, step: Step, ab_mean: Tensor, ab_std: Tensor, weights: dict[str, float]) -> dict[str, Tensor]:
         """name -> (B,) or (K,) values of the terms in `weights`, each sample's times its weight; differentiable."""
         if self.loss:
-            return self.loss.of_lab(*both_in_lab(step.estimate, ab_mean, ab_std))
+            estimate: Any = step.estimate  # such a loss asks for it: image_share
+            return self.loss.of_lab(*both_in_lab(estimate, ab_mean, ab_std))
         terms = {self.method_loss: step.loss}
         if step.estimate is None:
             return terms

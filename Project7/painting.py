@@ -55,7 +55,7 @@ def photo_noise(photo: Photo, seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 def photo_digest(photo: Photo) -> str:
-    return hashlib.sha256(np.ascontiguousarray(photo.rgb)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(photo.rgb).data).hexdigest()
 
 
 def full_lightness(rgb: np.ndarray) -> Tensor:

@@ -97,7 +97,7 @@ _EXIF_NAMES = """
     FocalLengthIn35mmFilm ExposureMode WhiteBalance DigitalZoomRatio SceneCaptureType
     LensSpecification LensMake LensModel
 """  # no places, serial numbers, thumbnails, makers' notes, nor the old file's size and colour space
-_EXIF_KEPT = frozenset(_TAG[name] for name in _EXIF_NAMES.split())
+_EXIF_KEPT = frozenset(_TAG.__members__[name] for name in _EXIF_NAMES.split())
 
 
 _LONGEST_EXIF = 1024  # bytes of one entry: all entries together must fit into a JPEG's 64 kB
@@ -449,7 +449,7 @@ def _stranger(head: bytes) -> str:
     return "text, not a picture" if is_text and "\N{REPLACEMENT CHARACTER}" not in text else "no picture"
 
 
-def _mend_color_key(image: Image.Image) -> None:
+def _mend_color_key(image: Any) -> None:
     """Brings a PNG's transparent colour (tRNS) from the file's bits to the 8 that Pillow decodes to."""
     key = image.info.get("transparency")
     if key is None or not image.tile:
@@ -526,7 +526,7 @@ def _deep_gray(image: Image.Image, profile: bytes | None) -> np.ndarray | None:
     return deep
 
 
-def _resolution(info: Mapping[str, Any]) -> tuple[float, float] | None:
+def _resolution(info: Mapping[Any, Any]) -> tuple[float, float] | None:
     """Pixels per inch, where a file says so and it can be."""
     try:
         across, down = (float(value) for value in info["dpi"])

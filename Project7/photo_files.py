@@ -78,7 +78,7 @@ def find_photos(paths: Iterable[Path], *, left_out: LeftOut, output: Path | None
     content is not searched where it lies below one of the folders, because it holds earlier results. Raises UsageError
     for a path that does not exist.
     """
-    found = set()
+    found: set[tuple[Path, Path]] = set()
     for path in map(Path, paths):
         try:
             mode = os.stat(path).st_mode
@@ -99,7 +99,8 @@ def find_photos(paths: Iterable[Path], *, left_out: LeftOut, output: Path | None
 def photos_below(root: Path, left_out: LeftOut, output: Path | None = None) -> Iterator[Path]:
     """The photos in a folder and all below it, each real folder once: links are followed last, so that a folder counts
     where it really is. output: see find_photos."""
-    folders, linked = [root], []
+    folders: list[Path] = [root]
+    linked: list[Path] = []
     seen = {_identity(output)} if output and _identity(output) != _identity(root) else set()
     while folders or linked:
         folder = folders.pop() if folders else linked.pop()

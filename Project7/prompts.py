@@ -13,6 +13,7 @@ from typing import Any
 
 import questionary
 from prompt_toolkit.key_binding import KeyBindings
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from Project7.console import make_console
@@ -82,7 +83,7 @@ def _idle(question: str, answers: dict[str, Any]) -> bool:
     return question == "adversarial_weight" and not _yes(answers.get("gan", False))
 
 
-def default_of(name: str, config: type, answers: dict[str, Any]) -> Any:
+def default_of(name: str, config: type[BaseModel], answers: dict[str, Any]) -> Any:
     """What a setting is if it is not given, after the answers so far; None: there is no such thing then."""
     known = {n: value for n, value in answers.items() if n in config.model_fields}
     try:

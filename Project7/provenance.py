@@ -105,8 +105,9 @@ def read_provenance(source: Path | BinaryIO) -> Provenance | None:
         with Image.open(source, formats=("PNG", "JPEG", "WEBP", "TIFF")) as image:
             if image.format == "PNG":
                 return Provenance.model_validate_json(image.info[KEY])
-            packet = image.tag_v2[XMP] if image.format == "TIFF" else image.info["xmp"]
-            return Provenance.model_validate_json(xmp_text(packet, KEY))
+            tiff: Any = image
+            packet = tiff.tag_v2[XMP] if image.format == "TIFF" else image.info["xmp"]
+            return Provenance.model_validate_json(xmp_text(packet, KEY) or "")
     except Exception:  # foreign bytes: Pillow and pydantic raise a dozen kinds, and none is more than "nothing of use"
         return None
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
 
 from Project7 import flags, model_folder, prompts
@@ -245,17 +246,18 @@ def gather_resume(
             f"There is a model {name!r} already; continue it with --resume {name}, or choose another --name for the "
             f"copy of {resume!r}."
         )
+    stored: Any = summary.config
     if shipped and "data" not in given:  # what it was trained on lies elsewhere
-        given |= own_photos(recipe, resume, summary.config.data, given, asking)
+        given |= own_photos(recipe, resume, stored.data, given, asking)
     if summary.complete and "epochs" not in given and asking:
         given["epochs"] = prompts.ask_epochs_to_add(resume, summary.epochs)
-        schedule = summary.config.training.lr_schedule
+        schedule = stored.training.lr_schedule
         if schedule != "constant" and "lr_schedule" not in given:
             given["lr_schedule"] = prompts.ask_schedule(schedule)
     part = next((name for name in ("objective", "loss") if name in recipe.sections), None)
     current = getattr(summary.config, part, None) if part else None
     if asking and part and (current is None or not arguments.resume):
-        section = {part: recipe.sections[part]}
+        section: Sections = {part: recipe.sections[part]}
         given |= prompts.ask_settings(given, lambda _: section, current=current)
     return Request(folder, given, source)
 
@@ -339,7 +341,7 @@ def train_new(recipe: Recipe, request: Request, arguments: argparse.Namespace, c
     return fit(recipe, request.folder, parse_settings(RunConfig, sections), None, arguments, console, start)
 
 
-def _of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
+def _of(config: type[BaseModel], settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in config.model_fields}
 
 

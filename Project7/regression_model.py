@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from Project7 import encoder
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.encoder import Encoder, Maps
-from Project7.export_parts import ExportParts, one_pass
+from Project7.export_parts import Channels, ExportParts, one_pass
 from Project7.guided_filter import expand, pad_to_multiple, shrink
 from Project7.layers import ResBlock, SelfAttention2d, group_norm
 from Project7.model_config import RegressionConfig
@@ -33,7 +33,8 @@ class RegressionColorizer(nn.Module):
         self.config = config
         widths = [multiplier * config.model_channels for multiplier in config.channel_multipliers]
         inputs = config.chroma_scale**2
-        self.encoder = self.neck = None
+        self.encoder: Any = None
+        self.neck: Any = None
         if config.encoder:
             self.encoder = Encoder(config.encoder, config.encoder_size)
             self.neck = Neck(self.encoder.channels, inputs, config.neck_width)
@@ -64,7 +65,7 @@ class RegressionColorizer(nn.Module):
         def answer(L: Tensor, view: Tensor | None = None) -> Tensor:
             return self.answer(L, None if view is None else self.encoder(view))
 
-        outputs = {"dL_ab": ("change of L", "a", "b")} if self.restores else {"ab": ("a", "b")}
+        outputs: Channels = {"dL_ab": ("change of L", "a", "b")} if self.restores else {"ab": ("a", "b")}
         return one_pass(answer, outputs, sees=bool(self.config.encoder))
 
     def forward(self, batch: Batch) -> Step:

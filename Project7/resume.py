@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from Project7.checkpoints import CheckpointError, load_checkpoint, rebuild, unsealed_note
 from Project7.config import RunConfig, for_recipe, from_dict
 from Project7.counting import counted
@@ -114,7 +116,7 @@ def check_plan(stored: RunConfig, done: int, epochs: int, *, new_schedule: bool)
     )
 
 
-def starting_point(weights: Path, kind: type, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def starting_point(weights: Path, kind: type[BaseModel], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """What a new model takes over from the one in the file `weights`: its network settings with the flags that were
     given (`kind` is the recipe's config model of them), and its weights and buffers.
 
@@ -148,7 +150,7 @@ def beside(name: str, given: dict[str, Any], stored: RunConfig, sections: Sectio
     """The settings without which a given one has no meaning: of the loss all; of a noise schedule the stored ones."""
     if setting_fields(sections)[name][0] == "loss":
         new = {n: value for n, value in given.items() if n in sections["loss"].model_fields}
-        return inherited(stored.loss, new) | new
+        return (inherited(stored.loss, new) if stored.loss else {}) | new
     related = ("prediction_type", "beta_schedule", "zero_terminal_snr")
     return {n: getattr(stored.model, n) for n in related} if name in related else {}
 

@@ -73,7 +73,7 @@ def retouch_files(
 def open_retouched(colorizer: Colorizer, photo: Photo, retouch: Retouch, **settings: Any) -> OpenPhoto:
     """The photo with the hints that are meant for it. Raises UsageError for one that lies outside it."""
     like = retouch.like if retouch.like and (retouch.like.height, retouch.like.width) == photo.rgb.shape[:2] else None
-    opened = OpenPhoto(colorizer, photo, digest=like and like.noise, **settings)
+    opened = OpenPhoto(colorizer, photo, digest=like.noise if like else None, **settings)
     hints = [hint.as_hint() for hint in like.hints] if like else []
     opened.tell([*hints, *retouch.hints])
     if retouch.reference is not None:

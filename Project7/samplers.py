@@ -55,7 +55,7 @@ def make_noise_scheduler(config: DiffusionConfig):
         timestep_spacing="trailing",
         clip_sample=False,
     )
-    fitted = {"rescale_betas_zero_snr": config.zero_terminal_snr}
+    fitted: dict[str, Any] = {"rescale_betas_zero_snr": config.zero_terminal_snr}
     if config.timesteps != _PUBLISHED_STEPS:
         betas = respaced_betas(noise_scheduler.betas, config.timesteps)
         fitted |= {"num_train_timesteps": config.timesteps, "trained_betas": betas.tolist()}

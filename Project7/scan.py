@@ -53,12 +53,12 @@ class Lightness:
     def paint(self, small: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor, *, deep: bool = False) -> np.ndarray:
         """The picture (H, W, 3) with the chroma ab (1, 2, h, w) that was found on `small`: uint8, or uint16 of a photo
         of 16 bits if `deep`."""
-        deep = deep and self.photo.deep is not None
+        scanned = self.photo.deep if deep else None
         L = self.L
-        if deep:
-            fine = deep_lightness(self.photo.deep)
+        if scanned is not None:
+            fine = deep_lightness(scanned)
             L = stretched(fine, *ends(self.plain, self.border)) if self.levels == "auto" else fine
-        return paint(L, self.guide(small), ab, ab_mean, ab_std, deep=deep)
+        return paint(L, self.guide(small), ab, ab_mean, ab_std, deep=scanned is not None)
 
 
 def in_colour(rgb: np.ndarray) -> bool:

@@ -26,9 +26,8 @@ def setting(
 ) -> Any:
     """A field. `ask` is its question; `fixed` says that a model keeps it for life (a resumed run inherits it);
     `follows` names the settings that bring its value along where they change."""
-    return Field(
-        default, description=about, json_schema_extra={"ask": ask, "fixed": fixed, "follows": follows}, **bounds
-    )
+    said: dict[str, Any] = {"ask": ask, "fixed": fixed, "follows": follows}
+    return Field(default, description=about, json_schema_extra=said, **bounds)
 
 
 Sections = dict[str, type[BaseModel]]  # parts of RunConfig, by their names there: the settings of one recipe
@@ -39,13 +38,14 @@ def with_defaults(
 ) -> type[BaseModel]:
     """`config` with other defaults, for a recipe of its own; what is in `hide` is a flag, but not asked for, and what
     is in `ask` (setting -> question) is."""
-    changed = {}
+    changed: dict[str, Any] = {}
     asked = dict.fromkeys(hide) | (ask or {})
     for name in {*asked, *defaults}:
         field = copy(config.model_fields[name])
         field.default = defaults.get(name, field.default)
         if name in asked:
-            field.json_schema_extra = {**field.json_schema_extra, "ask": asked[name]}
+            said: Any = field.json_schema_extra
+            field.json_schema_extra = {**said, "ask": asked[name]}
         changed[name] = (field.annotation, field)
     return create_model(config.__name__, __base__=config, **changed)
 

@@ -30,12 +30,11 @@ _MODELS = 3  # that are kept loaded
 _ASKED = (*OPTIONS, *TONE, "seed", "working_size")
 
 # What may be asked of a model, with the bounds of `colorize`; what is not given is the model's to choose.
-Asked: Any = create_model(
-    "Asked",
-    __config__=SETTINGS,
-    model=(str | None, Field(None, min_length=1, max_length=64)),
-    **{name: (field.annotation, field) for name, field in ColorizeConfig.model_fields.items() if name in _ASKED},
-)
+_fields: dict[str, Any] = {
+    name: (field.annotation, field) for name, field in ColorizeConfig.model_fields.items() if name in _ASKED
+}
+_fields["model"] = (str | None, Field(None, min_length=1, max_length=64))
+Asked: Any = create_model("Asked", __config__=SETTINGS, **_fields)
 
 
 def own_options(asked: Any, colorizer: Colorizer) -> dict[str, Any]:

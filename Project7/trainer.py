@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ def train(
     resume: dict[str, Any] | None = None,
     start: dict[str, Tensor] | None = None,
     features: FeatureCache | None = None,
-) -> Iterator[Progress]:
+) -> Generator[Progress]:
     """Trains until `config.training.epochs` epochs are finished in all, and keeps `folder` resumable at every instant.
 
     images: training and validation. resume: a checkpoint (see checkpoints.py) to continue from. start: weights and
@@ -143,6 +143,7 @@ class Run:
         self.history_trouble = ""
         self.consistent = True  # weights, state and history belong together: they may be saved
         self.latest: dict[str, float] = {}
+        self.names: list[str] = []  # of the pending measures
         self.pending: list[Tensor] = []  # measures of steps that have not been read back from the device
         self.read_every = 1 if accelerator.device.type == "cpu" else 10  # reading back makes a GPU wait
 

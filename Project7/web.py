@@ -24,6 +24,7 @@ from Project7 import __version__, color
 from Project7.errors import UsageError
 from Project7.guard import GuardedRoute, OwnPageOnly, error_response
 from Project7.jobs import Job, JobEnded
+from Project7.model_config import MethodConfig
 from Project7.model_folder import ModelSummary
 from Project7.opened import Answer, OpenPhoto
 from Project7.painting import bands
@@ -102,21 +103,21 @@ async def models(studio: InStudio) -> dict[str, Any]:
 
 
 def about(model: ModelSummary) -> dict[str, Any]:
-    kind = model.config.model
+    config: Any = model.config  # the studio lists only models whose configuration can be read
+    kind = config.model
     return {
         "name": model.name,
         "method": kind.method,
         "about": f"{kind.network_in_words()}, {kind.method_in_words()}",
-        "working_size": model.config.data.image_size,
+        "working_size": config.data.image_size,
         "answers": 1 if kind.method == "regression" else None,  # None: as many as there are seeds
         "takes_hints": getattr(kind, "hints", False),  # others are corrected along the edges of L
-        "knows": knows(model),
+        "knows": knows(kind),
     }
 
 
-def knows(model: ModelSummary) -> bool:
-    """Whether the model has a distribution: its suggestions cost no denoising."""
-    kind = model.config.model
+def knows(kind: MethodConfig) -> bool:
+    """Whether such a model has a distribution: its suggestions cost no denoising."""
     return kind.method == "classification" or getattr(kind, "head", "none") == "classes"
 
 
@@ -130,6 +131,7 @@ async def colorize(request: Request, asked: Annotated[Uploaded, Form()], studio:
     With `Accept: text/event-stream`: events `step` with the picture forming, and `done` with that JSON.
     """
     hints, content = read_hints(asked.hints), await asked.image.read()
+    first: int = asked.seed  # type: ignore[attr-defined] # its fields are made from ColorizeConfig
     streamed = "text/event-stream" in request.headers.get("accept", "")
 
     def work(job: Job) -> list[dict[str, Any]]:
@@ -139,8 +141,8 @@ async def colorize(request: Request, asked: Annotated[Uploaded, Form()], studio:
             raise UsageError(f"variants {asked.variants}: this model has one answer only; leave it out.")
         if asked.variants > 1 and "variety" in options:
             opened.options.setdefault("variety", 1.0)
-        images = []
-        for seed in range(asked.seed, asked.seed + asked.variants):
+        images: list[dict[str, Any]] = []
+        for seed in range(first, first + asked.variants):
             opened.seed = seed
             opened.answers([seed], watch=watch(job, opened, forming if streamed else None))
             images.append({"seed": seed, "png": written(opened, "full")})
@@ -205,7 +207,7 @@ async def events(job: Job, result: Callable[[Any], Any]) -> AsyncIterator[str]:
             async for kind, value in said:
                 yield event(kind, result(value) if kind == "done" else value)
     except Exception as error:
-        yield event("failed", json.loads(error_response(error).body))
+        yield event("failed", json.loads(bytes(error_response(error).body)))
 
 
 def event(kind: str, value: Any) -> str:
@@ -317,14 +319,14 @@ async def ambiguity(id: str, asked: OfPhoto, request: Request, studio: InStudio)
         return opened.doubt().round().clamp(0, 255).byte().numpy(), opened.best_click()
 
     doubt, (x, y) = await of_photo(id, asked, request, studio, work)
-    data = base64.b64encode(np.ascontiguousarray(doubt)).decode()
+    data = base64.b64encode(doubt.tobytes()).decode()
     return {"height": doubt.shape[0], "width": doubt.shape[1], "data": data, "best": {"x": x, "y": y}}
 
 
 async def of_photo(id: str, asked: Any, request: Request, studio: Studio, work: Callable[[OpenPhoto], Any]) -> Any:
     """Work on an open photo: at once where the model knows a distribution, in the queue where it has to denoise."""
     shelved, name = studio.find(id), asked.model or studio.default_model()
-    quick = any(model.name == name and knows(model) for model in studio.models())
+    quick = any(model.name == name and knows(model.config.model) for model in studio.models() if model.config)
     worker = studio.light if quick else studio.heavy
     job = worker.submit(lambda job: work(studio.opened(shelved, asked, asked.all_hints())))
     return await finished(job, request)
@@ -353,10 +355,11 @@ async def reference(
 async def export(id: str, asked: Export, request: Request, studio: InStudio) -> Response:
     """A PNG at full size: the picture, gray beside colour, or colour as a layer for an editor's blend mode "colour"."""
     shelved = studio.find(id)
+    seed: int = asked.seed  # type: ignore[attr-defined] # its fields are made from ColorizeConfig
 
     def work(job: Job) -> bytes:
         opened = studio.opened(shelved, asked, asked.all_hints())
-        opened.answers([asked.seed], watch=watch(job, opened, None))
+        opened.answers([seed], watch=watch(job, opened, None))
         return written(opened, asked.kind)
 
     return picture(await finished(studio.heavy.submit(work), request))
@@ -435,7 +438,7 @@ def serve(studio: Studio, *, host: str, port: int, ready: Callable[[str], None])
         raise UsageError(
             f"--host {host} --port {port} cannot be had ({error.strerror}); choose another --port."
         ) from None
-    settings = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": 60}
+    settings: dict[str, Any] = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": 60}
     server = uvicorn.Server(uvicorn.Config(make_app(studio, names=(host,)), **settings))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it once more when it has come to its end
         signal.signal(number, lambda *_: None)
