@@ -24,7 +24,7 @@ _MANY_GRAY = 0.4  # share of the training photos
 _SWING = 0.1  # of the level: a smaller swing of the loss is no oscillation
 _NOISE = 4.0  # standard errors: a smaller change is noise
 _BOLD_RATE = 3e-3  # a learning rate above is the first suspect, whatever is seen
-_UNUSUAL = 30  # times the usual learning rate, or a part of it
+_UNUSUAL = 100  # times the usual learning rate, or a part of it
 _IGNORANT = 0.75  # of the variance of its targets; trained models are well below 0.5
 _HIGHEST = {"ab": 0.3, "ab_chrominance": 0.3, "l_luminance": 0.15}  # of the roots of the terms, as documented
 

@@ -540,6 +540,7 @@ def two_halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return 0.6 * side, torch.cat([side, 0.3 - 0.7 * side], dim=1)
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_the_colours_that_go_with_a_lightness():
     model, steps = tiny(), 150
     optimizer = torch.optim.AdamW(model.parameters())

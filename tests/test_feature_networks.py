@@ -275,6 +275,7 @@ def weights(training) -> list[torch.Tensor]:
     return list(training.network.state_dict().values())
 
 
+@pytest.mark.slow
 @every_network
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(script, name, tmp_path):
     whole, first, second = (training_of(script, name) for _ in range(3))

@@ -151,7 +151,7 @@ def sick(config=None) -> dict[str, tuple[str, Record]]:
         "grass": ("green bias", made(**coloured(np.add(TRUTH, (-14, 5))))),
         "too bold": ("over-saturation", made(**coloured(colorfulness=70))),
         "too fast": ("bold learning rate", made(config=run_config(learning_rate=3e-2))),
-        "too slow": ("timid learning rate", made(config=run_config(learning_rate=1e-6))),
+        "too slow": ("timid learning rate", made(config=run_config(learning_rate=5e-7))),
         "gray photos": ("gray data", made(gray_share=0.7)),
     }
 

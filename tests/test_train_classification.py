@@ -461,6 +461,7 @@ def terminal(models, *flags):
     return open_terminal(SCRIPT, models, *flags)
 
 
+@pytest.mark.slow
 def test_few_questions_in_a_real_terminal(tmp_path, photos):
     models = tmp_path / "models"
     child = terminal(models, "--blocks", "1,1,1,1", *PICTURES, "--device", "cpu", "--image-interval", 0)

@@ -797,6 +797,7 @@ def test_a_model_from_the_list_is_asked_for_its_loss(mine):
     assert config(mine / "enhanced")["loss"]["loss"] == "weighted"
 
 
+@pytest.mark.slow
 def test_without_alexnet_a_person_says_how_to_go_on(tmp_path, photos, offline):
     """Untrained features, which are then named as such."""
     given = ["--loss", "simple", "--perceptual-weight", 1, "--lab-weight", 1, "--ab-weight", 2]
