@@ -281,7 +281,7 @@ def _encoded(
 
         if kind == "TIFF":
             xmp = xmp_packet(text) if text else None
-            return sixteen_bit.as_tiff(rgb, alpha, profile=options["icc_profile"], xmp=xmp, dpi=dpi)
+            return sixteen_bit.as_tiff(rgb, alpha, profile=options["icc_profile"], xmp=xmp, exif=exif, dpi=dpi)
         return sixteen_bit.as_png(rgb, alpha, options)
     content = io.BytesIO()
     to_image(rgb, alpha=alpha).save(content, kind, **options)

@@ -5,12 +5,13 @@ import itertools
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 _SIGNATURE = 8  # bytes of a PNG before its first chunk
-_XMP = 700  # the tag of a TIFF
+_XMP, _DESCRIPTION = 700, 270  # tags of a TIFF
 
 
 def as_png(rgb: np.ndarray, alpha: np.ndarray | None, options: Mapping[str, object]) -> bytes:
@@ -50,9 +51,23 @@ def compressed(values: np.ndarray) -> bytes:
     return b"".join([*parts, packer.flush()])
 
 
-def as_tiff(rgb: np.ndarray, alpha: np.ndarray | None, *, profile: bytes, xmp: bytes | None, dpi) -> bytes:
-    """rgb (H, W, 3) uint16 and alpha (H, W) uint8 -> a TIFF with the ICC profile, the XMP packet and the resolution."""
+def as_tiff(
+    rgb: np.ndarray,
+    alpha: np.ndarray | None,
+    *,
+    profile: bytes,
+    xmp: bytes | None,
+    exif: bytes | None,
+    dpi: tuple[float, float] | None,
+) -> bytes:
+    """rgb (H, W, 3) uint16 and alpha (H, W) uint8 -> a TIFF with the ICC profile, the XMP packet, the texts of the EXIF
+    data (description, date, artist, copyright ...) and the resolution."""
     import tifffile
+
+    said = texts(exif)
+    description = said.pop(_DESCRIPTION, None)
+    resolution: dict[str, Any] = {"resolution": dpi, "resolutionunit": "INCH"} if dpi else {}
+    tags = [(tag, "s", 0, text, True) for tag, text in said.items()]
 
     content = io.BytesIO()
     tifffile.imwrite(
@@ -64,10 +79,18 @@ def as_tiff(rgb: np.ndarray, alpha: np.ndarray | None, *, profile: bytes, xmp: b
         metadata=None,
         software=False,
         extrasamples=None if alpha is None else ["unassalpha"],
-        extratags=[(_XMP, "B", len(xmp), xmp, True)] if xmp else (),
-        **({"resolution": dpi, "resolutionunit": "INCH"} if dpi else {}),
+        description=description,
+        extratags=[*tags, (_XMP, "B", len(xmp), xmp, True)] if xmp else tags,
+        **resolution,
     )
     return content.getvalue()
+
+
+def texts(exif: bytes | None) -> dict[int, str]:
+    """The tags of EXIF data that are texts of the picture itself, by their numbers. TIFF holds ASCII alone."""
+    tags = Image.Exif()
+    tags.load(exif or b"")
+    return {tag: text for tag, text in tags.items() if isinstance(text, str) and text.isascii()}
 
 
 def with_alpha(rgb: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:

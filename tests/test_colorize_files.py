@@ -198,13 +198,16 @@ def test_a_photo_in_colour_is_said_and_left_where_that_is_asked_for(tmp_path, co
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_a_scan_of_16_bits_comes_back_with_16_bits_and_its_resolution(tmp_path, colorizer, suffix):
     ramp = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
-    Image.fromarray(ramp).save(tmp_path / "scan.png", dpi=(300, 300))
+    exif = Image.Exif()
+    exif[270], exif[315] = "A harbour, 1931", "Anna Photographer"
+    Image.fromarray(ramp).save(tmp_path / "scan.png", dpi=(300, 300), exif=exif)
     jobs = plan_outputs([(tmp_path / "scan.png", Path("scan.png"))], tmp_path / "out", variants=1, suffix=suffix)
     assert outcomes(colorizer, jobs)[0].kind == "done"
     made = jobs[0].targets[0]
     with Image.open(made) as image:
         assert [round(value) for value in image.info["dpi"]] == [300, 300]
         assert image.info["icc_profile"]
+        assert (image.getexif()[270], image.getexif()[315]) == ("A harbour, 1931", "Anna Photographer")
     rgb = tifffile.imread(made) if suffix == ".tif" else read_png_16(made)
     assert (rgb.shape, rgb.dtype) == ((40, 60, 3), np.uint16)
     luminance = rgb_to_lab(torch.from_numpy(rgb.astype(np.float32) / 65535).movedim(-1, 0))[0]
