@@ -1,62 +1,42 @@
-"""What the training scripts share: flags, questions, the model's folder, the images, and the loop over the trainer.
+"""What the training scripts share: the flags, the model's folder, and the loop over the trainer.
 
 A script names its settings and calls `main`. Nothing here imports torch before the last question is answered.
 """
 
 import argparse
 import contextlib
-import functools
 import math
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from rich.console import Console
 
-from Project7 import flags, model_folder, prompts
-from Project7.config import RunConfig, for_recipe
+from Project7 import flags, model_folder
+from Project7.config import RunConfig
 from Project7.console import make_console
 from Project7.counting import counted
-from Project7.errors import UsageError
 from Project7.invocation import command
 from Project7.loss_config import LOSS_TRAINING, LossConfig
 from Project7.model_config import ENCODER, RegressionConfig
 from Project7.model_folder import ModelFolder
-from Project7.photo_source import SAMPLES, scan
-from Project7.processes import is_main_process, several_processes, start_missing_processes
+from Project7.preparation import (
+    confirmed,
+    describe,
+    look_at,
+    open_images,
+    refuse_gray,
+    settle_perceptual,
+    starting_weights,
+    warnings,
+)
+from Project7.processes import is_main_process, start_missing_processes
 from Project7.program import StopSignals
+from Project7.request import STRATEGIES, Recipe, Request, can_ask, gather
 from Project7.settings import Sections, parse_settings, with_defaults
 from Project7.training_config import DataConfig, TrainingConfig
-
-STRATEGIES = ("resume", "new", "two-stage")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A training script."""
-
-    script: str  # how a person calls it
-    description: str
-    sections: Sections  # its settings
-    stages: bool = False  # whether it can train in two stages
-    following: Callable[[dict[str, Any]], Sections] | None = None  # the sections, with defaults that answers bring
-
-    def sections_with(self, given: dict[str, Any]) -> Sections:
-        """The settings, once these are known."""
-        return self.following(given) if self.following else self.sections
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a person wants: a new model, or an old one continued."""
-
-    folder: ModelFolder
-    settings: dict[str, Any]  # as given: flags and answers
-    source: ModelFolder | None  # the model to resume
 
 
 def main(recipe: Recipe, argv: list[str] | None = None) -> int:
@@ -112,167 +92,6 @@ def regression(script: str, description: str, *, loss: str, outputs: str) -> Rec
         }
 
     return Recipe(script, description, following({}), following=following)
-
-
-# -- what to train ---------------------------------------------------------------------------------------------------
-
-
-def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
-    """Flags, and questions for what they leave open. "<" goes back to the question before.
-
-    Raises UsageError where an answer is missing and nobody can be asked.
-    """
-    given = {
-        name: value for config in recipe.sections.values() for name, value in flags.given(arguments, config).items()
-    }
-    asking = can_ask(arguments)
-    resume, two_stages = arguments.resume, recipe.stages and wants_two_stages(arguments, given)
-    if resume and arguments.start_from:
-        raise UsageError("--resume continues a run, --start-from begins a new one; leave out one of them.")
-    named = resume or arguments.name or two_stages or arguments.start_from
-    decided = named or (recipe.stages and arguments.strategy)
-    if asking:
-        make_console().print("Enter takes what stands in brackets; < goes back to the question before.")
-    while True:
-        if asking and not decided:
-            stages = recipe.stages and "epochs" not in given
-            continues = functools.partial(can_continue, recipe)
-            resume, two_stages = prompts.ask_model(arguments.models_dir, continues, stages=stages)
-        try:
-            if resume:
-                return gather_resume(recipe, arguments, resume, dict(given), asking)
-            return gather_new(recipe, arguments, dict(given), two_stages, asking)
-        except prompts.Back:
-            continue
-
-
-def can_continue(recipe: Recipe, model: model_folder.ModelSummary) -> bool:
-    """Whether the script can resume a model. One whose settings cannot be read is refused later, with the reason."""
-    try:
-        return model.config is None or bool(for_recipe(model.config, recipe.sections))
-    except UsageError:
-        return False
-
-
-def gather_new(
-    recipe: Recipe, arguments: argparse.Namespace, given: dict[str, Any], two_stages: bool, asking: bool
-) -> Request:
-    if two_stages:
-        given |= {"epochs": None}  # asked for, and counted, stage by stage
-    open_sections = left_open(recipe, arguments)
-    missing = prompts.missing_flags(given, arguments.name, open_sections(given))
-    if two_stages:
-        there = vars(arguments) | given
-        missing += ["--" + n.replace("_", "-") for n in prompts.STAGE_EPOCHS if n not in there]
-    if missing and not asking and not arguments.yes:
-        raise UsageError(f"No terminal to ask in, and no answer for {', '.join(missing)}; give these flags, or --yes.")
-    while True:
-        name, settings = arguments.name, dict(given)
-        if not name:
-            default = prompts.free_name(arguments.models_dir)
-            name = prompts.ask_name(arguments.models_dir, default) if asking else default
-        folder = model_folder.open_folder(arguments.models_dir, name)
-        if folder.has_weights() and is_main_process():
-            raise UsageError(
-                f"There is a model {name!r} already; continue it with --resume {name}, or choose another --name."
-            )
-        try:
-            if two_stages:
-                settings |= stage_epochs(arguments, settings, asking)
-            if asking:
-                settings |= prompts.ask_settings(settings, open_sections)
-            return Request(folder, settings, None)
-        except prompts.Back:
-            continue
-
-
-def left_open(recipe: Recipe, arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Sections]:
-    """The settings to ask for: not those of the network where it is another model's."""
-    if not arguments.start_from:
-        return recipe.sections_with
-    return lambda given: {name: config for name, config in recipe.sections_with(given).items() if name != "model"}
-
-
-def wants_two_stages(arguments: argparse.Namespace, given: dict[str, Any]) -> bool:
-    """Whether the flags ask for two-stage training. Raises UsageError where they contradict each other."""
-    staged = "stage1_epochs" in given or "stage2_epochs" in arguments
-    strategy = arguments.strategy or ("two-stage" if staged else None)
-    if staged and strategy != "two-stage":
-        raise UsageError(f"--strategy {strategy} has no stages; leave out --stage1-epochs and --stage2-epochs.")
-    if strategy == "two-stage" and arguments.resume:
-        raise UsageError(
-            "Two stages begin with a new model. A model trained with the squared error has its first stage behind it: "
-            f"--resume {arguments.resume} --epochs N, without the flags of stages, is the second."
-        )
-    if strategy == "two-stage" and "epochs" in given:
-        raise UsageError("--epochs says nothing about two stages; use --stage1-epochs and --stage2-epochs.")
-    if strategy == "resume" and not arguments.resume:
-        raise UsageError("--strategy resume needs the model to continue: --resume NAME.")
-    if strategy == "new" and arguments.resume:
-        raise UsageError("--strategy new trains a new model; leave out --resume.")
-    return strategy == "two-stage"
-
-
-def stage_epochs(arguments: argparse.Namespace, given: dict[str, Any], asking: bool) -> dict[str, str]:
-    """The epochs of the first stage and of both, as settings."""
-    flags_given = {name: value for name, value in (vars(arguments) | given).items() if name in prompts.STAGE_EPOCHS}
-    rest = prompts.ask_stage_epochs(flags_given) if asking else {}
-    epochs = {name: default for name, (_, default) in prompts.STAGE_EPOCHS.items()} | flags_given | rest
-    for name, value in epochs.items():
-        if not (value.strip().isdecimal() and int(value) > 0):
-            raise UsageError(f"--{name.replace('_', '-')} {value}: epochs are a whole number above 0.")
-    first, second = int(epochs["stage1_epochs"]), int(epochs["stage2_epochs"])
-    return {"stage1_epochs": str(first), "epochs": str(first + second)}
-
-
-def can_ask(arguments: argparse.Namespace) -> bool:
-    return prompts.can_ask() and not arguments.yes and is_main_process() and not several_processes()
-
-
-def gather_resume(
-    recipe: Recipe, arguments: argparse.Namespace, resume: str, given: dict[str, Any], asking: bool
-) -> Request:
-    source = model_folder.existing_folder(arguments.models_dir, resume)
-    summary = model_folder.summarize(source)
-    name = arguments.name
-    if summary.config and asking:
-        for_recipe(summary.config, recipe.sections)  # refused before anything is asked
-    shipped = bool(summary.config and summary.config.shipped)
-    if shipped and not name:  # it stays as it is
-        name = prompts.ask_name(arguments.models_dir, f"my-{resume}") if asking else f"my-{resume}"
-    folder = model_folder.open_folder(arguments.models_dir, name) if name else source
-    if name and folder.exists() and is_main_process():
-        raise UsageError(
-            f"There is a model {name!r} already; continue it with --resume {name}, or choose another --name for the "
-            f"copy of {resume!r}."
-        )
-    stored: Any = summary.config
-    if shipped and "data" not in given:  # what it was trained on lies elsewhere
-        given |= own_photos(recipe, resume, stored.data, given, asking)
-    if summary.complete and "epochs" not in given and asking:
-        given["epochs"] = prompts.ask_epochs_to_add(resume, summary.epochs)
-        schedule = stored.training.lr_schedule
-        if schedule != "constant" and "lr_schedule" not in given:
-            given["lr_schedule"] = prompts.ask_schedule(schedule)
-    part = next((name for name in ("objective", "loss") if name in recipe.sections), None)
-    current = getattr(summary.config, part, None) if part else None
-    if asking and part and (current is None or not arguments.resume):
-        section: Sections = {part: recipe.sections[part]}
-        given |= prompts.ask_settings(given, lambda _: section, current=current)
-    return Request(folder, given, source)
-
-
-def own_photos(recipe: Recipe, resume: str, stored: DataConfig, given: dict[str, Any], asking: bool) -> dict[str, Any]:
-    """The photos that a shipped model is to go on with: not those of the machine that it was trained on."""
-    if asking:
-        section = {"data": with_defaults(recipe.sections["data"], image_size=stored.image_size)}
-        return {"data": SAMPLES} | prompts.ask_settings(given, lambda _: section)
-    try:
-        for source in stored.data:
-            scan(source)
-    except UsageError:
-        raise UsageError(f"{resume} comes with the toolkit; say which photos to go on with: --data PATH.") from None
-    return {}
 
 
 # -- training it -----------------------------------------------------------------------------------------------------
@@ -398,90 +217,6 @@ def fit(
     return 0
 
 
-def confirmed(config: RunConfig, images, how: dict[str, Any], console: Console) -> bool:
-    """Says how long it will take, and asks whether to start."""
-    from rich.text import Text
-
-    from Project7.run_time import in_words, measure
-
-    with console.status("Measuring a few steps ..."):
-        measured = measure(config, images, **how)
-    console.print(Text.assemble(("time", "bold"), f"       {in_words(measured)}\n"))
-    return prompts.agreed()
-
-
-def refuse_gray(training) -> None:
-    """Raises UsageError where all photos are gray: there is no colour in them to learn."""
-    from Project7.metrics import ALL_GRAY, colorfulness
-
-    some = training.images[:: max(1, len(training.images) // 256)]
-    if (colorfulness(some) < ALL_GRAY).all():
-        raise UsageError(
-            f"All {len(some)} of the {len(training.images)} training photos that were looked at are gray: there is no "
-            "colour in them to learn; give photos in colour with --data."
-        )
-
-
-def settle_perceptual(config: RunConfig, console: Console, *, asking: bool) -> RunConfig:
-    """Sees that the perceptual term has its features before anything else is done.
-
-    Where they cannot be had, a person is asked how to go on; where nobody can be asked, WeightsMissing ends the run.
-    """
-    from Project7.perceptual_loss import WeightsMissing, load_lpips, load_perceptual
-
-    part, load = ("loss", load_lpips) if config.loss else ("objective", load_perceptual)
-    while (settings := getattr(config, part)) and settings.perceptual_weight:
-        try:
-            with console.status("Loading the features of the perceptual term ..."):
-                load(settings.perceptual_net, settings.perceptual_weights)
-            break
-        except WeightsMissing as error:
-            if not asking:
-                raise
-            network = {"alex": "AlexNet", "tiny": "TinyVGG"}.get(settings.perceptual_net, "VGG16")
-            tiny = part == "objective" and settings.perceptual_net != "tiny"
-            answers = prompts.ask_perceptual(str(error), network, tiny)
-            config = config.model_copy(update={part: parse_settings(type(settings), settings.model_dump() | answers)})
-    return config
-
-
-def starting_weights(config: RunConfig, images, console: Console) -> dict[str, Any] | None:
-    """What a new model begins with besides random weights: a palette, an encoder from elsewhere; None for nothing."""
-    from Project7.methods import METHODS
-
-    method = METHODS[config.model.method]
-    return method.first_weights(config.model, lambda: make_palette(config, images, console)) or None
-
-
-def make_palette(config: RunConfig, images, console: Console):
-    """That of a file, or fitted to the training images."""
-    from Project7.counting import counting
-    from Project7.palette import fit_palette, load_palette
-
-    model = config.model
-    if model.palette:
-        return load_palette(Path(model.palette).expanduser(), bins=model.bins)
-    with counting(console) as progress:
-        palette = fit_palette(images[0].images, model.bins, seed=config.training.seed, progress=progress)
-    line = f"palette: {model.bins} colours, from {palette.counts.sum():,.0f} pixels of the training images"
-    console.print(line)
-    return palette
-
-
-def look_at(config: RunConfig, images, cache_dir: Path | None, console: Console):
-    """What the encoder sees in the training images, where that is to be computed once and kept; else None."""
-    if not config.training.cache_features:
-        return None
-    from Project7.counting import counting
-    from Project7.encoder import Encoder
-    from Project7.feature_cache import open_features
-
-    encoder = Encoder(config.model.encoder, config.model.encoder_size)
-    with counting(console) as progress:
-        mirror = config.training.mirror
-        return open_features(encoder, images, mirror=mirror, cache_dir=cache_dir, progress=progress)
-
-
 def watch(run, folder: ModelFolder, config: RunConfig, accelerator, console: Console, *, seconds: float = math.inf):
     """Trains, and shows it, to the end of the run, until a person or the system stops it, or for so many seconds.
 
@@ -497,33 +232,6 @@ def watch(run, folder: ModelFolder, config: RunConfig, accelerator, console: Con
             if stop_together(stop, accelerator) or enough:
                 break
     return report, stop
-
-
-def open_images(config: RunConfig, cache_dir: Path | None, console: Console):
-    from Project7.counting import counting
-    from Project7.dataset import open_dataset
-
-    with counting(console) as progress:
-        images = open_dataset(config.data, seed=config.training.seed, cache_dir=cache_dir, progress=progress)
-    for part in images:
-        for line in part.summary.lines():
-            console.print(line)
-    return images
-
-
-def warnings(config: RunConfig, training: int, processes: int, checkpoint: dict[str, Any] | None) -> list[str]:
-    from Project7.run_summary import warnings_of
-
-    done = checkpoint.get("epoch", 0) if checkpoint else 0
-    return warnings_of(config, training=training, processes=processes, done=done)
-
-
-def describe(folder: ModelFolder, config: RunConfig, images, accelerator):
-    from Project7.run_summary import run_table
-
-    return run_table(
-        folder, config, training=len(images[0].images), validation=len(images[1].images), device=str(accelerator.device)
-    )
 
 
 def stop_together(stop: StopSignals, accelerator) -> bool:

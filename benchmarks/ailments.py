@@ -25,7 +25,7 @@ from Project7.dataset import open_dataset
 from Project7.loss_config import LossConfig
 from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
-from Project7.recipe import starting_weights
+from Project7.preparation import starting_weights
 from Project7.trainer import Collapsed, Run, make_accelerator
 from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 

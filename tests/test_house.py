@@ -48,6 +48,7 @@ evaluate export
 run_summary run_time doctor_report evaluation_report
 report
 prompts
+request preparation
 recipe
 demo
 jobs
@@ -59,7 +60,7 @@ __main__
 """
 LINES = [line.split() for line in ORDER.strip().splitlines()]
 NO_NOUNS = {"util", "utils", "helper", "helpers", "base", "core", "manager", "common", "misc", "tools"}
-QUICK = ["config", "flags", "model_folder", "prompts", "cli", "recipe", "photo", "metrics", "dataset"]
+QUICK = "config flags model_folder prompts cli recipe request preparation photo metrics dataset".split()
 QUICK += [path.stem for path in PACKAGE.glob("train_*.py")]  # the first question appears at once
 HEAVY = ["torch", "torchvision", "diffusers", "accelerate"]
 LONGEST_FUNCTION = 45

@@ -10,7 +10,7 @@ import pexpect
 import pytest
 from PIL import Image
 
-from Project7 import prompts, recipe
+from Project7 import prompts, recipe, request
 from Project7.config import SECTIONS, RunConfig, to_json
 from Project7.loss_config import LossConfig
 from Project7.model_config import ClassificationConfig
@@ -162,8 +162,8 @@ def test_from_the_first_setting_the_way_back_leads_to_the_name_and_to_the_list(t
     monkeypatch.setattr(prompts, "_ask", text)
     monkeypatch.setattr(prompts, "ask_model", lambda *_, **__: asked.append("list") or (None, False))
     of = recipe.Recipe("train.py", "About.", SECTIONS)
-    request = recipe.gather(of, recipe.make_parser(of).parse_args(["--models-dir", str(tmp_path)]))
-    assert request.folder.name == "two"
+    wanted = request.gather(of, recipe.make_parser(of).parse_args(["--models-dir", str(tmp_path)]))
+    assert wanted.folder.name == "two"
     assert asked[:6] == ["list", "Model name", "U-Net features", "Model name", "list", "Model name"]
 
 
@@ -224,7 +224,7 @@ def test_own_models_come_first_and_those_of_other_scripts_are_named_and_not_offe
     monkeypatch.setattr(prompts, "_choose", lambda question, lines, **_: offered.append(list(lines)) or (None, False))
     for sections in (SECTIONS, V2):
         of = recipe.Recipe("train.py", "About.", sections)
-        prompts.ask_model(tmp_path, lambda model, of=of: recipe.can_continue(of, model))
+        prompts.ask_model(tmp_path, lambda model, of=of: request.can_continue(of, model))
     assert [[line.split()[0] for line in lines] for lines in offered] == [
         ["mine", "base", "Create"],
         ["mine", "terms", "base", "Create"],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from Project7 import prompts, recipe
+from Project7 import preparation, prompts, recipe, request
 from Project7.config import SECTIONS, RunConfig, to_json
 from Project7.errors import UsageError
 from Project7.loss_config import LossConfig
@@ -28,7 +28,7 @@ def parse(tmp_path, *flags, of=MSE):
 
 
 def gather(tmp_path, *flags, of=MSE):
-    return recipe.gather(of, parse(tmp_path, *flags, of=of))
+    return request.gather(of, parse(tmp_path, *flags, of=of))
 
 
 def model(tmp_path, name="old", **settings):
@@ -120,9 +120,9 @@ def test_a_model_of_another_method_is_refused_before_anything_is_asked(tmp_path,
 def test_photos_without_any_colour_end_the_run_at_once():
     gray = np.repeat(np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8), 3, axis=3)
     with pytest.raises(UsageError, match=r"All 6 of the 6 training photos .* are gray"):
-        recipe.refuse_gray(SimpleNamespace(images=gray))
+        preparation.refuse_gray(SimpleNamespace(images=gray))
     gray[2, ..., 0] = 0
-    recipe.refuse_gray(SimpleNamespace(images=gray))
+    preparation.refuse_gray(SimpleNamespace(images=gray))
 
 
 def test_without_a_terminal_the_missing_flags_are_named(tmp_path):
@@ -143,7 +143,7 @@ def test_a_process_that_is_not_the_main_one_asks_and_refuses_nothing(tmp_path, m
 def wants_two_stages(tmp_path, *flags):
     arguments = parse(tmp_path, *flags, of=V2)
     names = [*V2.sections["training"].model_fields, *V2.sections["objective"].model_fields]
-    return recipe.wants_two_stages(arguments, {n: v for n, v in vars(arguments).items() if n in names})
+    return request.wants_two_stages(arguments, {n: v for n, v in vars(arguments).items() if n in names})
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def settle(monkeypatch, objective, *, answers=(), asking=True, there=("tiny", "r
 
     monkeypatch.setattr("Project7.perceptual_loss.load_perceptual", load)
     monkeypatch.setattr(prompts, "ask_perceptual", lambda *said: asked.append(said) or next(answers))
-    config = recipe.settle_perceptual(RunConfig(objective=objective), Console(quiet=True), asking=asking)
+    config = preparation.settle_perceptual(RunConfig(objective=objective), Console(quiet=True), asking=asking)
     return config.objective, asked
 
 
@@ -417,7 +417,7 @@ def settle_lpips(monkeypatch, loss, *, answers=()):
     monkeypatch.setattr("Project7.perceptual_loss.load_lpips", load)
     monkeypatch.setattr(prompts, "ask_perceptual", lambda *said: asked.append(said) or next(answers))
     settings = RunConfig(model=RegressionConfig(), loss=loss)
-    return recipe.settle_perceptual(settings, Console(quiet=True), asking=True).loss, asked
+    return preparation.settle_perceptual(settings, Console(quiet=True), asking=True).loss, asked
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_trainer import IMAGES, config, run, terms
 
-from Project7 import recipe, run_time
+from Project7 import preparation, recipe, request, run_time
 from Project7.checkpoints import load_checkpoint
 from Project7.run_time import RunTime, duration, in_words
 from Project7.trainer import make_accelerator
@@ -50,8 +50,9 @@ def test_times_are_said_in_words():
 def test_a_person_who_does_not_agree_leaves_nothing(tmp_path, monkeypatch, capsys):
     """And is told the time first."""
     monkeypatch.setattr(recipe, "can_ask", lambda arguments: True)
-    monkeypatch.setattr(recipe.prompts, "ask_settings", lambda *_, **__: {})
-    monkeypatch.setattr(recipe.prompts, "agreed", lambda: False)
+    monkeypatch.setattr(request, "can_ask", lambda arguments: True)
+    monkeypatch.setattr(preparation.prompts, "ask_settings", lambda *_, **__: {})
+    monkeypatch.setattr(preparation.prompts, "agreed", lambda: False)
     from Project7 import train_diffusion
 
     flags = (

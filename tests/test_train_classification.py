@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from terminal import answer, open_terminal
 
-from Project7 import recipe, train_classification, train_diffusion, train_diffusion_v2
+from Project7 import preparation, train_classification, train_diffusion, train_diffusion_v2
 from Project7.checkpoints import load_checkpoint
 from Project7.cli import command
 from Project7.config import SECTIONS, RunConfig, from_json, to_json
@@ -310,7 +310,7 @@ def test_a_new_model_begins_with_its_palette_and_with_resnet34(tmp_path, photos)
     torch.save({name: torch.tensor(0.5).expand(shape) for name, shape in shapes.items()}, path)
     images = open_dataset(DATA.model_copy(update={"data": (str(photos),)}), seed=0)
     settings = RunConfig(model=ClassificationConfig(bins=9, encoder_weights=str(path)))
-    start = recipe.starting_weights(settings, images, Console(quiet=True))
+    start = preparation.starting_weights(settings, images, Console(quiet=True))
     assert start["centres"].shape == (9, 2)
     assert start["encoder.layer4.2.conv2.weight"].unique().tolist() == [0.5]
     with torch.device("meta"):
@@ -319,7 +319,7 @@ def test_a_new_model_begins_with_its_palette_and_with_resnet34(tmp_path, photos)
 
 
 def test_a_diffusion_model_begins_with_nothing():
-    assert recipe.starting_weights(RunConfig(), SimpleNamespace(), Console(quiet=True)) is None
+    assert preparation.starting_weights(RunConfig(), SimpleNamespace(), Console(quiet=True)) is None
 
 
 # ---- other methods
