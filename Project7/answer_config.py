@@ -76,7 +76,10 @@ Levels = Annotated[
 Temperature = Annotated[
     float | None,
     setting(
-        None, "of a classification model's annealed mean: 1 is the mean, 0 the mode (default: as trained)", ge=0, le=10
+        None,
+        "temperature of a classification model's annealed mean: 1 gives the mean, 0 the mode (default: as trained)",
+        ge=0,
+        le=10,
     ),
 ]
 Precision = Annotated[
@@ -86,7 +89,7 @@ Precision = Annotated[
     ),
 ]
 Together = Annotated[int, setting(32, "pictures that go through the network together", ge=1, le=4096)]
-Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], setting("auto", "where to compute")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], setting("auto", "device to compute on")]
 
 
 class ColorizeConfig(BaseModel):
@@ -94,7 +97,7 @@ class ColorizeConfig(BaseModel):
 
     model_config = SETTINGS
 
-    seed: int = setting(0, "the same seed gives the same colours", ge=0, lt=2**63)
+    seed: int = setting(0, "random seed: the same seed gives the same colours", ge=0, lt=2**63)
     variants: int = setting(1, "different answers for each photo", ge=1, le=1000)
     guidance: Guidance
     candidates: Candidates
@@ -111,7 +114,9 @@ class ColorizeConfig(BaseModel):
         None, "how far a classification model leaves the likeliest answer (0; with --variants 1)", ge=0, le=10
     )
     format: Literal["png", "tif", "jpg", "webp"] = setting(
-        "png", "of the pictures: png and tif are lossless, and keep the 16 bits of a scan; jpg and webp are smaller"
+        "png",
+        "file format of the pictures: png and tif are lossless, and keep the 16 "
+        "bits of a scan; jpg and webp are smaller",
     )
     skip_colour: bool = setting(False, "leave photos as they are that have colours of their own")
     confidence: bool = setting(False, "also write a classification model's map of where it is sure (white)")

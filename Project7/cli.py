@@ -101,7 +101,7 @@ def add_colorize(commands) -> None:
     )
     parser.add_argument("--force", action="store_true", help="colour again what was coloured already")
     add_models_dir(parser)
-    add_retouch(parser.add_argument_group("what is said of single photos"))
+    add_retouch(parser.add_argument_group("what you know about a photo"))
     for title, names in _GROUPS.items():
         flags.add_settings(parser.add_argument_group(title), ColorizeConfig, only=names)
     parser.set_defaults(run=colorize)
@@ -118,7 +118,7 @@ def add_retouch(parser) -> None:
     )
     parser.add_argument("--hints", type=Path, metavar="FILE", help='JSON: [{"x": 10, "y": 20, "color": "#aa3322"}]')
     parser.add_argument(
-        "--like", type=Path, metavar="PNG", help="as a picture of this toolkit was made; other flags change it"
+        "--like", type=Path, metavar="PICTURE", help="repeat how this coloured picture was made; other flags change it"
     )
     parser.add_argument("--reference", type=Path, metavar="PHOTO", help="a colour photo whose colours become hints")
     parser.add_argument("--side-by-side", action="store_true", help="also write gray and colour beside each other")
@@ -633,7 +633,7 @@ def add_serve(commands) -> None:
     )
     parser.add_argument("--port", type=port_number, default=7860, metavar="N", help="0 takes any that is free (7860)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="device to compute on")
     parser.set_defaults(run=serve)
 
 

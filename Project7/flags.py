@@ -117,6 +117,8 @@ def default_text(value: Any) -> str:
         return ",".join(map(str, value))
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "none" if value is None else str(value)
 
 

@@ -35,7 +35,8 @@ EncoderName = Annotated[
     str | None,
     setting(
         None,
-        "frozen network of timm that looks at the photo: tf_efficientnet_lite2 comes with the toolkit; none is without",
+        "frozen network of timm that looks at the photo: tf_efficientnet_lite2 comes "
+        "with the toolkit; none trains without one",
         min_length=1,
     ),
 ]
@@ -79,8 +80,8 @@ class DiffusionConfig(BaseModel):
         max_length=8,
     )
     time_dim: int = setting(256, "width of the time embedding", ask="Time embedding dim", ge=4, le=8192)
-    timesteps: int = setting(1000, "steps of the noise schedule", ask="Diffusion timesteps", ge=2, le=10_000)
-    layers: int = setting(1, "residual blocks a level", ge=1, le=8)
+    timesteps: int = setting(1000, "timesteps of the noise schedule", ask="Diffusion timesteps", ge=2, le=10_000)
+    layers: int = setting(1, "residual blocks per level", ge=1, le=8)
     prediction_type: Literal["epsilon", "v_prediction"] = setting(
         "v_prediction", "what the network predicts: the noise, or v (Salimans & Ho 2022)"
     )
@@ -97,7 +98,9 @@ class DiffusionConfig(BaseModel):
         ge=1,
         le=32,
     )
-    min_snr_gamma: float = setting(0.0, "min-SNR loss weight (Hang et al. 2023); 0 is none, 5 the paper's", ge=0)
+    min_snr_gamma: float = setting(
+        0.0, "gamma of the min-SNR loss weight (Hang et al. 2023); 0 turns it off, 5 is the paper's value", ge=0
+    )
     chroma_scale: Literal[1, 2, 4, 8] = setting(
         1, "predict ab at this fraction of the resolution and enlarge it along the edges of L: 2 is half, 4 a quarter"
     )
@@ -109,7 +112,9 @@ class DiffusionConfig(BaseModel):
     encoder_weights: EncoderWeights
     neck_width: NeckWidth
     head: Literal["none", "mean", "classes"] = setting(
-        "none", "what is predicted beside, in one pass: the mean colour, or the probability of each palette colour"
+        "none",
+        "what a head on the encoder predicts besides, in one pass: nothing, the mean "
+        "colour, or a probability for each palette colour",
     )
     head_weight: float = setting(0.25, "weight of the head's loss beside the squared error", gt=0, le=100)
     head_entropy: bool = setting(False, "tell the U-Net where the head of palette colours is unsure")
@@ -297,7 +302,7 @@ class RegressionConfig(BaseModel):
     channel_multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = setting(
         (1, 2, 3, 4), "width of each level, fine to coarse, in model channels", min_length=1, max_length=8
     )
-    layers: int = setting(1, "residual blocks a level", ge=1, le=8)
+    layers: int = setting(1, "residual blocks per level", ge=1, le=8)
     outputs: Literal["ab", "lab"] = setting(
         "ab", "what it predicts: ab; or lab, which restores the lightness of a faded photo too"
     )

@@ -61,18 +61,33 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
     parser = flags.Parser(description=recipe.description, epilog=shown)
     run = parser.add_argument_group("the run")
     run.add_argument("--name", metavar="NAME", help="name of the new model; with --resume, continue in a copy")
-    run.add_argument("--resume", metavar="NAME", help="continue this model; settings not given are inherited")
     run.add_argument(
-        "--start-from", metavar="NAME|PATH", help="a new model that begins with this one's weights: on your own images"
+        "--resume", metavar="NAME", help="continue this model; settings that are not given stay as they are"
+    )
+    run.add_argument(
+        "--start-from",
+        metavar="NAME|PATH",
+        help="begin a new model with the weights of this one, to train it on your own images",
     )
     run.add_argument("--yes", action="store_true", help="take the default for every question")
-    run.add_argument("--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR")
-    run.add_argument("--cache-dir", type=Path, metavar="DIR", help="where decoded images are kept (~/.cache/project7)")
-    run.add_argument("--replan", action="store_true", help="with --resume and --epochs: end before what was planned")
-    run.add_argument("--allow-data-change", action="store_true", help="resume on other images than before")
+    run.add_argument(
+        "--models-dir", type=Path, default=model_folder.default_models_dir(), metavar="DIR",
+        help="folder that holds the models (models/)",
+    )  # fmt: skip
+    run.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="folder for decoded images ($PROJECT7_CACHE or ~/.cache/project7)"
+    )
+    run.add_argument(
+        "--replan", action="store_true", help="with --resume and --epochs: allow the run to end before what was planned"
+    )
+    run.add_argument("--allow-data-change", action="store_true", help="allow resuming on other images than before")
     if recipe.stages:
-        run.add_argument("--strategy", choices=STRATEGIES, help="two-stage: the squared error alone, then all terms")
-        run.add_argument("--stage2-epochs", default=argparse.SUPPRESS, metavar="N", help="epochs with all terms")
+        run.add_argument(
+            "--strategy", choices=STRATEGIES, help="two-stage: first the squared error alone, then all terms"
+        )
+        run.add_argument(
+            "--stage2-epochs", default=argparse.SUPPRESS, metavar="N", help="epochs of the second stage, with all terms"
+        )
     for section, config in recipe.sections.items():
         flags.add_settings(parser.add_argument_group(section), config)
     return parser

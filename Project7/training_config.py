@@ -62,18 +62,18 @@ class DataConfig(BaseModel):
 class TrainingConfig(BaseModel):
     model_config = SETTINGS
 
-    batch_size: int = setting(16, "images a step and process", ask="Batch size", ge=1, le=65_536)
-    learning_rate: float = setting(1e-4, "of AdamW, at its highest", ask="Learning rate", gt=0, le=1)
+    batch_size: int = setting(16, "images per step and process", ask="Batch size", ge=1, le=65_536)
+    learning_rate: float = setting(1e-4, "peak learning rate of AdamW", ask="Learning rate", gt=0, le=1)
     epochs: int = setting(
         50, "passes over the images; with --resume, epochs to add", ask="Number of epochs", ge=1, le=1_000_000
     )
     gradient_accumulation: int = setting(1, "micro-steps whose gradients make one step", ge=1, le=4096)
-    weight_decay: float = setting(0.01, "of AdamW", ge=0, le=10)
-    lr_schedule: Literal["constant", "cosine", "one-cycle"] = setting("constant", "course of the learning rate")
-    warmup_steps: int = setting(100, "steps over which the learning rate rises", ge=0)
-    gradient_clip: float = setting(1.0, "largest norm of the gradient", gt=0)
+    weight_decay: float = setting(0.01, "weight decay of AdamW", ge=0, le=10)
+    lr_schedule: Literal["constant", "cosine", "one-cycle"] = setting("constant", "learning-rate schedule")
+    warmup_steps: int = setting(100, "steps over which the learning rate rises from 0", ge=0)
+    gradient_clip: float = setting(1.0, "largest norm of the gradient; a longer one is clipped", gt=0)
     ema_decay: float = setting(0.999, "decay of the weight average that is saved and sampled with", ge=0, lt=1)
-    seed: int = setting(0, "of everything random", ge=0, lt=2**63)
+    seed: int = setting(0, "random seed of the weights, the order of the data and the noise", ge=0, lt=2**63)
     mirror: bool = setting(True, "mirror half of the training photos at random")
     zoom: float = setting(
         1.0,
@@ -88,12 +88,15 @@ class TrainingConfig(BaseModel):
         le=1,
     )
     mixed_precision: Literal["no", "auto", "bf16", "fp16"] = setting(
-        "no", "autocast; auto measures at the start whether bf16 is faster here (fp16 only on CUDA)", fixed=False
+        "no",
+        "arithmetic of the networks (autocast); auto measures at the start whether "
+        "bf16 is faster here (fp16 only on CUDA)",
+        fixed=False,
     )
     compile: bool = setting(
         False, "torch.compile the networks, on CUDA (some minutes before the first step)", fixed=False
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", fixed=False)
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "device to compute on", fixed=False)
     cache_features: bool = setting(
         False, "compute what the encoder sees once, and keep it on the disk (50 to 200 kB per photo)", fixed=False
     )
@@ -128,7 +131,7 @@ class ObjectiveConfig(BaseModel):
     )
     gan: bool = setting(False, "train against a PatchGAN discriminator", ask="Use GAN discriminator?", fixed=False)
     adversarial_weight: float = setting(
-        0.01, "weight of the discriminator's opinion", ask="Adversarial weight", fixed=False, gt=0, le=1000
+        0.01, "weight of the adversarial term", ask="Adversarial weight", fixed=False, gt=0, le=1000
     )
     perceptual_net: Literal["vgg16", "tiny", "random"] = setting(
         "vgg16",
@@ -145,9 +148,9 @@ class ObjectiveConfig(BaseModel):
     image_share: float = setting(
         0.25, "share of the timesteps, the least noisy, at which the image-space terms act", fixed=False, gt=0, le=1
     )
-    gan_learning_rate: float = setting(2e-4, "of the discriminator's AdamW", fixed=False, gt=0, le=1)
-    gan_start: int = setting(500, "steps that the discriminator trains before its opinion counts", fixed=False, ge=0)
-    gan_warmup: int = setting(500, "steps over which its weight then rises", fixed=False, ge=0)
+    gan_learning_rate: float = setting(2e-4, "peak learning rate of the discriminator (AdamW)", fixed=False, gt=0, le=1)
+    gan_start: int = setting(500, "steps that the discriminator trains before its term counts", fixed=False, ge=0)
+    gan_warmup: int = setting(500, "steps over which the weight of that term then rises from 0", fixed=False, ge=0)
     gan_scales: int = setting(
         1,
         "discriminators, each on half the size of the one before; as many as the size allows",

@@ -212,7 +212,7 @@ def test_help_fits_a_narrow_terminal(monkeypatch, columns):
 
 @pytest.mark.parametrize(
     ("default", "text"),
-    [((64, 128), "64,128"), (1e-4, "0.0001"), (10.0, "10"), (None, "none"), (True, "True"), ("samples", "samples")],
+    [((64, 128), "64,128"), (1e-4, "0.0001"), (10.0, "10"), (None, "none"), (True, "on"), ("samples", "samples")],
 )
 def test_a_default_as_a_person_would_type_it(default, text):
     assert default_text(default) == text
