@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all bench lint clean
+.PHONY: help setup demo serve test test-all bench lint release-check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ lint: .venv/installed-dev ## mend what ruff can mend, and check the types
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 	@$(BIN)/mypy
+
+release-check: .venv/installed-dev ## build the package, install it in an empty environment and colour a photo with it
+	@$(PIP) build twine
+	@$(BIN)/python benchmarks/release_check.py
 
 clean: ## remove what the targets made, but not the models
 	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
