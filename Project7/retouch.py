@@ -25,7 +25,7 @@ _DOUBT = 40.0  # Lab units that are white in a map of ambiguity
 @dataclasses.dataclass(frozen=True)
 class Retouch:
     hints: Sequence[Hint] = ()
-    like: Provenance | None = None  # whose noise and hints are taken, where the size of the photo is the same
+    like: Provenance | None = None  # whose noise, hints and strokes are taken, where the photo has the same size
     reference: Photo | None = None
     side_by_side: bool = False
     ambiguity: bool = False
@@ -75,6 +75,7 @@ def open_retouched(colorizer: Colorizer, photo: Photo, retouch: Retouch, **setti
     like = retouch.like if retouch.like and (retouch.like.height, retouch.like.width) == photo.rgb.shape[:2] else None
     opened = OpenPhoto(colorizer, photo, digest=like.noise if like else None, **settings)
     hints = [hint.as_hint() for hint in like.hints] if like else []
+    opened.strokes = like.strokes if like else ()
     opened.tell([*hints, *retouch.hints])
     if retouch.reference is not None:
         opened.tell([*hints_from(opened, retouch.reference), *opened.hints])

@@ -79,6 +79,17 @@ def test_a_coloured_picture_goes_on_from_itself(model, photo, tmp_path):
     assert np.abs(a - b).max() <= 3
 
 
+def test_a_mixed_picture_is_made_again_from_the_answers_that_were_mixed(model, photo, tmp_path):
+    opened = Colorizer.load(model, device="cpu").open(photo, steps=2).mix(2, [(20, 30)], radius=30)
+    opened.save(tmp_path / "mixed.png", seed=1)
+    assert colorize(model, photo, "--like", tmp_path / "mixed.png", "--output", tmp_path / "out") == 0
+    assert colorize(model, photo, "--seed", 1, "--output", tmp_path / "plain") == 0
+    mixed, again, plain = (
+        np.asarray(Image.open(path)) for path in [tmp_path / "mixed.png", *tmp_path.glob("*/old.png")]
+    )
+    assert (mixed == again).all() != (mixed == plain).all()
+
+
 def test_strength_warmth_and_grain_are_heard(model, photo, tmp_path):
     """--saturation was once taken and not passed on."""
     pictures = {}
