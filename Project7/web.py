@@ -9,7 +9,7 @@ import io
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from Project7.answer_config import LevelsName
 from Project7.brush import Strokes
 from Project7.errors import UsageError
 from Project7.guard import GuardedRoute, OwnPageOnly, error_response
+from Project7.hints import Hint
 from Project7.jobs import Job, JobEnded
 from Project7.model_config import MethodConfig
 from Project7.model_folder import ModelSummary
@@ -32,7 +33,7 @@ from Project7.opened import Answer, OpenPhoto
 from Project7.painting import bands
 from Project7.photo import as_png
 from Project7.provenance import MOST_HINTS, GivenHint, read_hints
-from Project7.reference import hints_from
+from Project7.reference import Hinted, hints_from
 from Project7.scan import Lightness
 from Project7.sheet import side_by_side
 from Project7.studio import Asked, NotHere, Shelved, Studio
@@ -84,6 +85,10 @@ class Answers(OfPhoto):
 class Place(OfPhoto):
     x: float = Field(ge=0, lt=1e6)
     y: float = Field(ge=0, lt=1e6)
+
+
+class Carried(OfPhoto):
+    source: str = Field(max_length=64)  # the open photo that the hints are of
 
 
 class Export(OfPhoto):
@@ -353,7 +358,23 @@ async def reference(
         return hints_from(studio.opened(shelved, asked, ()), studio.read(content).photo)
 
     found = await finished(studio.heavy.submit(work), request)
-    return {"hints": [{"x": x, "y": y, "color": name} for x, y, name in found]}
+    return as_json(found)
+
+
+@router.post("/api/photos/{id}/carried")
+async def carried(id: str, asked: Carried, request: Request, studio: InStudio) -> dict[str, Any]:
+    """The hints of another open photo, each where this photo is most like the place that it was given for."""
+    shelved, hinted = studio.find(id), Hinted(studio.find(asked.source).photo, asked.all_hints())
+
+    def work(job: Job) -> list[tuple[float, float, str]]:
+        return hinted.hints_for(studio.opened(shelved, asked, ()))
+
+    found = await finished(studio.heavy.submit(work), request)
+    return as_json(found)
+
+
+def as_json(hints: Sequence[Hint]) -> dict[str, Any]:
+    return {"hints": [{"x": x, "y": y, "color": name} for x, y, name in hints]}
 
 
 @router.post("/api/photos/{id}/export", response_class=Response)

@@ -351,6 +351,29 @@ def test_a_saved_picture_goes_on_from_where_it_was(visit, tmp_path):
     assert np.abs(shown(again) - read(saved)).max() <= 4
 
 
+def test_the_hints_of_one_photo_colour_others(visit, tmp_path):
+    page = visit()
+    upload(page, photo(tmp_path))
+    assert not page.is_visible("#all")
+    name = hint(page, 30, 45)
+    (tmp_path / "bad.png").write_bytes(b"no photo")
+    with Image.open(tmp_path / "old.png") as old:
+        old.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((150, 112)).save(tmp_path / "other.png")
+    page.set_input_files("#all-files", [tmp_path / "other.png", tmp_path / "bad.png"])
+    page.wait_for_selector("#album-list li:nth-child(2) button.failed")
+    with page.expect_download() as download:
+        page.click("#album-save")
+    download.value.save_as(tmp_path / "saved.png")
+    assert download.value.suggested_filename == "other-colour.png"
+    (told,) = read_provenance(tmp_path / "saved.png").hints
+    assert told.color == name
+    assert told.x > 75  # on the dark half, which is the right one here
+    page.click("#album-list li:first-child button")  # goes on from there
+    page.wait_for_function("() => document.querySelector('#pane-a .picture').width === 150")
+    ready(page)
+    assert page.locator(".mark").count() == 1
+
+
 def test_a_file_that_is_no_photo_is_said_and_loses_nothing(visit, tmp_path):
     page = visit()
     upload(page, photo(tmp_path))

@@ -163,6 +163,33 @@ def test_a_reference_gives_its_colours_to_what_is_alike(model):
     assert np.median(off) < 8  # the colours of the photo lie 25 Lab units from gray
 
 
+def test_the_hints_of_one_photo_are_carried_over_to_a_folder(model, tmp_path, capsys):
+    """To the same things in a mirrored copy of another size; to nothing in a photo of other things."""
+    truth = Image.open(sample_photos()["astronaut"]).convert("L")
+    opened = Colorizer.load(model, device="cpu").open(truth, steps=2, working_size=32)
+    told = {"#c03020": (100, 300), "#2040c0": (240, 30), "#30a040": (470, 470)}
+    for colour, (x, y) in told.items():
+        opened.hint(x, y, colour)
+    opened.save(tmp_path / "told.png")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    truth.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((300, 300)).save(folder / "mirrored.png")
+    Image.open(sample_photos()["coffee"]).save(folder / "other.png")
+    out = tmp_path / "out"
+    assert colorize(model, folder, "--hints-from", tmp_path / "told.png", "--output", out) == 0
+    carried = {hint.color: hint for hint in read_provenance(out / "mirrored.png").hints}
+    assert set(carried) == set(told)
+    for colour, (x, y) in told.items():
+        where = carried[colour].x - (511 - x) * 300 / 512, carried[colour].y - y * 300 / 512
+        assert np.hypot(*where) < 20
+    assert not read_provenance(out / "other.png").hints
+    assert "nothing in it is like" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="made without hints"):
+        colorize(model, folder, "--hints-from", out / "other.png", "--output", out)
+    with pytest.raises(UsageError, match=r"--hints-from .* does not say how it was made"):
+        colorize(model, folder, "--hints-from", folder / "other.png", "--output", out)
+
+
 def test_what_is_wanted_beside_a_picture_is_made_though_the_picture_is_there(model, photo, tmp_path, capsys):
     out = tmp_path / "out"
     flags = [photo, "--hint", "20,30,#2040c0", "--output", out]

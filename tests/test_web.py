@@ -262,6 +262,21 @@ def test_levels_are_those_of_the_command_line(client, studio):
     is_error(client.get(f"/api/photos/{response['id']}/gray?levels=no"), 422)
 
 
+def test_hints_are_carried_over_to_another_open_photo(client):
+    picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    picture = np.array(Image.fromarray(picture).resize((180, 120), Image.Resampling.BICUBIC))
+    first, second = opened(client, png(picture)), opened(client, png(picture[:, ::-1].copy()))
+    asked = {"model": "mine", "source": first, "hints": [{"x": 40, "y": 60, "color": "#2040c0"}]}
+    (hint,) = client.post(f"/api/photos/{second}/carried", json=asked).json()["hints"]
+    assert hint["color"] == "#2040c0"
+    assert np.hypot(hint["x"] - 139, hint["y"] - 60) < 20
+    is_error(client.post(f"/api/photos/{second}/carried", json=asked | {"source": "gone"}), 404)
+    outside = [{"x": 180, "y": 60, "color": "#2040c0"}]
+    assert "outside the photo" in is_error(
+        client.post(f"/api/photos/{second}/carried", json=asked | {"hints": outside}), 422
+    )
+
+
 @pytest.mark.parametrize(("kind", "size", "mode"), [("side", (184, 60), "RGB"), ("layer", (90, 60), "RGBA")])
 def test_other_exports(client, kind, size, mode):
     asked = {"model": "mine", "steps": 2, "kind": kind}

@@ -36,6 +36,8 @@ export async function reference(id, file, model) {
   return (await send(ofPhoto(id, "reference"), { method: "POST", body: form })).json();
 }
 
+// The hints of the photo `source` (asked.hints) as hints of another one.
+export const carried = async (id, source, asked) => (await send(ofPhoto(id, "carried"), asJson({ ...asked, source }))).json();
 export const exported = async (id, asked) => (await send(ofPhoto(id, "export"), asJson(asked))).blob();
 
 // Calls hear(kind, value) for every event of the answers, until they are done; throws what failed.

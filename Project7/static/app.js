@@ -1,5 +1,6 @@
 // The page: what is open, what is wanted of it, and what is shown.
 
+import { makeAlbum } from "./album.js";
 import * as api from "./api.js";
 import { mix } from "./brush.js";
 import { LIGHTNESS, toHex } from "./color.js";
@@ -58,7 +59,7 @@ async function open(getPhoto, name) {
     const levels = opened.made?.levels ?? "off";
     const gray = await lightness(opened.id, levels);
     running?.abort();
-    if (photo) api.closePhoto(photo.id);
+    if (photo && !album.busy) api.closePhoto(photo.id);
     say(opened.notes.join("; "));
     $("faded").hidden = !opened.faded;
     show({ ...opened, name, gray, auto: levels === "auto" });
@@ -564,6 +565,29 @@ $("reference-file").addEventListener("change", async () => {
   }
 });
 
+// -- other photos in these colours -----------------------------------------------------------------------------------
+
+const album = makeAlbum($("album-list"), {
+  changed() {
+    $("album").hidden = !album.size;
+    $("album-save").disabled = !album.files.length;
+  },
+  open: ({ file, error }) => (file ? openFile(file) : say(error, 10)),
+});
+$("all").addEventListener("click", () => $("all-files").click());
+$("all-files").addEventListener("change", () => {
+  const files = [...$("all-files").files];
+  $("all-files").value = "";
+  if (files.length) album.add(files, photo.id, asked(), { seed: state.seed, ...tone() });
+});
+$("album-close").addEventListener("click", () => album.close());
+$("album-save").addEventListener("click", async () => {
+  for (const file of album.files) {
+    download(file, file.name);
+    await new Promise((done) => setTimeout(done, 400)); // browsers drop downloads that begin at once
+  }
+});
+
 // -- mixing ----------------------------------------------------------------------------------------------------------
 
 const mixing = () => $("tool-mix").getAttribute("aria-checked") === "true";
@@ -734,6 +758,7 @@ function controls() {
   $("levels").value = state.levels;
   moodText();
   $("tool-mix").disabled = single();
+  $("all-row").hidden = !state.hints.length;
   if (single() && mixing()) tool("hint");
   $("undo").disabled = !history.canUndo;
   $("redo").disabled = !history.canRedo;
@@ -751,17 +776,21 @@ $("file").addEventListener("change", () => {
   $("file").value = "";
 });
 
+function download(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
 for (const button of $("save").querySelectorAll("[data-kind]")) {
   button.addEventListener("click", async () => {
     $("save").open = false;
     say("Writing the picture at full size …", 120);
     try {
       const blob = await api.exported(photo.id, asked({ seed: state.seed, ...tone(), strokes: brushed(), kind: button.dataset.kind }));
-      const link = document.createElement("a");
-      link.href = URL.createObjectURL(blob);
-      link.download = `${photo.name.replace(/\.[^.]*$/, "") || "photo"}-${{ full: "colour", side: "both", layer: "layer" }[button.dataset.kind]}.png`;
-      link.click();
-      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+      download(blob, `${photo.name.replace(/\.[^.]*$/, "") || "photo"}-${{ full: "colour", side: "both", layer: "layer" }[button.dataset.kind]}.png`);
       say("Saved.", 3);
     } catch (error) {
       fail(error);
