@@ -65,8 +65,9 @@ Denoise = Annotated[
         le=1,
     ),
 ]
+LevelsName = Literal["off", "network", "auto"]
 Levels = Annotated[
-    Literal["off", "network", "auto"],
+    LevelsName,
     setting(
         "off",
         "a faded photo's darkest percent becomes black and its lightest white: for the network alone, or in the "

@@ -121,6 +121,12 @@ def add_retouch(parser) -> None:
         "--like", type=Path, metavar="PICTURE", help="repeat how this coloured picture was made; other flags change it"
     )
     parser.add_argument("--reference", type=Path, metavar="PHOTO", help="a colour photo whose colours become hints")
+    parser.add_argument(
+        "--hints-from",
+        type=Path,
+        metavar="PNG",
+        help="a picture of this toolkit whose hints go to what is alike in all photos",
+    )
     parser.add_argument("--side-by-side", action="store_true", help="also write gray and colour beside each other")
     parser.add_argument(
         "--ambiguity", action="store_true", help="also write a map of where the model is unsure (white)"
@@ -179,16 +185,16 @@ def named_photos(paths: list[Path], console, output: Path | None = None) -> list
     return found
 
 
-def earlier_picture(path: Path | None):
-    """How a picture was made, for --like. Raises UsageError for one that does not say."""
+def earlier_picture(path: Path | None, flag: str = "--like"):
+    """How a picture was made, for a flag. Raises UsageError for one that does not say."""
     if path is None:
         return None
     from Project7.provenance import read_provenance
 
     if not path.is_file():
-        raise UsageError(f"--like {path} does not exist; give a PNG that `project7 colorize` or the page wrote.")
+        raise UsageError(f"{flag} {path} does not exist; give a PNG that `project7 colorize` or the page wrote.")
     if (made := read_provenance(path)) is None:
-        raise UsageError(f"--like {path} does not say how it was made; give a PNG as this toolkit wrote it.")
+        raise UsageError(f"{flag} {path} does not say how it was made; give a PNG as this toolkit wrote it.")
     return made
 
 
@@ -207,7 +213,23 @@ def wanted_retouch(arguments: argparse.Namespace, like, photos: int):
     if hints and photos > 1:
         raise UsageError(f"--hint is said of one photo, and there are {photos}; give one at a time.")
     reference = open_photo(arguments.reference) if arguments.reference else None
-    return Retouch(tuple(hints), like, reference, arguments.side_by_side, arguments.ambiguity)
+    hinted = hinted_picture(arguments.hints_from)
+    return Retouch(tuple(hints), like, reference, hinted, arguments.side_by_side, arguments.ambiguity)
+
+
+def hinted_picture(path: Path | None):
+    """A picture whose hints are for other photos, too. Raises UsageError for one without any."""
+    if path is None:
+        return None
+    from Project7.photo import open_photo
+    from Project7.reference import Hinted
+
+    made, photo = earlier_picture(path, "--hints-from"), open_photo(path)
+    if not made.hints:
+        raise UsageError(f"--hints-from {path} was made without hints; give a picture that was made with some.")
+    if (made.height, made.width) != photo.rgb.shape[:2]:
+        raise UsageError(f"--hints-from {path} has another size than when it was made; give it as it was written.")
+    return Hinted(photo, [hint.as_hint() for hint in made.hints])
 
 
 def show_outcomes(outcomes, total: int, output: Path, model: str, console) -> int:

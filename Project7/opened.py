@@ -15,18 +15,22 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor
 
 from Project7 import color
 from Project7.answer_config import FAST_STEPS
 from Project7.batch import keyed_generator
+from Project7.brush import Stroke, coverage
 from Project7.encoder import Maps
+from Project7.errors import UsageError
 from Project7.hints import Hint, Spot, find_spots, loosened, nearness, surfaces
 from Project7.painting import photo_digest, shrink
 from Project7.palette import class_spread, unlike_colours
 from Project7.photo import DEEP_SUFFIXES, Photo, kept, save_photo, to_image
 from Project7.provenance import TONE, GivenHint, Provenance
 from Project7.scan import Lightness
+from Project7.settings import explain
 
 _APART = 12.0  # Lab units: colours nearer than this are one suggestion
 _SAMPLES = 4  # answers by which a model without a distribution is judged
@@ -48,6 +52,7 @@ class OpenPhoto:
 
     >>> photo = Colorizer.load("base").open("photo.jpg")
     >>> photo.hint(120, 80, "#2a5caa").save("colour.png")
+    >>> photo.mix(2, [(10, 20), (300, 25)], radius=40).save("mixed.png", seed=1)  # seed 2's sky in seed 1
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class OpenPhoto:
         that is not this one. options: the method's own, as those of Colorizer.colorize."""
         self.colorizer, self.photo, self.options = colorizer, photo, options
         self.hints: tuple[Hint, ...] = ()
+        self.strokes: tuple[Stroke, ...] = ()
         self.seed, self.saturation, self.warmth = 0, 1.0, 0.0
         self.working_size, self.digest = working_size, digest or photo_digest(photo)
         self.denoise, self.levels = denoise, levels
@@ -127,6 +133,16 @@ class OpenPhoto:
         spots = self.spots
         return surfaces([self.near(spot) for spot in spots]) if spots else None
 
+    def mix(self, seed: int, points: Sequence[tuple[float, float]], radius: float) -> "OpenPhoto":
+        """Paints the answer of `seed` over the picture: along points (x, y), with a soft brush; all in pixels of the
+        photo. Raises UsageError for a stroke that is none."""
+        try:
+            stroke = Stroke(seed=seed, points=tuple(points), radius=radius)
+        except ValidationError as error:
+            raise UsageError(f"The stroke is wrong: {explain(error).replace('--', '')}.") from None
+        self.strokes = (*self.strokes, stroke)
+        return self
+
     # -- answers -----------------------------------------------------------------------------------------------------
 
     def answers(self, seeds: Sequence[int] = range(_SAMPLES), *, watch: Any = None, **options: Any) -> list[Answer]:
@@ -182,6 +198,16 @@ class OpenPhoto:
         tone = {"saturation": self.saturation, "warmth": self.warmth}
         told = {"spots": self.spots, "shares": self.shares(), "border": self.border}
         return self.colorizer.finish(answer.ab[None], self.small, **told, **tone)
+
+    def mixed(self, seed: int) -> Tensor:
+        """(1, 2 or 3, h, w): `chroma` of the answer of a seed, with the strokes of others painted over it."""
+        answers = self.answers(list(dict.fromkeys([seed, *(stroke.seed for stroke in self.strokes)])))
+        ab = {answer.seed: self.chroma(answer) for answer in answers}
+        mixed = ab[seed]
+        for stroke in self.strokes:
+            share = torch.from_numpy(coverage(stroke, self.size, mixed.shape[-2:]))
+            mixed = torch.lerp(mixed, ab[stroke.seed], share)
+        return mixed
 
     def fields(self, answer: Answer) -> Tensor:
         """(7, h, w): all that makes a picture of any saturation s and warmth w, for a page that lays it onto L itself.
@@ -282,16 +308,16 @@ class OpenPhoto:
 
     def picture(self, seed: int | None = None, *, deep: bool = False) -> np.ndarray:
         """(H, W, 3) uint8: the answer of a seed, at full size; uint16 of a photo of 16 bits if `deep`."""
-        (answer,) = self.answers([self.seed if seed is None else seed])
+        chroma = self.mixed(self.seed if seed is None else seed)
         constants = self.colorizer.model.ab_mean.cpu(), self.colorizer.model.ab_std.cpu()
-        return self.lightness.paint(self.small, self.chroma(answer), *constants, deep=deep)
+        return self.lightness.paint(self.small, chroma, *constants, deep=deep)
 
     def image(self, seed: int | None = None) -> PIL.Image.Image:
         return to_image(self.picture(seed), alpha=self.photo.alpha)
 
     def provenance(self, seed: int | None = None) -> Provenance:
         """How the picture of a seed is made: what its PNG carries."""
-        settings = {name: getattr(self, name) for name in (*TONE, "working_size", "options")}
+        settings = {name: getattr(self, name) for name in (*TONE, "working_size", "options", "strokes")}
         seed = self.seed if seed is None else seed
         return provenance(self.colorizer, self.size, self.digest, seed, hints=self.hints, **settings)
 

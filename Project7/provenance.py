@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from Project7 import __version__
 from Project7.answer_config import ColorizeConfig
+from Project7.brush import Strokes
 from Project7.errors import UsageError
 from Project7.photo import XMP, xmp_text
 from Project7.settings import explain
@@ -54,6 +55,7 @@ class Provenance(BaseModel):
     levels: Literal["off", "network", "auto"] = "off"
     working_size: int | None = None
     hints: tuple[GivenHint, ...] = Field((), max_length=MOST_HINTS)
+    strokes: Strokes = ()
     options: dict[str, int | float | str | None] = {}
 
     @model_validator(mode="after")
@@ -126,6 +128,8 @@ def differences(made: Provenance, wanted: Provenance) -> list[str]:
             words.append(f"{name}-{shown}" if isinstance(value, str) else f"{name}{shown}")
     if made.hints != wanted.hints:
         words.append("hints" if wanted.hints else "no-hints")
+    if made.strokes != wanted.strokes:
+        words.append("mixed" if wanted.strokes else "not-mixed")
     if made.noise and wanted.noise and made.noise != wanted.noise:
         words.append(wanted.noise[:6])  # another photo under the same name
     return [word.replace("_", "-") for word in words]

@@ -1,10 +1,12 @@
-"""A reference photo: its colours become hints, by what a network sees in both photos.
+"""A photo that others take after, by what a network sees in both: its colours or its hints become theirs.
 
 A place of the photo gets the colour of the place in the reference whose features are most alike, where each is the
 other's best match (as in He et al. 2018, Deep Exemplar-based Colorization, without its training). What comes out are
 ordinary hints, which a person may move or remove.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from Project7 import color
 from Project7.encoder import SHIPPED, Encoder
-from Project7.hints import Hint, Spot
+from Project7.hints import Hint, Spot, find_spots
 from Project7.opened import OpenPhoto, as_hex
 from Project7.painting import full_lightness
 from Project7.photo import Photo
@@ -22,15 +24,16 @@ _SIZE = 256  # short side of what the encoder is shown
 _MOST = 40  # hints
 _LIKELIHOOD = 0.35  # cosine below which two places are not alike
 _APART = 2  # cells between two hints
+_KIN = (
+    0.55  # cosine from which a hint is carried over: unlike photos stay below 0.5, photos of one scene mostly above 0.6
+)
+_SAME = 0.6  # cosine from which two places of one photo show the same
 _L_WEIGHT = 0.6  # of the local lightness beside the features
 
 
 def hints_from(opened: OpenPhoto, reference: Photo) -> list[Hint]:
     """20 to 40 hints as a rule, fewer where little is alike: x, y in pixels of the open photo, and a colour."""
-    encoder = Encoder(SHIPPED, _SIZE).to(opened.colorizer.device)
-    mine, theirs = (
-        features(encoder, L.to(opened.colorizer.device)) for L in (opened.seen, full_lightness(reference.rgb))
-    )
+    mine, theirs = (features(L, opened.colorizer.device) for L in (opened.seen, full_lightness(reference.rgb)))
     a, b = mine.flatten(1), theirs.flatten(1)  # (C, N), (C, M)
     alike = a.T @ b  # (N, M) cosines
     best, back = alike.argmax(dim=1), alike.argmax(dim=0)
@@ -48,14 +51,54 @@ def hints_from(opened: OpenPhoto, reference: Photo) -> list[Hint]:
             continue
         near = (slice(max(0, row - _APART), row + _APART + 1), slice(max(0, column - _APART), column + _APART + 1))
         taken[near] = True
-        hints.append(hint(opened, (row + 0.5) / grid[0], (column + 0.5) / grid[1], chroma.flatten(1)[:, best[place]]))
+        spot = cell(opened, place, grid)
+        level = float(color.level(opened.small[0, 0, spot.row, spot.column]))
+        colour = as_hex(level, chroma.flatten(1)[:, best[place]].tolist())
+        hints.append((*opened.pixel(spot), colour))
     return hints
 
 
-def features(encoder: Any, L: Tensor) -> Tensor:
+class Hinted:
+    """A photo with hints that are for other photos, too."""
+
+    def __init__(self, photo: Photo, hints: Sequence[Hint]):
+        """hints: x and y in pixels of this photo. Raises UsageError for one outside it, or a colour that is none."""
+        find_spots(hints, photo.rgb.shape[:2], torch.zeros(1, 1, 1, 1))
+        self.photo, self.hints = photo, tuple(hints)
+        self._features: Tensor | None = None
+
+    def hints_for(self, opened: OpenPhoto) -> list[Hint]:
+        """Each hint where the open photo is most like the hinted place; left out where nothing is alike, or where that
+        place is more like another thing of this photo."""
+        device = opened.colorizer.device
+        if self._features is None:
+            self._features = features(full_lightness(self.photo.rgb), device)
+        mine, theirs = features(opened.seen, device), self._features
+        h, w = theirs.shape[-2:]
+        height, width = self.photo.rgb.shape[:2]
+        cells = [int(y * h / height) * w + int(x * w / width) for x, y, _ in self.hints]
+        hinted = theirs.flatten(1)[:, cells]  # (C, K)
+        alike, best = (mine.flatten(1).T @ hinted).max(dim=0)  # (K,)
+        back = (theirs.flatten(1).T @ mine.flatten(1)[:, best]).argmax(dim=0)  # (K,) what each is most like in turn
+        same = (theirs.flatten(1)[:, back] * hinted).sum(dim=0)
+        found: dict[int, tuple[float, str]] = {}  # cell of the open photo -> the hint that is most alike
+        for place, sure, kin, (_, _, colour) in zip(best.tolist(), alike, same, self.hints, strict=True):
+            if sure >= _KIN and kin >= _SAME and sure > found.get(place, (0.0, ""))[0]:
+                found[place] = float(sure), colour
+        grid = mine.shape[-2:]
+        return [(*opened.pixel(cell(opened, place, grid)), colour) for place, (_, colour) in found.items()]
+
+
+@functools.lru_cache(maxsize=1)
+def encoder_on(device: torch.device) -> Any:
+    return Encoder(SHIPPED, _SIZE).to(device)
+
+
+def features(L: Tensor, device: torch.device) -> Tensor:
     """(C, h, w) of unit length, on the grid of stride 8: what the three maps see, and how light it is."""
+    encoder = encoder_on(device)
     with torch.no_grad():
-        maps = [m.float().cpu() for m in encoder(encoder.view(L))]
+        maps = [m.float().cpu() for m in encoder(encoder.view(L.to(device)))]
     size = maps[0].shape[-2:]
     level = F.adaptive_avg_pool2d(L.cpu(), size)
     parts = [F.interpolate(m - m.mean(dim=(2, 3), keepdim=True), size, mode="bilinear") for m in maps]
@@ -76,10 +119,8 @@ def reference_chroma(reference: Photo, size: tuple[int, int]) -> Tensor:
     return color.rgb_to_lab(rgb)[0, 1:]
 
 
-def hint(opened: OpenPhoto, y: float, x: float, ab: Tensor) -> Hint:
-    """At a place in [0, 1), with the lightness that is there."""
+def cell(opened: OpenPhoto, place: int, grid: Sequence[int]) -> Spot:
+    """The spot of the working picture in the middle of a cell of the grid (h, w)."""
+    row, column = divmod(place, grid[1])
     h, w = opened.small.shape[-2:]
-    spot = Spot(min(h - 1, int(y * h)), min(w - 1, int(x * w)), (0.0, 0.0))
-    px, py = opened.pixel(spot)
-    level = float(color.level(opened.small[0, 0, spot.row, spot.column]))
-    return px, py, as_hex(level, ab.tolist())
+    return Spot(int((row + 0.5) * h / grid[0]), int((column + 0.5) * w / grid[1]), (0.0, 0.0))

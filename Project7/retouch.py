@@ -15,7 +15,7 @@ from Project7.hints import Hint
 from Project7.opened import OpenPhoto
 from Project7.photo import DEEP_SUFFIXES, Photo, open_photo, save_png
 from Project7.provenance import Provenance
-from Project7.reference import hints_from
+from Project7.reference import Hinted, hints_from
 from Project7.scan import in_colour
 from Project7.sheet import side_by_side
 
@@ -25,8 +25,9 @@ _DOUBT = 40.0  # Lab units that are white in a map of ambiguity
 @dataclasses.dataclass(frozen=True)
 class Retouch:
     hints: Sequence[Hint] = ()
-    like: Provenance | None = None  # whose noise and hints are taken, where the size of the photo is the same
+    like: Provenance | None = None  # whose noise, hints and strokes are taken, where the photo has the same size
     reference: Photo | None = None
+    hinted: Hinted | None = None  # whose hints are carried over to what is alike
     side_by_side: bool = False
     ambiguity: bool = False
 
@@ -75,9 +76,12 @@ def open_retouched(colorizer: Colorizer, photo: Photo, retouch: Retouch, **setti
     like = retouch.like if retouch.like and (retouch.like.height, retouch.like.width) == photo.rgb.shape[:2] else None
     opened = OpenPhoto(colorizer, photo, digest=like.noise if like else None, **settings)
     hints = [hint.as_hint() for hint in like.hints] if like else []
+    opened.strokes = like.strokes if like else ()
     opened.tell([*hints, *retouch.hints])
     if retouch.reference is not None:
         opened.tell([*hints_from(opened, retouch.reference), *opened.hints])
+    if retouch.hinted is not None:
+        opened.tell([*retouch.hinted.hints_for(opened), *opened.hints])
     return opened
 
 
@@ -93,6 +97,9 @@ def answered(job: Job, opened: OpenPhoto, retouch: Retouch, seeds: Sequence[int]
         maps[confidence_path(job)] = found
     made = [opened.provenance(seed) for seed in seeds]
     outcome = write(job, opened.photo, pictures, made, maps, levels=opened.levels)
+    if retouch.hinted is not None and not opened.hints:
+        said = "nothing in it is like the places that are hinted in --hints-from"
+        outcome = dataclasses.replace(outcome, text="; ".join(filter(None, [outcome.text, said])))
     if not (retouch.side_by_side and outcome.kind == "done"):
         return outcome
     gray = color.channels_last(color.gray(color.channels_first(opened.photo.rgb)[None]))[0]

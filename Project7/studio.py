@@ -24,6 +24,7 @@ from Project7.opened import OpenPhoto
 from Project7.painting import full_lightness, photo_digest
 from Project7.photo import Photo, open_photo
 from Project7.provenance import OPTIONS, TONE, Provenance, read_provenance
+from Project7.scan import faded, white_border
 from Project7.settings import SETTINGS
 
 _MODELS = 3  # that are kept loaded
@@ -76,6 +77,7 @@ class Shelved:
     L: Tensor  # (1, 1, H, W)
     digest: str  # keys the noise
     made: Provenance | None  # how it was made, where it is a picture of ours
+    faded: bool  # whether levels would help it
     by_model: dict[Any, OpenPhoto] = dataclasses.field(default_factory=dict)
 
     @property
@@ -148,7 +150,8 @@ class Studio:
         if made and (made.height, made.width) != photo.rgb.shape[:2]:
             made = None
         digest = (made and made.noise) or photo_digest(photo)
-        return Shelved(secrets.token_urlsafe(9), photo, full_lightness(photo.rgb), digest, made)
+        L = full_lightness(photo.rgb)
+        return Shelved(secrets.token_urlsafe(9), photo, L, digest, made, faded(L, white_border(L)))
 
     def keep(self, shelved: Shelved) -> None:
         """Keeps a photo open, and closes those longest unused that are too many."""
@@ -175,11 +178,11 @@ class Studio:
     def opened(self, shelved: Shelved, asked: Any, hints: Sequence[Hint]) -> OpenPhoto:
         """The photo before a model, with what is asked for (Asked). All of one photo and model share what they find."""
         colorizer = self.colorizer(asked.model or self.default_model())
-        key = colorizer.sha256, asked.working_size, asked.denoise
+        key = colorizer.sha256, asked.working_size, asked.denoise, asked.levels
         if key not in shelved.by_model:
             if len(shelved.by_model) >= _MODELS:
                 shelved.by_model.pop(next(iter(shelved.by_model)))
-            settings = {"working_size": asked.working_size, "denoise": asked.denoise}
+            settings = {name: getattr(asked, name) for name in ("working_size", "denoise", "levels")}
             settings |= {"lightness": shelved.L, "digest": shelved.digest}
             shelved.by_model[key] = OpenPhoto(colorizer, shelved.photo, **settings)
         opened = copy.copy(shelved.by_model[key])

@@ -9,7 +9,7 @@ import io
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,8 +21,11 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from Project7 import __version__, color
+from Project7.answer_config import LevelsName
+from Project7.brush import Strokes
 from Project7.errors import UsageError
 from Project7.guard import GuardedRoute, OwnPageOnly, error_response
+from Project7.hints import Hint
 from Project7.jobs import Job, JobEnded
 from Project7.model_config import MethodConfig
 from Project7.model_folder import ModelSummary
@@ -30,7 +33,8 @@ from Project7.opened import Answer, OpenPhoto
 from Project7.painting import bands
 from Project7.photo import as_png
 from Project7.provenance import MOST_HINTS, GivenHint, read_hints
-from Project7.reference import hints_from
+from Project7.reference import Hinted, hints_from
+from Project7.scan import Lightness
 from Project7.sheet import side_by_side
 from Project7.studio import Asked, NotHere, Shelved, Studio
 
@@ -83,8 +87,13 @@ class Place(OfPhoto):
     y: float = Field(ge=0, lt=1e6)
 
 
+class Carried(OfPhoto):
+    source: str = Field(max_length=64)  # the open photo that the hints are of
+
+
 class Export(OfPhoto):
     kind: Literal["full", "side", "layer"] = "full"
+    strokes: Strokes = ()
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -219,7 +228,7 @@ def event(kind: str, value: Any) -> str:
 
 @router.post("/api/photos", status_code=201)
 async def open_photo(request: Request, studio: InStudio, image: Annotated[UploadFile, File()]) -> dict[str, Any]:
-    """Opens a photo. made: how it was made, where it is a picture of ours."""
+    """Opens a photo. faded: levels would help it. made: how it was made, where it is a picture of ours."""
     content = await image.read()
     shelved = await finished(studio.light.submit(lambda job: studio.read(content)), request)
     studio.keep(shelved)
@@ -240,7 +249,8 @@ async def open_sample(request: Request, studio: InStudio) -> dict[str, Any]:
 def opened_photo(shelved: Shelved) -> dict[str, Any]:
     height, width = shelved.photo.rgb.shape[:2]
     made = shelved.made and shelved.made.model_dump(mode="json")
-    return {"id": shelved.id, "width": width, "height": height, "notes": shelved.photo.notes, "made": made}
+    about = {"width": width, "height": height, "notes": shelved.photo.notes, "faded": shelved.faded}
+    return {"id": shelved.id, **about, "made": made}
 
 
 @router.delete("/api/photos/{id}", status_code=204)
@@ -249,19 +259,19 @@ async def close_photo(id: str, studio: InStudio) -> None:
 
 
 @router.get("/api/photos/{id}/gray", response_class=Response)
-async def gray(id: str, request: Request, studio: InStudio) -> Response:
-    """The photo's lightness as a gray PNG: what the page lays colour onto."""
+async def gray(id: str, request: Request, studio: InStudio, levels: LevelsName = "off") -> Response:
+    """The lightness of the picture as a gray PNG: what the page lays colour onto."""
     shelved = studio.find(id)
-    png = await finished(studio.light.submit(lambda job: gray_png(shelved)), request)
+    png = await finished(studio.light.submit(lambda job: gray_png(shelved, levels)), request)
     return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600, immutable"})
 
 
-def gray_png(shelved: Shelved) -> bytes:
-    height, width = shelved.photo.rgb.shape[:2]
-    levels = np.empty((height, width), np.uint8)
-    for rows in bands(height, width):
-        levels[rows] = color.gray(color.channels_first(shelved.photo.rgb[rows]))[0].numpy()
-    image, content = Image.fromarray(levels), io.BytesIO()
+def gray_png(shelved: Shelved, levels: str) -> bytes:
+    L = Lightness(shelved.photo, levels=levels, lightness=shelved.L).L
+    gray_bytes = np.empty(L.shape[-2:], np.uint8)
+    for rows in bands(*L.shape[-2:]):
+        gray_bytes[rows] = color.to_uint8(color.gray_level(L[:, :, rows]))[0, 0].numpy()
+    image, content = Image.fromarray(gray_bytes), io.BytesIO()
     image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
     image.save(content, "PNG", compress_level=1)
     return content.getvalue()
@@ -348,7 +358,23 @@ async def reference(
         return hints_from(studio.opened(shelved, asked, ()), studio.read(content).photo)
 
     found = await finished(studio.heavy.submit(work), request)
-    return {"hints": [{"x": x, "y": y, "color": name} for x, y, name in found]}
+    return as_json(found)
+
+
+@router.post("/api/photos/{id}/carried")
+async def carried(id: str, asked: Carried, request: Request, studio: InStudio) -> dict[str, Any]:
+    """The hints of another open photo, each where this photo is most like the place that it was given for."""
+    shelved, hinted = studio.find(id), Hinted(studio.find(asked.source).photo, asked.all_hints())
+
+    def work(job: Job) -> list[tuple[float, float, str]]:
+        return hinted.hints_for(studio.opened(shelved, asked, ()))
+
+    found = await finished(studio.heavy.submit(work), request)
+    return as_json(found)
+
+
+def as_json(hints: Sequence[Hint]) -> dict[str, Any]:
+    return {"hints": [{"x": x, "y": y, "color": name} for x, y, name in hints]}
 
 
 @router.post("/api/photos/{id}/export", response_class=Response)
@@ -359,7 +385,9 @@ async def export(id: str, asked: Export, request: Request, studio: InStudio) -> 
 
     def work(job: Job) -> bytes:
         opened = studio.opened(shelved, asked, asked.all_hints())
-        opened.answers([seed], watch=watch(job, opened, None))
+        opened.strokes = asked.strokes
+        for one in dict.fromkeys([seed, *(stroke.seed for stroke in asked.strokes)]):
+            opened.answers([one], watch=watch(job, opened, None))
         return written(opened, asked.kind)
 
     return picture(await finished(studio.heavy.submit(work), request))

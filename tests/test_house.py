@@ -24,7 +24,7 @@ counting atomic_file answer_config loss_config training_config color processes
 model_config
 config
 photo_files tiff
-flags model_folder photo metrics batch guided_filter export_parts learning_rate
+flags model_folder photo metrics batch brush guided_filter export_parts learning_rate
 photo_source image_set
 image_cache
 dataset download palette layers discriminator samplers augment candidates hints painting provenance

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from Project7 import color
+from Project7.brush import coverage
 from Project7.color_head import ColorHead
 from Project7.colorize import Colorizer
 from Project7.config import RunConfig
@@ -191,6 +192,45 @@ def test_a_saved_picture_says_how_it_was_made(plain, tmp_path):
     again = plain.open(tmp_path / "a.png", digest=made.noise, working_size=24, **made.options)
     again.tell(opened.hints).saturation = 1.3
     assert np.abs(again.picture(4).astype(int) - np.asarray(Image.open(tmp_path / "a.png"))).max() <= 3
+
+
+def test_one_answer_is_painted_into_another(plain, tmp_path):
+    """All of it under the brush, nothing of it away from it, a soft edge between; remembered, and made again."""
+    opened = plain.open(gray(), steps=2, working_size=60)
+    base, other = (opened.picture(seed).astype(int) for seed in (1, 2))
+    opened.mix(2, [(20, -5), (20, 65)], radius=12)
+    mixed = opened.picture(1).astype(int)
+    assert np.abs(base - other).mean() > 5
+    assert np.array_equal(mixed[:, 35:], base[:, 35:])
+    assert np.abs(mixed[:, 18:22] - other[:, 18:22]).max() <= 1
+    between = np.abs(mixed - base).sum(axis=(0, 2)) / np.abs(other - base).sum(axis=(0, 2)).clip(1)
+    assert 0.2 < between[29] < 0.8
+    opened.save(tmp_path / "a.png", seed=1)
+    made = read_provenance(tmp_path / "a.png")
+    again = plain.open(gray(), working_size=60, **made.options)
+    again.strokes = made.strokes
+    assert np.array_equal(again.picture(made.seed), opened.picture(1))
+    assert np.array_equal(opened.mix(1, [(20, 30)], radius=200).picture(1), base.astype(np.uint8))  # painted back
+
+
+def test_mixed_fields_make_the_mixed_picture(plain):
+    """As the page mixes them, whatever the hints, the strength and the warmth."""
+    opened = plain.open(gray(), steps=2, working_size=24).hint(25, 30, "#2040c0").mix(2, [(20, 5), (40, 50)], radius=25)
+    opened.saturation, opened.warmth = 1.7, -9.0
+    one, two = (opened.fields(answer) for answer in opened.answers([1, 2]))
+    share = torch.from_numpy(coverage(opened.strokes[0], opened.size, one.shape[-2:]))
+    parts = torch.lerp(one, two, share)[2:].split([2, 2, 1])
+    ab = opened.saturation * parts[0] + opened.warmth * torch.cat([parts[2] * 0, 1 - parts[2]]) + parts[1]
+    mine = paint(opened.L, opened.small, ab[None], torch.zeros(2), torch.ones(2))
+    assert np.abs(mine.astype(int) - opened.picture(1)).max() <= 1
+
+
+@pytest.mark.parametrize(("points", "radius"), [([], 5), ([(0, 0)], 0), ([(0, float("nan"))], 5), ([(0, 0, 0)], 5)])
+def test_a_stroke_that_is_none_is_refused_and_changes_nothing(plain, points, radius):
+    opened = plain.open(gray())
+    with pytest.raises(UsageError, match="The stroke is wrong"):
+        opened.mix(1, points, radius)
+    assert opened.strokes == ()
 
 
 def test_a_notebook_shows_it(plain):

@@ -251,6 +251,58 @@ def test_a_stroke_no_colour_and_a_colour_from_the_photo(visit, tmp_path):
     assert page.locator(".mark").count() == 1
 
 
+def test_another_answer_is_painted_into_this_one(visit, tmp_path):
+    page = visit()
+    upload(page, photo(tmp_path), "bold")
+    base = shown(page)
+    page.click('[data-seed="2"]')
+    ready(page)
+    other = shown(page)
+    page.click('[data-seed="0"]')
+    page.keyboard.press("x")
+    page.click('[data-source="2"]')
+    slide(page, "brush", 30)
+    page.mouse.move(*place(page, 20, 10))
+    page.mouse.down()
+    page.mouse.move(*place(page, 20, 80), steps=9)
+    ready(page)
+    assert np.abs(shown(page) - other)[30:60, 12:28].max() <= 2  # while it is being painted
+    page.mouse.up()
+    ready(page)
+    mixed = shown(page)
+    assert np.abs(mixed - base)[:, 70:].max() <= 1
+    assert np.abs(base - other)[30:60, 12:28].mean() > 3
+    saved = save(page, tmp_path / "a.png")
+    assert np.abs(read(saved) - mixed).max() <= 2
+    page.keyboard.press("Control+z")
+    ready(page)
+    assert np.abs(shown(page) - base).max() <= 1
+    again = visit()
+    again.set_input_files("#file", saved)
+    again.wait_for_selector("#strip .answer:not(.waits)")
+    ready(again)
+    assert np.abs(shown(again) - mixed).max() <= 4
+    again.select_option("#model", "calm")  # which has one answer, and nothing to mix
+    ready(again)
+    assert again.is_disabled("#tool-mix")
+
+
+def test_levels_change_what_is_shown_and_saved(visit, tmp_path):
+    page = visit()
+    Image.fromarray(np.asarray(Image.open(photo(tmp_path))) // 4 + 90).save(tmp_path / "dull.png")
+    upload(page, tmp_path / "dull.png", "bold")
+    assert page.is_visible("#faded")
+    dull = shown(page)
+    page.select_option("#levels", "auto")
+    ready(page)
+    raised = shown(page)
+    assert np.ptp(raised.mean(axis=-1)) > 2 * np.ptp(dull.mean(axis=-1))
+    assert np.abs(raised - read(save(page, tmp_path / "a.png"))).max() <= 2
+    page.keyboard.press("Control+z")
+    ready(page)
+    assert np.abs(shown(page) - dull).max() <= 1
+
+
 def test_doubt_and_the_best_click(visit, tmp_path):
     page = visit()
     upload(page, photo(tmp_path), "bold")
@@ -297,6 +349,29 @@ def test_a_saved_picture_goes_on_from_where_it_was(visit, tmp_path):
     assert again.get_attribute('[data-seed="2"]', "aria-checked") == "true"
     assert again.locator(".mark").count() == 1
     assert np.abs(shown(again) - read(saved)).max() <= 4
+
+
+def test_the_hints_of_one_photo_colour_others(visit, tmp_path):
+    page = visit()
+    upload(page, photo(tmp_path))
+    assert not page.is_visible("#all")
+    name = hint(page, 30, 45)
+    (tmp_path / "bad.png").write_bytes(b"no photo")
+    with Image.open(tmp_path / "old.png") as old:
+        old.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((150, 112)).save(tmp_path / "other.png")
+    page.set_input_files("#all-files", [tmp_path / "other.png", tmp_path / "bad.png"])
+    page.wait_for_selector("#album-list li:nth-child(2) button.failed")
+    with page.expect_download() as download:
+        page.click("#album-save")
+    download.value.save_as(tmp_path / "saved.png")
+    assert download.value.suggested_filename == "other-colour.png"
+    (told,) = read_provenance(tmp_path / "saved.png").hints
+    assert told.color == name
+    assert told.x > 75  # on the dark half, which is the right one here
+    page.click("#album-list li:first-child button")  # goes on from there
+    page.wait_for_function("() => document.querySelector('#pane-a .picture').width === 150")
+    ready(page)
+    assert page.locator(".mark").count() == 1
 
 
 def test_a_file_that_is_no_photo_is_said_and_loses_nothing(visit, tmp_path):

@@ -79,6 +79,17 @@ def test_a_coloured_picture_goes_on_from_itself(model, photo, tmp_path):
     assert np.abs(a - b).max() <= 3
 
 
+def test_a_mixed_picture_is_made_again_from_the_answers_that_were_mixed(model, photo, tmp_path):
+    opened = Colorizer.load(model, device="cpu").open(photo, steps=2).mix(2, [(20, 30)], radius=30)
+    opened.save(tmp_path / "mixed.png", seed=1)
+    assert colorize(model, photo, "--like", tmp_path / "mixed.png", "--output", tmp_path / "out") == 0
+    assert colorize(model, photo, "--seed", 1, "--output", tmp_path / "plain") == 0
+    mixed, again, plain = (
+        np.asarray(Image.open(path)) for path in [tmp_path / "mixed.png", *tmp_path.glob("*/old.png")]
+    )
+    assert (mixed == again).all() != (mixed == plain).all()
+
+
 def test_strength_warmth_and_grain_are_heard(model, photo, tmp_path):
     """--saturation was once taken and not passed on."""
     pictures = {}
@@ -150,6 +161,33 @@ def test_a_reference_gives_its_colours_to_what_is_alike(model):
         rgb = torch.tensor([int(name[n : n + 2], 16) for n in (1, 3, 5)], dtype=torch.uint8)[:, None, None]
         off.append(float((color.rgb_to_lab(rgb)[1:, 0, 0] - smooth[:, y, x]).norm()))
     assert np.median(off) < 8  # the colours of the photo lie 25 Lab units from gray
+
+
+def test_the_hints_of_one_photo_are_carried_over_to_a_folder(model, tmp_path, capsys):
+    """To the same things in a mirrored copy of another size; to nothing in a photo of other things."""
+    truth = Image.open(sample_photos()["astronaut"]).convert("L")
+    opened = Colorizer.load(model, device="cpu").open(truth, steps=2, working_size=32)
+    told = {"#c03020": (100, 300), "#2040c0": (240, 30), "#30a040": (470, 470)}
+    for colour, (x, y) in told.items():
+        opened.hint(x, y, colour)
+    opened.save(tmp_path / "told.png")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    truth.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((300, 300)).save(folder / "mirrored.png")
+    Image.open(sample_photos()["coffee"]).save(folder / "other.png")
+    out = tmp_path / "out"
+    assert colorize(model, folder, "--hints-from", tmp_path / "told.png", "--output", out) == 0
+    carried = {hint.color: hint for hint in read_provenance(out / "mirrored.png").hints}
+    assert set(carried) == set(told)
+    for colour, (x, y) in told.items():
+        where = carried[colour].x - (511 - x) * 300 / 512, carried[colour].y - y * 300 / 512
+        assert np.hypot(*where) < 20
+    assert not read_provenance(out / "other.png").hints
+    assert "nothing in it is like" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="made without hints"):
+        colorize(model, folder, "--hints-from", out / "other.png", "--output", out)
+    with pytest.raises(UsageError, match=r"--hints-from .* does not say how it was made"):
+        colorize(model, folder, "--hints-from", folder / "other.png", "--output", out)
 
 
 def test_what_is_wanted_beside_a_picture_is_made_though_the_picture_is_there(model, photo, tmp_path, capsys):

@@ -230,6 +230,53 @@ def test_the_colours_of_another_photo_become_hints(client):
     is_error(client.post(f"/api/photos/{id}/reference", files={"image": ("a.png", b"x")}), 422)
 
 
+def test_a_mixed_picture_is_exported_and_goes_on(client):
+    asked = {"model": "mine", "steps": 2, "working_size": 60}
+    strokes = [{"seed": 2, "radius": 20, "points": [[10, 10], [10, 50]]}]
+    id = opened(client)
+    one, two, mixed = (
+        client.post(f"/api/photos/{id}/export", json={**asked, **more}).content
+        for more in ({"seed": 1}, {"seed": 2}, {"seed": 1, "strokes": strokes})
+    )
+    first, second, both = (np.asarray(Image.open(io.BytesIO(png))) for png in (one, two, mixed))
+    assert np.array_equal(both[:, 40:], first[:, 40:])
+    assert np.array_equal(both[10:50, 8:12], second[10:50, 8:12])
+    made = client.post("/api/photos", files={"image": ("x.png", mixed)}).json()["made"]
+    assert made["strokes"] == [{"seed": 2, "radius": 20.0, "points": [[10.0, 10.0], [10.0, 50.0]]}]
+    wrong = [{"seed": 2, "radius": 0, "points": [[1, 1]]}]
+    assert "radius" in is_error(client.post(f"/api/photos/{id}/export", json={**asked, "strokes": wrong}), 422)
+
+
+def test_levels_are_those_of_the_command_line(client, studio):
+    dull = (gray() // 8 + 100).astype(np.uint8)
+    response = client.post("/api/photos", files={"image": ("photo.png", png(dull))}).json()
+    assert response["faded"]
+    asked = {"model": "mine", "steps": 2, "levels": "auto"}
+    picture = np.asarray(
+        Image.open(io.BytesIO(client.post(f"/api/photos/{response['id']}/export", json=asked).content))
+    )
+    there = studio.colorizer("mine").colorize(dull, steps=2, levels="auto")
+    assert np.array_equal(picture, np.asarray(there))
+    shown = client.get(f"/api/photos/{response['id']}/gray?levels=auto").content
+    assert np.abs(lightness(picture) - lightness(Image.open(io.BytesIO(shown)).convert("RGB"))).mean() < 0.5
+    is_error(client.get(f"/api/photos/{response['id']}/gray?levels=no"), 422)
+
+
+def test_hints_are_carried_over_to_another_open_photo(client):
+    picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    picture = np.array(Image.fromarray(picture).resize((180, 120), Image.Resampling.BICUBIC))
+    first, second = opened(client, png(picture)), opened(client, png(picture[:, ::-1].copy()))
+    asked = {"model": "mine", "source": first, "hints": [{"x": 40, "y": 60, "color": "#2040c0"}]}
+    (hint,) = client.post(f"/api/photos/{second}/carried", json=asked).json()["hints"]
+    assert hint["color"] == "#2040c0"
+    assert np.hypot(hint["x"] - 139, hint["y"] - 60) < 20
+    is_error(client.post(f"/api/photos/{second}/carried", json=asked | {"source": "gone"}), 404)
+    outside = [{"x": 180, "y": 60, "color": "#2040c0"}]
+    assert "outside the photo" in is_error(
+        client.post(f"/api/photos/{second}/carried", json=asked | {"hints": outside}), 422
+    )
+
+
 @pytest.mark.parametrize(("kind", "size", "mode"), [("side", (184, 60), "RGB"), ("layer", (90, 60), "RGBA")])
 def test_other_exports(client, kind, size, mode):
     asked = {"model": "mine", "steps": 2, "kind": kind}

@@ -26,7 +26,7 @@ export async function openPhoto(file) {
 
 export const openSample = async () => (await send("api/photos/sample", { method: "POST" })).json();
 export const closePhoto = (id) => send(`api/photos/${encodeURIComponent(id)}`, { method: "DELETE" }).catch(() => {});
-export const gray = async (id) => (await send(ofPhoto(id, "gray"))).blob();
+export const gray = async (id, levels) => (await send(ofPhoto(id, `gray?levels=${levels}`))).blob();
 export const suggest = async (id, asked, signal) => (await send(ofPhoto(id, "suggest"), { ...asJson(asked), signal })).json();
 export const ambiguity = async (id, asked, signal) => (await send(ofPhoto(id, "ambiguity"), { ...asJson(asked), signal })).json();
 export async function reference(id, file, model) {
@@ -36,6 +36,8 @@ export async function reference(id, file, model) {
   return (await send(ofPhoto(id, "reference"), { method: "POST", body: form })).json();
 }
 
+// The hints of the photo `source` (asked.hints) as hints of another one.
+export const carried = async (id, source, asked) => (await send(ofPhoto(id, "carried"), asJson({ ...asked, source }))).json();
 export const exported = async (id, asked) => (await send(ofPhoto(id, "export"), asJson(asked))).blob();
 
 // Calls hear(kind, value) for every event of the answers, until they are done; throws what failed.

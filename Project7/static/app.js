@@ -1,6 +1,8 @@
 // The page: what is open, what is wanted of it, and what is shown.
 
+import { makeAlbum } from "./album.js";
 import * as api from "./api.js";
+import { mix } from "./brush.js";
 import { LIGHTNESS, toHex } from "./color.js";
 import { decode } from "./fields.js";
 import { makeHistory } from "./history.js";
@@ -16,13 +18,17 @@ const KEPT = 12; // sets of answers
 const STROKE = 40; // points of a stroke at most
 const VARIETY = 0.3; // of a classification model, whose answers are one without it
 const DOUBT = 30; // Lab units that are shown in full strength
+const DABS = 400; // points of a brush stroke at most
+const STROKES = 100; // of the brush at most
 
 let models = [];
 let photo = null; // {id, name, width, height, gray: ImageBitmap, scale, levels, thumb}
-let state = null; // {model, seed, seeds, hints, saturation, warmth}; replaced, never changed
+let state = null; // {model, seed, seeds, hints, strokes, saturation, warmth, levels ...}; replaced, never changed
 let fields = new Map(); // seed -> fields, of the present model and hints
 let shown = null; // the fields in the large pane
 let painter = null;
+let source = null; // seed of the answer on the brush
+let painting = null; // the points of a brush stroke that is being drawn
 let second = null; // {painter, fields, model} of the pane beside it
 let running = null; // AbortController of the answers
 let asking = null; // of a suggestion
@@ -50,36 +56,48 @@ async function open(getPhoto, name) {
   try {
     say("Opening …", 60);
     const opened = await getPhoto();
-    const gray = await createImageBitmap(await api.gray(opened.id), { colorSpaceConversion: "none" });
+    const levels = opened.made?.levels ?? "off";
+    const gray = await lightness(opened.id, levels);
     running?.abort();
-    if (photo) api.closePhoto(photo.id);
+    if (photo && !album.busy) api.closePhoto(photo.id);
     say(opened.notes.join("; "));
-    show({ ...opened, name, gray });
+    $("faded").hidden = !opened.faded;
+    show({ ...opened, name, gray, auto: levels === "auto" });
     start(opened.made);
   } catch (error) {
     fail(error);
   }
 }
 
+async function lightness(id, levels) {
+  return createImageBitmap(await api.gray(id, levels), { colorSpaceConversion: "none" });
+}
+
 const openFile = (file) => open(() => api.openPhoto(file), file.name ?? "photo");
 const openSample = () => open(api.openSample, "sample");
 
 function show(opened) {
+  lay(opened);
+  $("welcome").hidden = true;
+  $("work").hidden = false;
+  $("save").removeAttribute("aria-disabled");
+  $("work").style.setProperty("--aspect", opened.width / opened.height);
+  view.fit(opened.width, opened.height);
+  cache.clear();
+  history.clear();
+  unselect();
+}
+
+// The lightness that colour is laid onto.
+function lay(opened) {
   const { gray } = opened;
   const height = Math.round(THUMBNAIL * Math.min(2, devicePixelRatio));
   const width = Math.max(1, Math.min(3 * height, Math.round((height * gray.width) / gray.height)));
   const thumb = { width, height, levels: grayLevels(gray, width, height) };
   photo = { ...opened, scale: gray.width / opened.width, levels: grayLevels(gray, gray.width, gray.height), thumb };
-  $("welcome").hidden = true;
-  $("work").hidden = false;
-  $("save").removeAttribute("aria-disabled");
   painter?.close();
-  $("work").style.setProperty("--aspect", opened.width / opened.height);
   painter = makePainter(fresh($("pane-a").querySelector(".picture")), gray);
-  view.fit(opened.width, opened.height);
-  cache.clear();
-  history.clear();
-  unselect();
+  shown = null;
 }
 
 // A canvas keeps the kind and the loss of its context: each photo gets a new one.
@@ -98,9 +116,12 @@ function start(made) {
     seed,
     seeds: Array.from({ length: ANSWERS }, (_, n) => seed + n),
     hints: (made?.hints ?? []).map(({ x, y, color }) => ({ id: nextId++, points: [[x, y]], color })),
+    strokes: made?.strokes ?? [],
     saturation: made?.saturation ?? 1,
     warmth: made?.warmth ?? 0,
+    levels: made?.levels ?? "off",
     options: made?.options ?? {},
+    view: made ? { denoise: made.denoise, working_size: made.working_size } : {},
   };
   history.push(state, made ? "As it was saved" : "First answer");
   refresh();
@@ -124,34 +145,51 @@ const modelOf = (name) => models.find((model) => model.name === name) ?? models[
 const tone = () => ({ saturation: state.saturation, warmth: state.warmth });
 
 function asked(extra = {}) {
-  const { model, hints, options } = state;
+  const { model, hints, options, levels, view: seen } = state;
   const kind = modelOf(model).method;
   const points = hints.flatMap(({ points: places, color }) => places.map(([x, y]) => ({ x, y, color })));
   const own = kind === "classification" ? { variety: VARIETY } : {};
   const kept = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== null));
   const given = kind === photo.made?.method ? kept : {};  // of a picture that goes on
-  return { model, hints: points, ...own, ...given, ...extra };
+  return { model, hints: points, levels, ...seen, ...own, ...given, ...extra };
 }
 
 // -- answers ---------------------------------------------------------------------------------------------------------
 
+const single = () => modelOf(state.model).answers === 1;
+const brushed = () => (single() ? [] : state.strokes);
+let turn = 0;
+
 async function refresh() {
+  const mine = ++turn;
   controls();
-  const one = modelOf(state.model).answers === 1;
-  const seeds = one ? [state.seed] : state.seeds;
-  const key = JSON.stringify([state.model, state.hints.map(({ points, color }) => [points, color]), state.options]);
+  const seeds = single() ? [state.seed] : state.seeds;
+  const { hints, options, levels, view: seen } = state;
+  const key = JSON.stringify([state.model, hints.map(({ points, color }) => [points, color]), options, levels, seen]);
   if (!cache.has(key)) cache.set(key, new Map());
   fields = cache.get(key);
   while (cache.size > KEPT) cache.delete(cache.keys().next().value);
   running?.abort();
   running = null;
   strip(seeds);
+  if (mixing()) sources();
   doubt();
+  if (photo.auto !== (levels === "auto")) {
+    progress(0.01);
+    await relay(levels);
+    if (mine !== turn) return undefined;
+  }
   beside();
   if (fields.has(state.seed)) display(fields.get(state.seed), true);
-  const missing = seeds.filter((seed) => !fields.has(seed));
+  const needed = [...new Set([state.seed, ...brushed().map((stroke) => stroke.seed), ...seeds])];
+  const missing = needed.filter((seed) => !fields.has(seed)).slice(0, 16);
   if (!missing.length) return progress(null);
-  const order = [...missing].sort((a, b) => (b === state.seed) - (a === state.seed));
+  await answer(missing, needed.length);
+  return undefined;
+}
+
+// The answers that are missing, as they come; `count` are needed in all.
+async function answer(order, count) {
   running = new AbortController();
   const mine = running;
   const target = fields;
@@ -160,17 +198,29 @@ async function refresh() {
     await api.answers(photo.id, asked({ seeds: order }), mine.signal, (kind, value) => {
       if (mine.signal.aborted) return;
       const first = order[0] === state.seed && !target.has(state.seed);
-      if (kind === "step") progress((target.size + value.step / value.steps) / seeds.length);
+      if (kind === "step") progress(Math.min(1, (target.size + value.step / value.steps) / count));
       if (kind === "answer") {
         target.set(value.seed, decode(value));
         tile(value.seed);
-        if (value.seed === state.seed) display(target.get(value.seed), true);
+        const painted = brushed().some((stroke) => stroke.seed === value.seed);
+        if (target.has(state.seed) && (painted || value.seed === state.seed)) display(target.get(state.seed), true);
       } else if (first && value.data) display(decode(value), false);
     });
   } catch (error) {
     fail(error);
   } finally {
     if (running === mine) progress(null);
+  }
+}
+
+// The photo's lightness again, of other levels.
+async function relay(levels) {
+  const { id } = photo;
+  try {
+    const gray = await lightness(id, levels);
+    if (photo.id === id) lay({ ...photo, gray, auto: levels === "auto" });
+  } catch (error) {
+    fail(error);
   }
 }
 
@@ -186,16 +236,22 @@ let frame = 0;
 function display(found, whole) {
   shown = found;
   redraw();
-  if (whole) history.picture(thumbnail(found));
+  if (whole) history.picture(thumbnail(mixed(found)));
 }
 
 // Once a frame, however many estimates have come in.
 function redraw() {
   cancelAnimationFrame(frame);
   frame = requestAnimationFrame(() => {
-    if (shown) painter.draw(shown, tone(), divide());
+    if (shown) painter.draw(mixed(shown), tone(), divide());
     if (second?.fields) second.painter.draw(second.fields, tone());
   });
+}
+
+// An answer with the strokes of others over it, that which is being drawn too.
+function mixed(found) {
+  const drawn = painting ? [{ seed: source, radius: radius(), points: painting }] : [];
+  return mix(found, [...brushed(), ...drawn], (seed) => fields.get(seed), photo);
 }
 
 function thumbnail(found) {
@@ -235,6 +291,7 @@ function tile(seed) {
   button.querySelector("canvas")?.remove();
   button.prepend(thumbnail(fields.get(seed)));
   button.classList.remove("waits");
+  if (mixing()) sources();
 }
 
 function mark() {
@@ -277,12 +334,17 @@ const view = makeView($("pane-a"), $("pane-a").querySelector(".holder"), {
     tap(x, y) {
       if (!view.contains(x, y)) unselect();
       else if (dropping) take(x, y);
+      else if (mixing()) dab(x, y);
       else ask([[x, y]]);
     },
-    begin: (x, y) => stroke([[x, y]]),
-    move: (x, y) => pending && stroke([...pending.points, [x, y]]),
-    end: () => pending && ask(thinned(pending.points)),
-    cancel: () => unselect(),
+    begin: (x, y) => (mixing() ? brushTo(x, y) : stroke([[x, y]])),
+    move: (x, y) => (mixing() ? brushTo(x, y) : pending && stroke([...pending.points, [x, y]])),
+    end: () => (mixing() ? lift() : pending && ask(thinned(pending.points))),
+    cancel() {
+      painting = null;
+      redraw();
+      unselect();
+    },
   },
 });
 const viewB = makeView($("pane-b"), $("pane-b").querySelector(".holder"), { movesOnly: () => true });
@@ -363,12 +425,17 @@ $("hold").addEventListener("keyup", () => hold(false));
 
 const press = (button, on = button.getAttribute("aria-pressed") !== "true") => button.setAttribute("aria-pressed", on);
 
+const TOOLS = ["hint", "mix", "move"];
 function tool(name) {
-  for (const one of ["hint", "move"]) $(`tool-${one}`).setAttribute("aria-checked", one === name);
+  for (const one of TOOLS) $(`tool-${one}`).setAttribute("aria-checked", one === name);
   $("pane-a").classList.toggle("moves", name === "move");
+  $("pane-a").classList.toggle("mixes", name === "mix");
+  $("mix").hidden = name !== "mix";
+  $("colour").hidden = name === "mix";
+  unselect();
+  if (name === "mix") sources();
 }
-$("tool-hint").addEventListener("click", () => tool("hint"));
-$("tool-move").addEventListener("click", () => tool("move"));
+for (const one of TOOLS) $(`tool-${one}`).addEventListener("click", () => tool(one));
 $("zoom-in").addEventListener("click", () => view.zoomTo(view.zoom * 1.5));
 $("zoom-out").addEventListener("click", () => view.zoomTo(view.zoom / 1.5));
 $("zoom").addEventListener("click", () => (view.whole ? view.zoomTo(1) : view.fit()));
@@ -498,6 +565,96 @@ $("reference-file").addEventListener("change", async () => {
   }
 });
 
+// -- other photos in these colours -----------------------------------------------------------------------------------
+
+const album = makeAlbum($("album-list"), {
+  changed() {
+    $("album").hidden = !album.size;
+    $("album-save").disabled = !album.files.length;
+  },
+  open: ({ file, error }) => (file ? openFile(file) : say(error, 10)),
+});
+$("all").addEventListener("click", () => $("all-files").click());
+$("all-files").addEventListener("change", () => {
+  const files = [...$("all-files").files];
+  $("all-files").value = "";
+  if (files.length) album.add(files, photo.id, asked(), { seed: state.seed, ...tone() });
+});
+$("album-close").addEventListener("click", () => album.close());
+$("album-save").addEventListener("click", async () => {
+  for (const file of album.files) {
+    download(file, file.name);
+    await new Promise((done) => setTimeout(done, 400)); // browsers drop downloads that begin at once
+  }
+});
+
+// -- mixing ----------------------------------------------------------------------------------------------------------
+
+const mixing = () => $("tool-mix").getAttribute("aria-checked") === "true";
+const tenth = (value) => Math.round(10 * value) / 10;
+const radius = () => tenth(($("brush").value / 100) * Math.min(photo.width, photo.height));
+
+// The answers that may be on the brush; that of the picture itself takes away what was painted.
+function sources() {
+  const there = [...new Set([state.seed, ...state.seeds])].filter((seed) => fields.has(seed));
+  if (!there.includes(source)) source = there.find((seed) => seed !== state.seed) ?? state.seed;
+  $("brush-value").textContent = `${$("brush").value} %`;
+  $("sources").replaceChildren(
+    ...there.map((seed) => {
+      const button = document.createElement("button");
+      button.className = "answer";
+      button.dataset.source = seed;
+      button.setAttribute("role", "radio");
+      button.setAttribute("aria-checked", seed === source);
+      button.title = seed === state.seed ? "Eraser: the picture without strokes" : `Colours of seed ${seed}`;
+      button.setAttribute("aria-label", button.title);
+      const label = document.createElement("span");
+      label.textContent = seed === state.seed ? "Eraser" : seed;
+      button.append(thumbnail(fields.get(seed)), label);
+      button.addEventListener("click", () => {
+        source = seed;
+        for (const other of $("sources").children) other.setAttribute("aria-checked", other === button);
+      });
+      return button;
+    }),
+  );
+}
+
+function brushTo(x, y) {
+  if (!fields.has(source)) return;
+  const point = [tenth(x), tenth(y)];
+  const last = painting?.at(-1);
+  if (last && Math.hypot(x - last[0], y - last[1]) < radius() / 4) return;
+  painting = [...(painting ?? []), point];
+  redraw();
+}
+
+// The brush leaves the photo: the stroke is one step of the history.
+function lift() {
+  if (!painting) return;
+  const every = Math.ceil(painting.length / DABS);
+  const stroke = { seed: source, radius: radius(), points: painting.filter((_, n) => n % every === 0) };
+  painting = null;
+  if (state.strokes.length >= STROKES) say(`${STROKES} strokes are the most; undo some.`);
+  else change({ strokes: [...state.strokes, stroke] }, source === state.seed ? "Eraser" : `Colours of seed ${source}`);
+}
+
+function dab(x, y) {
+  brushTo(x, y);
+  lift();
+}
+
+$("brush").addEventListener("input", () => ($("brush-value").textContent = `${$("brush").value} %`));
+const ring = $("pane-a").querySelector(".brush");
+$("pane-a").addEventListener("pointermove", (event) => {
+  ring.hidden = !mixing() || event.pointerType === "touch";
+  if (ring.hidden) return;
+  const { left, top } = $("pane-a").getBoundingClientRect();
+  const side = 2 * radius() * view.zoom;
+  Object.assign(ring.style, { left: `${event.clientX - left}px`, top: `${event.clientY - top}px`, width: `${side}px`, height: `${side}px` });
+});
+$("pane-a").addEventListener("pointerleave", () => (ring.hidden = true));
+
 // -- mood ------------------------------------------------------------------------------------------------------------
 
 function moodText() {
@@ -517,6 +674,8 @@ for (const name of ["saturation", "warmth"]) {
     change({ [name]: Number($(name).value) }, name === "warmth" ? "Warmth" : "Saturation");
   });
 }
+
+$("levels").addEventListener("change", () => change({ levels: $("levels").value }, "Contrast"));
 
 // -- doubt -----------------------------------------------------------------------------------------------------------
 
@@ -562,18 +721,18 @@ async function beside() {
     second = null;
     return;
   }
-  if (second?.photo !== photo.id) {
+  if (second?.gray !== photo.gray) {
     second?.painter.close();
-    second = { photo: photo.id, painter: makePainter(fresh($("pane-b").querySelector(".picture")), photo.gray) };
+    second = { gray: photo.gray, painter: makePainter(fresh($("pane-b").querySelector(".picture")), photo.gray) };
     [viewB.width, viewB.height] = [photo.width, photo.height];
     requestAnimationFrame(() => view.fit());
   }
   besides = new AbortController();
   const { signal } = besides;
   const model = $("model-b").value;
-  const { hints } = asked();
+  const { hints, levels } = asked();
   try {
-    await api.answers(photo.id, { model, hints, seeds: [state.seed] }, signal, (kind, value) => {
+    await api.answers(photo.id, { model, hints, levels, seeds: [state.seed] }, signal, (kind, value) => {
       if (signal.aborted || !value.data) return;
       second.fields = decode(value);
       redraw();
@@ -596,7 +755,11 @@ function controls() {
   $("model").value = state.model;
   $("saturation").value = state.saturation;
   $("warmth").value = state.warmth;
+  $("levels").value = state.levels;
   moodText();
+  $("tool-mix").disabled = single();
+  $("all-row").hidden = !state.hints.length;
+  if (single() && mixing()) tool("hint");
   $("undo").disabled = !history.canUndo;
   $("redo").disabled = !history.canRedo;
   $("others").hidden = modelOf(state.model).answers === 1;
@@ -613,17 +776,21 @@ $("file").addEventListener("change", () => {
   $("file").value = "";
 });
 
+function download(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
 for (const button of $("save").querySelectorAll("[data-kind]")) {
   button.addEventListener("click", async () => {
     $("save").open = false;
     say("Writing the picture at full size …", 120);
     try {
-      const blob = await api.exported(photo.id, asked({ seed: state.seed, ...tone(), kind: button.dataset.kind }));
-      const link = document.createElement("a");
-      link.href = URL.createObjectURL(blob);
-      link.download = `${photo.name.replace(/\.[^.]*$/, "") || "photo"}-${{ full: "colour", side: "both", layer: "layer" }[button.dataset.kind]}.png`;
-      link.click();
-      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+      const blob = await api.exported(photo.id, asked({ seed: state.seed, ...tone(), strokes: brushed(), kind: button.dataset.kind }));
+      download(blob, `${photo.name.replace(/\.[^.]*$/, "") || "photo"}-${{ full: "colour", side: "both", layer: "layer" }[button.dataset.kind]}.png`);
       say("Saved.", 3);
     } catch (error) {
       fail(error);
@@ -665,6 +832,7 @@ $("pane-a").addEventListener("keydown", (event) => {
     drawMarks();
   } else if (event.key === "Enter" && cursor) {
     if (dropping) take(...cursor);
+    else if (mixing()) dab(...cursor);
     else {
       ask([cursor]);
       $("picker").focus();
@@ -691,6 +859,7 @@ document.addEventListener("keydown", (event) => {
   if (key === "b") hold(true);
   if (key === "c") tool("hint");
   if (key === "m") tool("move");
+  if (key === "x" && !single()) tool("mix");
   if (key === "escape") {
     $("save").open = false;
     unselect();
