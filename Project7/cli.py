@@ -1,4 +1,4 @@
-"""project7 colorize | serve | transfer | evaluate | compare | export | models | doctor | data | ...: the commands.
+"""project7 colorize | serve | transfer | evaluate | compare | export | push | models | doctor | ...: the commands.
 
 Heavy modules are imported by the command that needs them.
 """
@@ -409,6 +409,29 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_push(commands) -> None:
+    about = "upload a model to the Hugging Face Hub"
+    parser = add_command(commands, "push", about, "mine owner/mine --private --license mit")
+    parser.add_argument("model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository; it is made where it is not there yet")
+    parser.add_argument("--private", action="store_true", help="make a new repository that only its owner sees")
+    parser.add_argument("--license", metavar="ID", help="licence of the weights by the Hub's identifier, such as mit")
+    add_models_dir(parser)
+    parser.set_defaults(run=push)
+
+
+def push(arguments: argparse.Namespace) -> int:
+    weights = model_folder.find_weights(arguments.model, arguments.models_dir)
+
+    from Project7.colorize import Colorizer
+
+    colorizer = Colorizer.load(weights, device="cpu")
+    address = colorizer.push_to_hub(arguments.repo, private=arguments.private or None, license=arguments.license)
+    say(f"Uploaded: {address}")
+    say(f'From Python: Colorizer.from_pretrained("{arguments.repo}")')
+    return 0
+
+
 # -- models, data, download, demo ------------------------------------------------------------------------------------
 
 
@@ -688,6 +711,7 @@ COMMANDS = (
     add_evaluate,
     add_compare,
     add_export,
+    add_push,
     add_models,
     add_doctor,
     add_data,

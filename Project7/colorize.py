@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from Project7 import color
+from Project7 import color, hub
 from Project7.answer_config import FAST_STEPS, ColorizeConfig, EvaluateConfig
 from Project7.checkpoints import open_model
 from Project7.config import RunConfig
@@ -106,6 +106,36 @@ class Colorizer:
         colorizer = cls(stored.model, stored.config, where, precision=precision)
         colorizer.name, colorizer.sha256, colorizer.note = name_of(weights), stored.sha256, stored.note
         return colorizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> "Colorizer":
+        """`model`: owner/name on the Hugging Face Hub, or a folder that `save_pretrained` wrote. revision: a branch, a
+        tag or a commit there. Without a network the Hub's cache is used. Raises ProjectError where it cannot be had."""
+        check_settings(precision=precision, device=device)
+        where = pick_device(device)
+        stored = hub.read_folder(hub.local_folder(model, revision), where)
+        colorizer = cls(stored.model, stored.config, where, precision=precision)
+        colorizer.name, colorizer.sha256 = Path(model).name, stored.sha256
+        return colorizer
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes what `from_pretrained` reads: model.safetensors, config.json, and the card README.md."""
+        hub.write_folder(Path(folder), self.model, self.config, called=str(folder))
+
+    def push_to_hub(self, repo: str, *, private: bool | None = None, license: str | None = None) -> str:
+        """Uploads the model to owner/name on the Hugging Face Hub, in one commit; returns its address.
+
+        A repository that is not there yet is made, private or not. license: of the weights, by the Hub's identifier,
+        such as mit. A card that is there already stays as it is. Raises ProjectError where the Hub refuses.
+        """
+        return hub.upload(repo, self.model, self.config, private=private, license=license)
 
     @names_its_options
     def open(

@@ -214,11 +214,12 @@ def shipped(name: str) -> Path:
     return WEIGHTS / f"{name}.safetensors"
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights and the header of a file, after its checksum was verified. Raises FeaturesMissing."""
+def read_weights(path: Path, *, cure: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights and the header of a file, after its checksum was verified. Raises FeaturesMissing, whose message ends
+    with the cure."""
     from safetensors import SafetensorError, safe_open
 
-    cure = _cure(path.stem)
+    cure = cure or _cure(path.stem)
     if not path.is_file():
         raise FeaturesMissing(f"There is no {path}; {cure}.")
     try:

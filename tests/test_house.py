@@ -35,7 +35,7 @@ losses neck feature_cache diffusion_export
 diffusion_model classification_model regression_model
 methods
 checkpoints health comparison
-critic run_history
+critic run_history hub
 objective collapse precision
 validation
 opened transfer
