@@ -27,7 +27,7 @@ from Project7.atomic_file import is_sealed, replacing, seal, seal_holds
 from Project7.config import RunConfig, from_dict
 from Project7.errors import ProjectError, sentence
 from Project7.feature_networks import is_plain
-from Project7.methods import build_model
+from Project7.methods import Method, build_model
 
 FORMAT = 1
 _KEYS = ("model_state_dict", "config")
@@ -129,7 +129,7 @@ def bare_names(weights: dict[str, Any]) -> dict[str, Any]:
     return {str(name).replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}
 
 
-def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> nn.Module:
+def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> Method:
     """A model of `config` that holds `weights`.
 
     Built without memory first, so that a file cannot ask for more than it brings.

@@ -76,12 +76,17 @@ class ClassificationColorizer(nn.Module):
     LOSS = "classification"
     METRICS = ()  # of a step, that validation reports besides
 
+    centres: Tensor  # (Q, 2), ab in Lab units
+    counts: Tensor  # (Q,)
+    ab_mean: Tensor  # (2,)
+    ab_std: Tensor
+
     def __init__(self, config: ClassificationConfig):
         super().__init__()
         self.config = config
         width = config.width
         if config.encoder:
-            self.encoder: nn.Module = Encoder(config.encoder, config.encoder_size)
+            self.encoder: Any = Encoder(config.encoder, config.encoder_size)
             self.levels = FrozenLevels(self.encoder.channels, config)
         else:
             self.encoder = ResNet34(config)
@@ -92,7 +97,7 @@ class ClassificationColorizer(nn.Module):
         self.ab_class = nn.Conv2d(width, config.bins, 1)
         self.ab_residual = nn.Conv2d(width, 2, 1)
         self.confidence_head = nn.Conv2d(width, 1, 1)
-        self.register_buffer("centres", torch.zeros(config.bins, 2))  # ab in Lab units
+        self.register_buffer("centres", torch.zeros(config.bins, 2))
         self.register_buffer("counts", torch.zeros(config.bins))
         self.tables: tuple[SoftEncoder, Tensor] | None = None  # made from the palette, when it is there
         with torch.device("cpu"):  # constants are real even where the weights are not yet: checkpoints.rebuild
@@ -298,6 +303,11 @@ class FrozenLevels(nn.Module):
 class ResNet34(nn.Module):
     """ResNet34 for one channel: (B, 1, H, W) -> four maps, of 1, 2, 4 and 8 times the width, each half the size."""
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, config: ClassificationConfig):
         super().__init__()
         width = config.width
@@ -337,7 +347,7 @@ def true_histograms(ab: Tensor) -> Tensor:
     return counts.scatter_add_(2, place, torch.ones_like(place, dtype=counts.dtype)) / place.shape[2]
 
 
-def class_noise(centres: Tensor, count: int, size: tuple[int, int], generator) -> Tensor:
+def class_noise(centres: Tensor, count: int, size: tuple[int, ...], generator) -> Tensor:
     """(B, Q, h, w): Gaussian noise of about the spread of Gumbel's, smooth over the picture and over the ab plane.
 
     Adding Gumbel noise to logits and taking the best class draws a class by its probability (Gumbel-max), but pixel

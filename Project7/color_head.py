@@ -20,11 +20,14 @@ class ColorHead(nn.Module):
     The palette is part of the weights: an untrained head has none until it is given one.
     """
 
+    centres: Tensor  # (Q, 2), ab in Lab units
+    counts: Tensor  # (Q,)
+
     def __init__(self, channels: int, bins: int, rebalance: float):
         super().__init__()
         self.rebalance = rebalance
         self.norm, self.project = group_norm(channels), nn.Conv2d(channels, bins, 1)
-        self.register_buffer("centres", torch.zeros(bins, 2))  # ab in Lab units
+        self.register_buffer("centres", torch.zeros(bins, 2))
         self.register_buffer("counts", torch.zeros(bins))
         self._tables: tuple[SoftEncoder, Tensor] | None = None  # made from the palette, when it is there
 
@@ -81,6 +84,9 @@ class ColorHead(nn.Module):
 
 class MeanHead(nn.Module):
     """(B, C, h, w) -> the mean colour alone (B, 2, h, w), under the squared error."""
+
+    ab_mean: Tensor  # (2, 1, 1)
+    ab_std: Tensor
 
     def __init__(self, channels: int, ab_mean: tuple[float, float], ab_std: tuple[float, float]):
         super().__init__()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from Project7 import color
 from Project7.batch import BatchRandom
+from Project7.methods import Method
 from Project7.metrics import colorfulness, psnr
 
 PICTURES = 8
@@ -43,7 +44,7 @@ def fixed_pictures(images: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def compare(model: torch.nn.Module, truth: Tensor, *, seed: int, accelerator: Accelerator) -> Comparison:
+def compare(model: Method, truth: Tensor, *, seed: int, accelerator: Accelerator) -> Comparison:
     """Colours pictures (K, 3, S, S) uint8 with a method's model, picture k with the noise of `seed` + k."""
     truth = truth.to(accelerator.device)
     L, _ = color.split(truth, model.ab_mean, model.ab_std)

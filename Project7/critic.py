@@ -102,7 +102,8 @@ class Critic:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        self.optimizer.found_inf = torch.maximum(bad, (~norm.isfinite()).float())
+        skip = torch.maximum(bad, (~norm.isfinite()).float())
+        self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # torch declares it nowhere, and reads it
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.follow_weights()

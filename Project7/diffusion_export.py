@@ -4,7 +4,7 @@ what is known of a photo before the first step as another."""
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from Project7.answer_config import STEPS
 from Project7.encoder import Maps
@@ -13,10 +13,12 @@ from Project7.guided_filter import pad_to_multiple
 from Project7.model_config import DiffusionConfig
 from Project7.samplers import make_sampler
 
+Model = Any  # a diffusion_model.DiffusionColorizer, whose module imports this one
+
 FINEST = 4  # pixels of L on a side that the network is shown of a cell; of larger cells, their means
 
 
-def export_parts(model: nn.Module) -> ExportParts:
+def export_parts(model: Model) -> ExportParts:
     def save_for_diffusers(folder: Path) -> None:
         model.unet.save_pretrained(folder / "unet", safe_serialization=True)
         ready_scheduler(model).save_pretrained(folder / "scheduler")
@@ -25,7 +27,7 @@ def export_parts(model: nn.Module) -> ExportParts:
     return ExportParts(graphs, facts(model), save_for_diffusers)
 
 
-def prediction_graph(model: nn.Module) -> ExportGraph:
+def prediction_graph(model: Model) -> ExportGraph:
     config = model.config
     multiple = 2 ** (len(config.features) - 1)
 
@@ -38,7 +40,7 @@ def prediction_graph(model: nn.Module) -> ExportGraph:
     return ExportGraph(predict, inputs, {"prediction": (f"{predicted} of a", f"{predicted} of b")})
 
 
-def context_graph(model: nn.Module) -> ExportGraph:
+def context_graph(model: Model) -> ExportGraph:
     """The encoder, the neck and the head, once per photo: what is known, and what would be known if the encoder saw
     nothing."""
 
@@ -56,7 +58,7 @@ def context_graph(model: nn.Module) -> ExportGraph:
     return ExportGraph(look, {VIEW: ("L",), "details": details}, {"known": known, "blind": known})
 
 
-def ready_scheduler(model: nn.Module):
+def ready_scheduler(model: Model):
     """colorize's DPM-Solver++ on the model's noise schedule, such that its configuration alone gives both again.
 
     diffusers puts 2^-24 for a zero at the end of abar, and samplers.py mends the result where that is more than the
@@ -74,7 +76,7 @@ def ready_scheduler(model: nn.Module):
     return plain
 
 
-def facts(model: nn.Module) -> dict[str, Any]:
+def facts(model: Model) -> dict[str, Any]:
     config, scheduler = model.config, ready_scheduler(model)
     return {
         "chroma_scale": config.chroma_scale,

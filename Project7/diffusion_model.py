@@ -49,6 +49,10 @@ class DiffusionColorizer(nn.Module):
 
     OPTIONS = ("sampler", "steps", "guidance", "candidates", "calm")  # of colorize
 
+    alphas_cumprod: Tensor  # abar, (T,)
+    ab_mean: Tensor  # (2,)
+    ab_std: Tensor
+
     def __init__(self, config: DiffusionConfig):
         super().__init__()
         self.config = config
@@ -68,7 +72,7 @@ class DiffusionColorizer(nn.Module):
         with torch.device("cpu"):  # constants are real even where the weights are not yet: checkpoints.rebuild
             self.noise_scheduler = make_noise_scheduler(config)
             constants = {
-                "alphas_cumprod": self.noise_scheduler.alphas_cumprod.clone(),  # abar, (T,)
+                "alphas_cumprod": self.noise_scheduler.alphas_cumprod.clone(),
                 "ab_mean": torch.tensor(config.ab_mean),
                 "ab_std": torch.tensor(config.ab_std),
             }
@@ -207,7 +211,8 @@ class DiffusionColorizer(nn.Module):
             raise ValueError("this model was trained without a head (--head), and knows no distribution of colours")
         if self.config.hints:
             hints = self.shrink_hints(*hints) if hints else self.no_hints(L)
-        return self.context(L, self.look(L) if maps is None else maps, hints).answer
+        answer: Any = self.context(L, self.look(L) if maps is None else maps, hints).answer  # of the head
+        return answer
 
     @torch.no_grad()
     def distribution(self, L: Tensor, maps: Maps | None, hints: Hints | None) -> tuple[Tensor, Tensor] | None:
@@ -329,13 +334,15 @@ class DiffusionColorizer(nn.Module):
         if count == 1 and not (calm and self.head is not None):
             return samples[:, 0]
         lab = self.to_lab(samples)
+        answer: Any = context.answer  # a Tensor where there is a head
         likelihood, means = None, [lab.mean(dim=1)] * (count > 1)
         if isinstance(self.head, ColorHead):
-            likelihood = torch.stack([self.head.log_likelihood(context.answer, lab[:, k]) for k in range(count)], dim=1)
+            likelihood = torch.stack([self.head.log_likelihood(answer, lab[:, k]) for k in range(count)], dim=1)
         if self.head is not None:
-            means.append(self.head.mean(context.answer))
+            means.append(self.head.mean(answer))
         chosen = lab[torch.arange(len(lab), device=lab.device), choose(lab, likelihood)]
-        return self.from_lab(calmed(chosen, sum(means) / len(means), lab, calm))
+        towards: Any = sum(means) / len(means)  # a Tensor: there is one mean or more
+        return self.from_lab(calmed(chosen, towards, lab, calm))
 
     def denoise(self, x_t: Tensor, t: Tensor, L: Tensor, hints: Hints | None = None, known: Tensor | None = None):
         """The network: x_t (B, 2, h, w), t (B,), L (B, 1, H, W), what is known (B, C, h, w) -> its prediction."""

@@ -52,7 +52,7 @@ class MultiScalePatchGAN(nn.Module):
         answers = []
         for scale in self.scales:
             x, kept = picture, []
-            for position, layer in enumerate(scale):
+            for position, layer in enumerate(scale.children()):
                 x = layer(x)
                 if position in MATCHED:
                     kept.append(x)

@@ -110,7 +110,8 @@ def make_network(name: str) -> Any:
         )
     try:
         with torch.random.fork_rng(devices=[]):  # its first weights must not move those of the model around it
-            levels = timm.create_model(name, pretrained=False, features_only=True).feature_info.reduction()
+            whole: Any = timm.create_model(name, pretrained=False, features_only=True)
+            levels = whole.feature_info.reduction()
             places = tuple(levels.index(stride) for stride in STRIDES)
             network = timm.create_model(name, pretrained=False, features_only=True, out_indices=places)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:

@@ -123,7 +123,7 @@ def write_onnx(path: Path, model: nn.Module, part: ExportGraph, facts: dict[str,
 
     graph, inputs, outputs = Graph(model, part.function), part.inputs, part.outputs
     free = {name: free_axes(name) if channels else {0: "batch"} for name, channels in (inputs | outputs).items()}
-    traced = io.BytesIO()
+    traced: Any = io.BytesIO()  # the exporter's types name paths alone
     with warnings.catch_warnings(action="ignore"):  # about the exporter's age, and about each comparison of sizes
         torch.onnx.export(
             graph.eval(),

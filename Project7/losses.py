@@ -160,9 +160,12 @@ class ColorizationLossEnhanced(nn.Module):
         return wanted(terms, self.weights)
 
 
-def make_loss(config: LossConfig, device: torch.device | str) -> nn.Module:
+Loss = ColorizationLossSimple | ColorizationWeightedLoss | ColorizationLossEnhanced
+
+
+def make_loss(config: LossConfig, device: torch.device | str) -> Loss:
     """The loss that a configuration describes. Raises WeightsMissing where LPIPS cannot have its network."""
-    kinds = {
+    kinds: dict[str, type[Loss]] = {
         "simple": ColorizationLossSimple,
         "weighted": ColorizationWeightedLoss,
         "enhanced": ColorizationLossEnhanced,
@@ -174,7 +177,7 @@ def make_loss(config: LossConfig, device: torch.device | str) -> nn.Module:
 # -- the parts -------------------------------------------------------------------------------------------------------
 
 
-def total_and_terms(loss: nn.Module, rgb: Tensor, truth: Tensor) -> tuple[Tensor, Terms]:
+def total_and_terms(loss: Loss, rgb: Tensor, truth: Tensor) -> tuple[Tensor, Terms]:
     if rgb.shape != truth.shape or rgb.ndim != 4 or rgb.shape[1] != 3:
         raise ValueError(
             f"the loss compares pictures of one shape (B, 3, H, W), not {tuple(rgb.shape)} and {tuple(truth.shape)}"

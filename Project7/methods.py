@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from torch import nn
-
 from Project7.classification_model import ClassificationColorizer
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.model_config import MethodConfig
 from Project7.regression_model import RegressionColorizer
 
+Method = DiffusionColorizer | ClassificationColorizer | RegressionColorizer
 METHODS: dict[str, Any] = {  # name -> class
     "diffusion": DiffusionColorizer,
     "classification": ClassificationColorizer,
@@ -16,6 +15,6 @@ METHODS: dict[str, Any] = {  # name -> class
 }
 
 
-def build_model(config: MethodConfig) -> nn.Module:
+def build_model(config: MethodConfig) -> Method:
     """A fresh, untrained model of `config.method`."""
     return METHODS[config.method](config)

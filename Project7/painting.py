@@ -75,7 +75,7 @@ def deep_lightness(gray: np.ndarray) -> Tensor:
     return L
 
 
-def shrink(L: Tensor, size: tuple[int, int]) -> Tensor:
+def shrink(L: Tensor, size: tuple[int, ...]) -> Tensor:
     """L or ab (B, C, H, W) at the working size; a picture of that size already is left alone."""
     if tuple(L.shape[-2:]) == size:
         return L

@@ -100,6 +100,9 @@ class SoftEncoder(nn.Module):
     can be among the nearest of a colour in it; only those are measured.
     """
 
+    centres: Tensor  # (Q, 2)
+    candidates: Tensor  # (cells, K) classes
+
     def __init__(self, centres: Tensor):
         super().__init__()
         self.register_buffer("centres", centres.float(), persistent=False)

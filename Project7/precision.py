@@ -50,9 +50,9 @@ def bfloat16_gain(config: RunConfig, device: torch.device) -> float:
     with torch.random.fork_rng():
         model = build_model(config.model).to(device)
     for module in model.modules():
-        if hasattr(module, "set_palette"):  # any will do
+        if set_palette := getattr(module, "set_palette", None):  # any will do
             bins = config.model.bins
-            module.set_palette(Palette(torch.randn(bins, 2) * 30, torch.ones(bins, dtype=torch.float64)))
+            set_palette(Palette(torch.randn(bins, 2) * 30, torch.ones(bins, dtype=torch.float64)))
     size = config.data.image_size
     rgb = torch.randint(256, (_PICTURES, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     L, ab = color.split(rgb.to(device), model.ab_mean, model.ab_std)

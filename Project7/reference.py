@@ -113,9 +113,10 @@ def distance(places: Tensor, others: Tensor, width: int) -> Tensor:
     return torch.maximum(rows.abs(), columns.abs()).float()
 
 
-def reference_chroma(reference: Photo, size: tuple[int, int]) -> Tensor:
+def reference_chroma(reference: Photo, size: torch.Size) -> Tensor:
     """(2, h, w) the mean ab of each cell, in Lab units."""
-    rgb = F.adaptive_avg_pool2d(color.channels_first(reference.rgb)[None].float() / 255, size)
+    height, width = size
+    rgb = F.adaptive_avg_pool2d(color.channels_first(reference.rgb)[None].float() / 255, (height, width))
     return color.rgb_to_lab(rgb)[0, 1:]
 
 

@@ -28,6 +28,9 @@ class RegressionColorizer(nn.Module):
     LOSS = "mse"
     METRICS = ()  # of a step, that validation reports besides
 
+    ab_mean: Tensor  # (2,)
+    ab_std: Tensor
+
     def __init__(self, config: RegressionConfig):
         super().__init__()
         self.config = config
@@ -153,8 +156,9 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(blocks(before + width, width, layers) for before, width in upwards)
         self.leave = nn.Sequential(group_norm(widths[0]), nn.ReLU(), nn.Conv2d(widths[0], outputs, 3, padding=1))
         with torch.no_grad():  # the first answers are nearly the mean colour, not noise
-            self.leave[-1].weight.mul_(0.1)
-            self.leave[-1].bias.zero_()
+            weight, bias = self.leave[-1].parameters()
+            weight.mul_(0.1)
+            bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -46,7 +46,7 @@ def make_noise_scheduler(config: DiffusionConfig):
     from diffusers import DDPMScheduler
 
     beta_start, beta_end = _BETAS[config.beta_schedule]
-    noise_scheduler = DDPMScheduler(
+    noise_scheduler: Any = DDPMScheduler(  # diffusers' types leave its betas and its configuration out
         num_train_timesteps=_PUBLISHED_STEPS,
         beta_start=beta_start,
         beta_end=beta_end,

@@ -38,7 +38,7 @@ class Lightness:
     def border(self) -> Tensor | None:
         return white_border(self.plain)
 
-    def border_at(self, size: tuple[int, int]) -> Tensor:
+    def border_at(self, size: tuple[int, ...]) -> Tensor:
         """(1, 1, h, w) in [0, 1]: the share of each place that is white border."""
         if self.border is None:
             return torch.zeros(1, 1, *size)

@@ -173,8 +173,8 @@ class Run:
         if self.settings.compile:
             compile_networks(model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.parameters = list(self.model.parameters())
-        self.ema_parameters = list(self.ema.parameters())
+        self.parameters: list[Tensor] = list(self.model.parameters())
+        self.ema_parameters: list[Tensor] = list(self.ema.parameters())
         self.truth = fixed_pictures(self.validation.images)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -276,7 +276,8 @@ class Run:
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.gradient_clip)
         bad = (~norm.isfinite()).float()  # clipping does not cure a NaN
         self.consistent = False
-        self.raw_optimizer.found_inf = bad  # fused AdamW leaves weights and moments alone where this is 1
+        # Fused AdamW leaves weights and moments alone where this is 1; torch declares it nowhere.
+        self.raw_optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.objective.has_critic:

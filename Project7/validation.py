@@ -5,17 +5,18 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from Project7 import color
 from Project7.batch import Batch, BatchRandom
+from Project7.methods import Method
 from Project7.objective import Objective
 
 VALIDATION_BATCH = 32  # fixed, because the noise of validation is keyed by it
 
 
 def validate(
-    model: nn.Module, objective: Objective, images: np.ndarray, *, seed: int, accelerator: Accelerator
+    model: Method, objective: Objective, images: np.ndarray, *, seed: int, accelerator: Accelerator
 ) -> Iterator[dict[str, float]]:
     """Yields the running means over the pictures (N, S, S, 3): "loss", each of its terms, the method's own measures.
 
@@ -35,7 +36,7 @@ def validate(
 
 @torch.no_grad()
 def validation_sums(
-    model: nn.Module, objective: Objective, images: np.ndarray, start: int, *, seed: int, accelerator: Accelerator
+    model: Method, objective: Objective, images: np.ndarray, start: int, *, seed: int, accelerator: Accelerator
 ) -> Tensor:
     """Sums over the batch that begins at picture `start`: the loss, its terms, the measures, the number of samples."""
     rgb = torch.from_numpy(np.array(images[start : start + VALIDATION_BATCH]))
