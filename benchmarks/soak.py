@@ -11,6 +11,7 @@ process must not have grown over its run.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -82,10 +83,12 @@ def soak(place: Path, recipe: str, workers: int, processes: int, kills: int, cha
     name = f"{recipe}-{workers}-{processes}"
     start = ["--data", place / "photos", *RECIPES[recipe], *COMMON, "--num-workers", workers]
     begin = time.monotonic()
-    growth = undisturbed(training(place, recipe, processes, ["--name", f"{name}-straight", *start]))
+    straight = training(place, recipe, processes, ["--name", f"{name}-straight", *start])
+    growth = undisturbed(straight, place / "models" / f"{name}-straight" / "training_history.json")
     whole = time.monotonic() - begin
     colouring = subprocess.Popen([sys.executable, "-c", COLOURING, ROOT, place / "models" / name, place / "photos"])
-    faults = [f"{growth / 1e6:.0f} MB more memory at the end of the run than before"] if growth > 50e6 else []
+    grown = f"{growth / 1e6:.0f} MB more memory at the end of the run than after its first epoch"
+    faults = [grown] if growth > 50e6 else []
     request, left = ["--name", name, *start], kills
     try:
         while True:
@@ -121,19 +124,18 @@ def training(place: Path, recipe: str, processes: int, flags: list) -> subproces
     )
 
 
-def undisturbed(process: subprocess.Popen) -> int:
-    """Waits for the end. Returns by how many bytes the process grew in the last fifth of its life."""
-    sizes = []
+def undisturbed(process: subprocess.Popen, history: Path) -> int:
+    """Waits for the end. Returns by how many bytes the process grew after its first epoch."""
+    sizes = [0]
     while process.poll() is None:
-        try:
-            sizes.append(psutil.Process(process.pid).memory_info().rss)
-        except psutil.Error:
-            break
-        time.sleep(0.2)
+        with contextlib.suppress(psutil.Error):
+            size = psutil.Process(process.pid).memory_info().rss
+            sizes.append(size if history.exists() else 0)
+        time.sleep(0.1)
     if process.wait():
         raise ProjectError(f"an undisturbed run ended with {process.returncode}: {process.stderr.read()[-500:]}")
-    last = sizes[-max(1, len(sizes) // 5) :]
-    return max(last) - max(sizes[: max(1, len(sizes) * 2 // 3)])
+    trained = [size for size in sizes if size]
+    return max(trained) - trained[0] if trained else 0
 
 
 def stopped(process: subprocess.Popen, seconds: float, signum: signal.Signals) -> list[str]:
