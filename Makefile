@@ -3,10 +3,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all bench lint clean
+.PHONY: help setup demo serve test test-all bench lint release-check clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/installed ## make .venv and install the toolkit in it
 
@@ -31,8 +31,11 @@ lint: .venv/installed-dev ## mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+release-check: .venv/installed-dev ## build the wheel and the sdist, and check that they can be published
+	@$(BIN)/python .ci/release_check.py
+
 clean: ## remove what the targets made, but not the models
-	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv outputs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11")'
