@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: help setup demo serve test test-all bench lint release-check clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/installed ## make .venv and install the toolkit in it
 
@@ -33,12 +33,11 @@ lint: .venv/installed-dev ## mend what ruff can mend, and check the types
 	@$(BIN)/ruff format .
 	@$(BIN)/mypy
 
-release-check: .venv/installed-dev ## build the package, install it in an empty environment and colour a photo with it
-	@$(PIP) build twine
-	@$(BIN)/python benchmarks/release_check.py
+release-check: .venv/installed-dev ## build the wheel and the sdist, and check that they can be published
+	@$(BIN)/python .ci/release_check.py
 
 clean: ## remove what the targets made, but not the models
-	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11")'
