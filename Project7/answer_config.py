@@ -107,6 +107,7 @@ class ColorizeConfig(BaseModel):
     warmth: Warmth
     denoise: Denoise
     levels: Levels
+    mark: bool = setting(False, 'write "colourised" into the lower right corner, and into the text of the file')
     steps: Steps
     fast: bool = setting(False, f"one candidate in {FAST_STEPS} denoising steps: a fraction of the time")
     sampler: Sampler

@@ -30,7 +30,7 @@ _RECIPES = """training is done by scripts, which ask what they need: python -m P
 _GROUPS = {
     "how it answers": ("seed", "variants", "guidance", "candidates", "calm", "steps", "fast", "sampler"),
     "how it answers, classification models": ("temperature", "variety", "confidence"),
-    "the picture": ("saturation", "warmth", "levels", "denoise", "format", "skip_colour"),
+    "the picture": ("saturation", "warmth", "levels", "denoise", "mark", "format", "skip_colour"),
     "the machine": ("working_size", "precision", "batch_size", "device"),
 }
 

@@ -27,6 +27,7 @@ from Project7.config import RunConfig
 from Project7.encoder import Maps, resize, view_shape
 from Project7.errors import UsageError
 from Project7.hints import Hint, Spot, find_spots, hint_maps, hold, influence, nearness
+from Project7.mark import marked
 from Project7.methods import METHODS
 from Project7.model_folder import default_models_dir, find_weights, name_of
 from Project7.opened import OpenPhoto
@@ -156,14 +157,8 @@ class Colorizer:
     ) -> OpenPhoto:
         """The photo, kept open: hints, several answers, likely colours. Options as those of `colorize`; digest: of the
         picture whose noise is used, where that is another one. Raises PhotoError for what is no photo."""
-        own: dict[str, Any] = {
-            "sampler": sampler,
-            "steps": steps,
-            "guidance": guidance,
-            "candidates": candidates,
-            "calm": calm,
-        }
-        own = self.own_options(own | {"temperature": temperature, "variety": variety})
+        own: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates}
+        own = self.own_options(own | {"calm": calm, "temperature": temperature, "variety": variety})
         view: dict[str, Any] = {"working_size": working_size, "denoise": denoise, "levels": levels}
         check_settings(**view, **own)
         return OpenPhoto(self, as_photo(image), digest=digest, **view, **own)
@@ -180,6 +175,7 @@ class Colorizer:
         warmth: float = 0.0,
         denoise: float = 0.0,
         levels: Literal["off", "network", "auto"] = "off",
+        mark: bool = False,
         working_size: int | None = None,
         sampler: str | None = None,
         steps: int | None = None,
@@ -197,15 +193,10 @@ class Colorizer:
         colorize`: sampler to calm are for diffusion models, temperature and variety for classification models; None is
         the model's usual value. Raises UsageError out of bounds, TypeError for an option that the model has not.
         """
-        own: dict[str, Any] = {
-            "sampler": sampler,
-            "steps": steps,
-            "guidance": guidance,
-            "candidates": candidates,
-            "calm": calm,
-        }
-        own = self.own_options(own | {"temperature": temperature, "variety": variety})
+        own: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates}
+        own = self.own_options(own | {"calm": calm, "temperature": temperature, "variety": variety})
         how: dict[str, Any] = {"saturation": saturation, "warmth": warmth, "denoise": denoise, "levels": levels}
+        how |= {"mark": mark}
         check_settings(seed=seed, variants=1 if variants is None else variants, working_size=working_size, **how, **own)
         seeds = range(seed, seed + (variants or 1))
         how |= usual_variety(self.model, len(seeds)) | own | {"hints": hints, "working_size": working_size}
@@ -258,6 +249,7 @@ class Colorizer:
         hints: Sequence[Hint] = (),
         denoise: float = 0.0,
         levels: str = "off",
+        mark: bool = False,
         deep: bool = False,
         **options: Any,
     ) -> list[list[np.ndarray]]:
@@ -272,10 +264,10 @@ class Colorizer:
         border = torch.cat(borders) if any(part.any() for part in borders) else None
         small, ab = self.chroma(seen, generators, working_size=working_size, spots=spots, border=border, **options)
         mean, std = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
-        each = len(seeds)
+        each, show = len(seeds), marked if mark else np.asarray
         return [
             [
-                view.paint(small[n : n + 1], ab[n : n + 1], mean, std, deep=deep)
+                show(view.paint(small[n : n + 1], ab[n : n + 1], mean, std, deep=deep))
                 for n in range(number * each, (number + 1) * each)
             ]
             for number, view in enumerate(views)

@@ -25,6 +25,7 @@ from Project7.brush import Stroke, coverage
 from Project7.encoder import Maps
 from Project7.errors import UsageError
 from Project7.hints import Hint, Spot, find_spots, loosened, nearness, surfaces
+from Project7.mark import marked
 from Project7.painting import photo_digest, shrink
 from Project7.palette import class_spread, unlike_colours
 from Project7.photo import DEEP_SUFFIXES, Photo, kept, save_photo, to_image
@@ -72,7 +73,7 @@ class OpenPhoto:
         self.colorizer, self.photo, self.options = colorizer, photo, options
         self.hints: tuple[Hint, ...] = ()
         self.strokes: tuple[Stroke, ...] = ()
-        self.seed, self.saturation, self.warmth = 0, 1.0, 0.0
+        self.seed, self.saturation, self.warmth, self.mark = 0, 1.0, 0.0, False
         self.working_size, self.digest = working_size, digest or photo_digest(photo)
         self.denoise, self.levels = denoise, levels
         self.lightness = Lightness(photo, denoise=denoise, levels=levels, lightness=lightness)
@@ -310,7 +311,8 @@ class OpenPhoto:
         """(H, W, 3) uint8: the answer of a seed, at full size; uint16 of a photo of 16 bits if `deep`."""
         chroma = self.mixed(self.seed if seed is None else seed)
         constants = self.colorizer.model.ab_mean.cpu(), self.colorizer.model.ab_std.cpu()
-        return self.lightness.paint(self.small, chroma, *constants, deep=deep)
+        rgb = self.lightness.paint(self.small, chroma, *constants, deep=deep)
+        return marked(rgb) if self.mark else rgb
 
     def image(self, seed: int | None = None) -> PIL.Image.Image:
         return to_image(self.picture(seed), alpha=self.photo.alpha)

@@ -14,12 +14,13 @@ from Project7 import __version__
 from Project7.answer_config import ColorizeConfig
 from Project7.brush import Strokes
 from Project7.errors import UsageError
+from Project7.mark import SAID
 from Project7.photo import XMP, xmp_text
 from Project7.settings import explain
 
 KEY = "project7"  # of the text in a picture
 MOST_HINTS = 1000
-TONE = ("saturation", "warmth", "denoise", "levels")  # settings of every method
+TONE = ("saturation", "warmth", "denoise", "levels", "mark")  # settings of every method
 OPTIONS = ("sampler", "steps", "guidance", "candidates", "calm", "temperature", "variety")  # of the methods
 
 
@@ -53,6 +54,7 @@ class Provenance(BaseModel):
     warmth: float = 0.0
     denoise: float = 0.0
     levels: Literal["off", "network", "auto"] = "off"
+    mark: bool = False
     working_size: int | None = None
     hints: tuple[GivenHint, ...] = Field((), max_length=MOST_HINTS)
     strokes: Strokes = ()
@@ -72,7 +74,7 @@ class Provenance(BaseModel):
 
     def as_text(self) -> dict[str, str]:
         """For the text of a picture."""
-        return {KEY: self.model_dump_json()}
+        return {KEY: self.model_dump_json()} | ({"Comment": SAID} if self.mark else {})
 
 
 def parse_hint(text: str) -> tuple[float, float, str]:
@@ -124,6 +126,9 @@ def differences(made: Provenance, wanted: Provenance) -> list[str]:
     for name in now | before if made.method == wanted.method else ("seed", *TONE, "working_size"):
         if before.get(name) != now.get(name):
             value = now.get(name)
+            if isinstance(value, bool):
+                words.append(name if value else f"no-{name}")
+                continue
             shown = f"{value:g}" if isinstance(value, float) else "-default" if value is None else str(value)
             words.append(f"{name}-{shown}" if isinstance(value, str) else f"{name}{shown}")
     if made.hints != wanted.hints:

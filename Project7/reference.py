@@ -24,9 +24,7 @@ _SIZE = 256  # short side of what the encoder is shown
 _MOST = 40  # hints
 _LIKELIHOOD = 0.35  # cosine below which two places are not alike
 _APART = 2  # cells between two hints
-_KIN = (
-    0.55  # cosine from which a hint is carried over: unlike photos stay below 0.5, photos of one scene mostly above 0.6
-)
+_KIN = 0.55  # cosine from which a hint is carried over: unlike photos stay below 0.5, those of one scene above 0.6
 _SAME = 0.6  # cosine from which two places of one photo show the same
 _L_WEIGHT = 0.6  # of the local lightness beside the features
 

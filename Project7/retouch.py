@@ -46,6 +46,7 @@ def retouch_files(
     confidence: bool = False,
     saturation: float = 1.0,
     warmth: float = 0.0,
+    mark: bool = False,
     **settings: Any,
 ) -> Iterator[Outcome]:
     """As colorize_files. settings: those of OpenPhoto."""
@@ -60,7 +61,7 @@ def retouch_files(
                 yield Outcome(job, "left", LEFT_IN_COLOUR)
                 continue
             opened = open_retouched(colorizer, photo, retouch, **settings)
-            opened.saturation, opened.warmth = saturation, warmth
+            opened.saturation, opened.warmth, opened.mark = saturation, warmth, mark
             seeds = range(seed, seed + len(job.targets))
             ready = job if force else settle(job, [opened.provenance(k) for k in seeds], planned, also=also)
             if isinstance(ready, Job):

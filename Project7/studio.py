@@ -188,5 +188,5 @@ class Studio:
         opened = copy.copy(shelved.by_model[key])
         opened.colorizer = colorizer
         opened.options, opened.seed = own_options(asked, colorizer), asked.seed
-        opened.saturation, opened.warmth = asked.saturation, asked.warmth
+        opened.saturation, opened.warmth, opened.mark = asked.saturation, asked.warmth, asked.mark
         return opened.tell(hints)

@@ -395,6 +395,8 @@ async def export(id: str, asked: Export, request: Request, studio: InStudio) -> 
 
 def written(opened: OpenPhoto, kind: str) -> bytes:
     """The bytes of a PNG that says how it was made."""
+    if kind == "layer":
+        opened.mark = False  # it goes over another picture
     rgb, alpha, text = opened.picture(), opened.photo.alpha, opened.provenance().as_text()
     if kind == "side":
         gray_rgb = color.channels_last(color.gray(color.channels_first(opened.photo.rgb)[None]))[0]

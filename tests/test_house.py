@@ -19,7 +19,7 @@ PACKAGE = ROOT / "Project7"
 ORDER = """
 __init__ errors invocation
 program
-console settings sheet sixteen_bit
+console settings sheet sixteen_bit mark
 counting atomic_file answer_config loss_config training_config color processes
 model_config
 config

@@ -130,8 +130,9 @@ def hint(page, x: int, y: int) -> str:
     return re.search("#[0-9a-f]{6}", page.get_attribute(".mark", "aria-label"))[0]
 
 
-def save(page, to: Path, kind: str = "full") -> Path:
+def save(page, to: Path, kind: str = "full", *, mark: bool = False) -> Path:
     page.click("#save summary")
+    page.set_checked("#mark", mark)
     with page.expect_download() as download:
         page.click(f"[data-kind={kind}]")
     download.value.save_as(to)
@@ -211,6 +212,9 @@ def test_a_hint_at_a_spot_is_in_the_file_and_can_be_undone_and_moved(visit, tmp_
     assert (found - color.into_gamut(wanted[:, None, None])[:, 0, 0]).norm() < 5
     off = np.abs(picture - before).mean(axis=-1)
     assert off[20:70, 10:50].mean() > 8 * off[20:70, 75:].mean()  # its half, not the other one
+    off = np.abs(read(save(page, tmp_path / "b.png", mark=True)) - picture).max(axis=-1)
+    assert off[60:, 30:].max() > 50  # the word
+    assert off[:60].max() == 0
     page.keyboard.press("Control+z")
     ready(page)
     assert page.locator(".mark").count() == 0

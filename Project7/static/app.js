@@ -123,6 +123,7 @@ function start(made) {
     options: made?.options ?? {},
     view: made ? { denoise: made.denoise, working_size: made.working_size } : {},
   };
+  $("mark").checked = made?.mark ?? false;
   history.push(state, made ? "As it was saved" : "First answer");
   refresh();
 }
@@ -578,7 +579,7 @@ $("all").addEventListener("click", () => $("all-files").click());
 $("all-files").addEventListener("change", () => {
   const files = [...$("all-files").files];
   $("all-files").value = "";
-  if (files.length) album.add(files, photo.id, asked(), { seed: state.seed, ...tone() });
+  if (files.length) album.add(files, photo.id, asked(), { seed: state.seed, ...tone(), mark: $("mark").checked });
 });
 $("album-close").addEventListener("click", () => album.close());
 $("album-save").addEventListener("click", async () => {
@@ -789,7 +790,7 @@ for (const button of $("save").querySelectorAll("[data-kind]")) {
     $("save").open = false;
     say("Writing the picture at full size …", 120);
     try {
-      const blob = await api.exported(photo.id, asked({ seed: state.seed, ...tone(), strokes: brushed(), kind: button.dataset.kind }));
+      const blob = await api.exported(photo.id, asked({ seed: state.seed, ...tone(), strokes: brushed(), mark: $("mark").checked, kind: button.dataset.kind }));
       download(blob, `${photo.name.replace(/\.[^.]*$/, "") || "photo"}-${{ full: "colour", side: "both", layer: "layer" }[button.dataset.kind]}.png`);
       say("Saved.", 3);
     } catch (error) {
