@@ -253,7 +253,7 @@ def test_every_help_is_short_above_has_examples_below_and_fits_80_columns(projec
         body = lines[: lines.index("examples:")] if name else lines
         assert max(map(len, body)) <= 80
     groups = [line for line in project7("colorize", "--help", cwd=tmp_path).stdout.splitlines() if line.endswith(":")]
-    assert {"what is said of single photos:", "how it answers:", "the picture:", "the machine:"} <= set(groups)
+    assert {"what you know about a photo:", "how it answers:", "the picture:", "the machine:"} <= set(groups)
     named = [name for names in cli._GROUPS.values() for name in names]
     assert sorted(named) == sorted(ColorizeConfig.model_fields), "every setting stands in one group"
 
