@@ -25,7 +25,7 @@ from Project7.answer_config import FAST_STEPS, ColorizeConfig, EvaluateConfig
 from Project7.checkpoints import open_model
 from Project7.config import RunConfig
 from Project7.encoder import Maps, resize, view_shape
-from Project7.errors import UsageError
+from Project7.errors import ProjectError, UsageError
 from Project7.hints import Hint, Spot, find_spots, hint_maps, hold, influence, nearness
 from Project7.mark import marked
 from Project7.methods import METHODS
@@ -331,7 +331,13 @@ class Colorizer:
 
     def _ask(self, small: Tensor, generators: list[torch.Generator], **options: Any) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
+            ab = self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
+        if not ab.isfinite().all():
+            raise ProjectError(
+                f"The model {self.name or 'that was given'} answers with what is no number: its weights are damaged or "
+                f"too large for {self.precision}; use another copy, or fp32."
+            )
+        return ab
 
     def finish(
         self,

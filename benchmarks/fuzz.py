@@ -29,7 +29,8 @@ import torch
 from PIL import Image
 
 from Project7 import program
-from Project7.checkpoints import load_model, save_checkpoint
+from Project7.checkpoints import save_checkpoint
+from Project7.colorize import Colorizer
 from Project7.config import RunConfig, from_json, to_json
 from Project7.errors import ProjectError
 from Project7.methods import build_model
@@ -191,7 +192,7 @@ def read_small_door(content: bytes) -> None:
 
 
 def checkpoints(place: Path) -> Iterator[tuple[str, bytes, Callable[[bytes], None]]]:
-    path, written = place / "model.pth", {}
+    path, written, gray = place / "model.pth", {}, np.full((16, 16, 3), 99, np.uint8)
     for name, config in SMALL.items():
         model = build_model(config)
         if hasattr(model, "set_palette"):
@@ -204,9 +205,7 @@ def checkpoints(place: Path) -> Iterator[tuple[str, bytes, Callable[[bytes], Non
 
     def door(content: bytes) -> None:
         path.write_bytes(content)
-        model, _ = load_model(path)
-        ab = model.colorize(torch.zeros(1, 1, 16, 16), generator=torch.Generator().manual_seed(0))
-        assert torch.isfinite(ab).all(), "the model answers with what is no number"
+        Colorizer.load(path, device="cpu").colorize(gray)
 
     while True:
         for label, content in written.items():

@@ -1,5 +1,6 @@
 """Any image in, the same image in colour out: size, lightness, alpha, hints, files and folders."""
 
+import copy
 import inspect
 import io
 
@@ -14,7 +15,7 @@ from Project7.checkpoints import save_checkpoint
 from Project7.color import channels_first, rgb_to_lab
 from Project7.colorize import Colorizer, method_options
 from Project7.config import RunConfig
-from Project7.errors import UsageError
+from Project7.errors import ProjectError, UsageError
 from Project7.methods import build_model
 from Project7.model_config import ENCODER, DiffusionConfig, RegressionConfig
 from Project7.painting import photo_noise
@@ -263,3 +264,12 @@ def test_the_options_are_in_the_signature_and_a_wrong_one_names_the_right(colori
     with pytest.raises(UsageError, match="precision fp16: input should be 'fp32' or 'bf16'"):
         Colorizer.load(weights, precision="fp16")
     assert repr(colorizer).startswith("Colorizer('model0', diffusion, features 8,16, on cpu")
+
+
+def test_weights_that_lead_to_no_number_are_said(colorizer):
+    """Finite, but so large that the answer overflows: a damaged file without a checksum may hold them."""
+    broken = copy.deepcopy(colorizer)
+    with torch.no_grad():
+        next(broken.model.parameters()).fill_(3e38)
+    with pytest.raises(ProjectError, match="answers with what is no number"):
+        broken.colorize(np.full((16, 16, 3), 99, np.uint8), steps=2)
