@@ -12,6 +12,7 @@ process must not have grown over its run.
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import signal
@@ -87,7 +88,7 @@ def soak(place: Path, recipe: str, workers: int, processes: int, kills: int, cha
     growth = undisturbed(straight, place / "models" / f"{name}-straight" / "training_history.json")
     whole = time.monotonic() - begin
     colouring = subprocess.Popen([sys.executable, "-c", COLOURING, ROOT, place / "models" / name, place / "photos"])
-    grown = f"{growth / 1e6:.0f} MB more memory in the last half of the run than in the first"
+    grown = f"{growth / 1e6:.0f} MB more memory at the end of the run than after its second epoch"
     faults = [grown] if growth > 50e6 else []
     request, left = ["--name", name, *start], kills
     try:
@@ -125,18 +126,18 @@ def training(place: Path, recipe: str, processes: int, flags: list) -> subproces
 
 
 def undisturbed(process: subprocess.Popen, history: Path) -> int:
-    """Waits for the end. Returns by how many bytes the process grew from the first half of its epochs to the last."""
+    """Waits for the end. Returns by how many bytes the process grew after its second epoch."""
     sizes = [0]
     while process.poll() is None:
         with contextlib.suppress(psutil.Error):
             size = psutil.Process(process.pid).memory_info().rss
-            sizes.append(size if history.exists() else 0)
+            epochs = len(json.loads(history.read_text())) if history.exists() else 0
+            sizes.append(size if epochs > 1 else 0)  # all is loaded then, TensorBoard too
         time.sleep(0.1)
     if process.wait():
         raise ProjectError(f"an undisturbed run ended with {process.returncode}: {process.stderr.read()[-500:]}")
     trained = [size for size in sizes if size]
-    half = len(trained) // 2  # what is loaded late, such as TensorBoard, is there in the first half
-    return max(trained[half:]) - max(trained[:half]) if half else 0
+    return max(trained) - trained[0] if trained else 0
 
 
 def stopped(process: subprocess.Popen, seconds: float, signum: signal.Signals) -> list[str]:
