@@ -34,7 +34,9 @@ from Project7 import program
 from Project7.checkpoints import load_checkpoint
 from Project7.errors import ProjectError
 
-COMMON = "--batch-size 4 --image-size 16 --device cpu --image-interval 0 --save-minutes 0.01 --epochs 6 --yes".split()
+COMMON = "--batch-size 4 --image-size 16 --device cpu --image-interval 0 --save-minutes 0.01 --yes --epochs".split()
+EPOCHS = 6
+COMMON += [str(EPOCHS)]
 DIFFUSION = "--encoder none --features 8,16 --time-dim 16 --timesteps 50".split()
 REGRESSION = "--encoder none --model-channels 4 --channel-multipliers 1,2 --perceptual-net random".split()
 RECIPES = {
@@ -88,7 +90,7 @@ def soak(place: Path, recipe: str, workers: int, processes: int, kills: int, cha
     growth = undisturbed(straight, place / "models" / f"{name}-straight" / "training_history.json")
     whole = time.monotonic() - begin
     colouring = subprocess.Popen([sys.executable, "-c", COLOURING, ROOT, place / "models" / name, place / "photos"])
-    grown = f"{growth / 1e6:.0f} MB more memory at the end of the run than after its second epoch"
+    grown = f"{growth / 1e6:.0f} MB more memory in the last epochs of the run than after its second"
     faults = [grown] if growth > 50e6 else []
     request, left = ["--name", name, *start], kills
     try:
@@ -132,7 +134,7 @@ def undisturbed(process: subprocess.Popen, history: Path) -> int:
         with contextlib.suppress(psutil.Error):
             size = psutil.Process(process.pid).memory_info().rss
             epochs = len(json.loads(history.read_text())) if history.exists() else 0
-            sizes.append(size if epochs > 1 else 0)  # all is loaded then, TensorBoard too
+            sizes.append(size if 1 < epochs < EPOCHS else 0)  # all is loaded then, and the program does not end yet
         time.sleep(0.1)
     if process.wait():
         raise ProjectError(f"an undisturbed run ended with {process.returncode}: {process.stderr.read()[-500:]}")
