@@ -24,7 +24,8 @@ def flags() -> set[str]:
 
 def flags_of_the_script(text: str) -> set[str]:
     """All but those of torchrun, which are written with underscores or stand before the script."""
-    launcher = text[text.index("torchrun") : text.index("Project7/train_diffusion.py")]
+    script = text.index("Project7/train_diffusion.py")
+    launcher = text[text.rindex("torchrun ", 0, script) : script]
     lines = [line for line in text.replace(launcher, "").splitlines() if not line.lstrip().startswith("#")]
     return set(re.findall(r"(?<!\w)--[a-z][a-z-]+", "\n".join(lines)))
 
