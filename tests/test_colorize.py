@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -58,6 +59,13 @@ def test_same_size_out_and_lightness_kept(colorizer, size):
     answer = colorizer.colorize(rgb, steps=3)
     assert answer.size == (size[1], size[0])
     assert (np.abs(lightness(answer) - lightness(rgb)) <= 1).mean() >= 0.999
+
+
+def test_a_colorizer_goes_to_another_process(colorizer):
+    """As engines such as Ray or multiprocessing send it."""
+    there = pickle.loads(pickle.dumps(colorizer))
+    rgb = picture(20, 24)
+    assert np.array_equal(np.asarray(there.colorize(rgb, steps=2)), np.asarray(colorizer.colorize(rgb, steps=2)))
 
 
 @pytest.mark.parametrize("value", [0, 255])
