@@ -6,6 +6,7 @@ small enough, PyPI would show the description, and both archives install into a 
 there. The environment's own packages are the dependencies of this one, so that torch is not downloaded again.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -74,12 +75,14 @@ def smoke(archive: Path) -> None:
         packages = sysconfig.get_path("purelib", vars={"base": place})
         ours = [path for path in sys.path if path.endswith("-packages")]  # on Debian dist-packages
         Path(packages, "dependencies.pth").write_text("\n".join(ours), encoding="utf-8")
+        # PYTHONPATH may name the checkout, which must not be what is tried.
+        alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         for command in (
             ["-m", "pip", "install", "--quiet", "--no-deps", archive.resolve()],
             ["-c", SMOKE],
             ["-m", "Project7", "colorize", "photo.png", "--fast", "--device", "cpu"],
         ):
-            subprocess.run([python, *command], check=True, cwd=place)
+            subprocess.run([python, *command], check=True, cwd=place, env=alone)
         assert Path(place, "outputs", "photo.png").exists()
 
 
