@@ -203,7 +203,7 @@ async def finished(job: Job, request: Request) -> Any:
             event = await job.next(0.5)
             if event and event[0] == "done":
                 return event[1]
-            if event is None and await request.is_disconnected():
+            if await request.is_disconnected():
                 raise JobEnded("the client has gone.")
     finally:
         job.cancel()

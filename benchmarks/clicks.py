@@ -1,8 +1,10 @@
 """PSNR after so many hints: at the places that `best_click` names, and at random ones.
 
-    python benchmarks/clicks.py --model base --data data/tiny-imagenet-200 --limit 50
+    python benchmarks/clicks.py --model base --data data/tiny-imagenet-200 --limit 100 --sizes 64 128
 
-Each hint tells the true colour of its pixel. The differences are of the same photos, with 95 % intervals.
+Each hint tells the true colour of its pixel. Of a data set that is divided, the validation photos are taken. The
+intervals are those of 95 % by the bootstrap over photos; the gain of the best click over random ones is paired, photo
+by photo.
 """
 
 import argparse
@@ -21,6 +23,8 @@ from Project7.dataset import open_photos
 from Project7.opened import OpenPhoto
 from Project7.photo import from_array
 
+RESAMPLES = 10_000  # of the bootstrap
+
 
 def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
     off = np.square(picture.astype(float) - truth).mean()
@@ -37,7 +41,8 @@ def curve(opened: OpenPhoto, truth: np.ndarray, place, counts: list[int]) -> lis
     for count in range(max(counts) + 1):
         if count in counts:
             found.append(psnr(opened.picture(), truth))
-        opened.hint(*told(truth, *place(opened)))
+        if count < max(counts):
+            opened.hint(*told(truth, *place(opened)))
     return found
 
 
@@ -52,29 +57,53 @@ def at_random(key: str):
     return place
 
 
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """values (photos, counts) -> the ends of the 95 % interval of their means (Efron 1979)."""
+    picks = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5], axis=0)
+    return low, high
+
+
+def curves(colorizer: Colorizer, images, counts: list[int]) -> dict[str, np.ndarray]:
+    """The PSNR (photos, counts) of both ways to choose the places."""
+    found: dict[str, list[list[float]]] = {"best click": [], "random": []}
+    for number, truth in enumerate(images):
+        gray = color.channels_last(color.gray(color.channels_first(np.ascontiguousarray(truth))[None]))[0]
+        for name, place in {"best click": OpenPhoto.best_click, "random": at_random(f"clicks/{number}")}.items():
+            found[name].append(curve(colorizer.open(from_array(gray)), truth, place, counts))
+        print(f"{number + 1} of {len(images)} photos", file=sys.stderr)
+    return {name: np.array(rows) for name, rows in found.items()}
+
+
+def table(found: dict[str, np.ndarray], counts: list[int]) -> list[str]:
+    rows = found | {"gain": found["best click"] - found["random"]}
+    lines = [f"| hints | {' | '.join(map(str, counts))} |", f"| --- |{' --- |' * len(counts)}"]
+    for name, values in rows.items():
+        sign = "+" if name == "gain" else ""
+        cells = [
+            f"{mean:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+            for mean, low, high in zip(values.mean(axis=0), *interval(values), strict=True)
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="base")
     parser.add_argument("--data", default="samples")
     parser.add_argument("--limit", type=int, default=50)
-    parser.add_argument("--size", type=int, help="side of the squares (that of the model's training)")
+    parser.add_argument("--sizes", type=int, nargs="+", help="sides of the squares (that of the model's training)")
     parser.add_argument("--counts", type=int, nargs="+", default=[0, 1, 2, 5, 10, 50], help="hints")
+    parser.add_argument("--device", default="auto")
     given = parser.parse_args()
-    counts = sorted(given.counts)
-    colorizer = Colorizer.load(given.model)
-    photos = open_photos(given.data, size=given.size or colorizer.config.data.image_size, limit=given.limit)
-    rows = {"best click": [], "random": []}
-    for number, truth in enumerate(photos.images):
-        gray = color.channels_last(color.gray(color.channels_first(np.ascontiguousarray(truth))[None]))[0]
-        for name, place in {"best click": OpenPhoto.best_click, "random": at_random(f"clicks/{number}")}.items():
-            rows[name].append(curve(colorizer.open(from_array(gray)), truth, place, counts))
-    print(f"{'hints':>12} " + " ".join(f"{count:>7}" for count in counts))
-    for name, values in rows.items():
-        print(f"{name:>12} " + " ".join(f"{value:7.2f}" for value in np.mean(values, axis=0)))
-    gain = np.subtract(rows["best click"], rows["random"])
-    half = 1.96 * gain.std(axis=0, ddof=1) / np.sqrt(len(gain))
-    print(f"{'difference':>12} " + " ".join(f"{value:7.2f}" for value in gain.mean(axis=0)))
-    print(f"{'95 % +-':>12} " + " ".join(f"{value:7.2f}" for value in half))
+    counts = sorted(set(given.counts))
+    colorizer = Colorizer.load(given.model, device=given.device)
+    for size in given.sizes or [colorizer.config.data.image_size]:
+        images = open_photos(given.data, size=size, limit=given.limit).images
+        found = curves(colorizer, images, counts)
+        print(f"\nPSNR in dB, {given.model}, {len(images)} photos of {given.data} at {size} px, 95 % intervals\n")
+        print("\n".join(table(found, counts)))
     return 0
 
 
