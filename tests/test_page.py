@@ -281,6 +281,11 @@ def test_another_answer_is_painted_into_this_one(visit, tmp_path):
     page.keyboard.press("Control+z")
     ready(page)
     assert np.abs(shown(page) - base).max() <= 1
+    page.focus("#pane-a")
+    for key in ("ArrowLeft", "Enter"):  # a cross in the middle of the photo, and a dab there
+        page.keyboard.press(key)
+    ready(page)
+    assert np.abs(shown(page) - other)[40:50, 55:65].max() <= 2
     again = visit()
     again.set_input_files("#file", saved)
     again.wait_for_selector("#strip .answer:not(.waits)")
