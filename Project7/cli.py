@@ -134,7 +134,6 @@ def add_retouch(parser) -> None:
 
 
 def colorize(arguments: argparse.Namespace) -> int:
-
     start_missing_processes()
     console = make_console(stderr=True, wrap=False)
     like = earlier_picture(arguments.like)
@@ -310,7 +309,6 @@ def add_evaluate(commands) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-
     settings: EvaluateConfig = parse_settings(EvaluateConfig, flags.given(arguments, EvaluateConfig))
     paths = [model_folder.find_weights(model, arguments.models_dir) for model in arguments.model]
     names = [model_folder.name_of(path) for path in paths]
@@ -352,7 +350,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def show_result(rows: list[dict[str, Any]], missing: dict[str, str], *, whole: bool) -> None:
     """The table, what is missing in it, and what it says in words. A pipe gets all measures."""
-
     from Project7.evaluation_report import evaluation_table, in_words, reasons
 
     console = make_console(width=None if sys.stdout.isatty() else 200)
@@ -493,7 +490,6 @@ def add_doctor(commands) -> None:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-
     from Project7 import health
     from Project7.atomic_file import replacing
     from Project7.doctor_report import draw_curves, show_diagnosis
@@ -534,7 +530,6 @@ def add_data(commands) -> None:
 
 
 def data(arguments: argparse.Namespace) -> int:
-
     from Project7.counting import counting
     from Project7.dataset import open_dataset
     from Project7.metrics import colorfulness
@@ -615,7 +610,6 @@ def add_download(commands) -> None:
 
 
 def download(arguments: argparse.Namespace) -> int:
-
     from Project7.counting import counting
     from Project7.download import download_tiny_imagenet
 

@@ -142,19 +142,20 @@ def create(folder: ModelFolder) -> bool:
 
 
 @contextmanager
-def locked(folder: ModelFolder) -> Iterator[None]:
+def locked(folder: ModelFolder) -> Iterator[bool]:
     """Reserves the folder for one trainer. The operating system releases the lock when the process ends, in any way.
 
-    Raises ProjectError if another process has it.
+    Gives False where the file system knows no locks: nobody is kept out then. Raises ProjectError if another process
+    has it.
     """
     from filelock import Timeout
 
     owner = folder.path / ".lock-owner"
     try:
-        with file_lock(folder.path / ".lock", timeout=0):
+        with file_lock(folder.path / ".lock", timeout=0) as reserved:
             try:
                 owner.write_text(str(os.getpid()))
-                yield
+                yield reserved
             finally:
                 owner.unlink(missing_ok=True)
     except Timeout:

@@ -48,7 +48,10 @@ def main(recipe: Recipe, argv: list[str] | None = None) -> int:
         return train_request(recipe, request, arguments)
     created = model_folder.create(request.folder)
     try:
-        with model_folder.locked(request.folder):
+        with model_folder.locked(request.folder) as reserved:
+            if not reserved:
+                said = "knows no locks: see that no second training runs in this folder"
+                make_console(wrap=False).print(f"The file system of {request.folder.path} {said}.", style="yellow")
             return train_request(recipe, request, arguments)
     finally:
         if created and not request.folder.config.exists():  # nothing was trained: leave nothing behind

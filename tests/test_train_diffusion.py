@@ -1,5 +1,6 @@
 """The recipe as a person runs it: stops and resumes; whole processes where they are killed, real terminals."""
 
+import contextlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import torch
 from conftest import call
 from PIL import Image
 
-from Project7 import train_diffusion
+from Project7 import model_folder, train_diffusion
 from Project7.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -257,6 +258,17 @@ def test_two_runs_on_one_folder(place, photos):
         second = train(place, "--resume", "m", "--epochs", 1)
     assert second.returncode == 1
     assert "in use" in second.stderr
+
+
+def test_where_there_are_no_locks_that_is_said(place, photos, monkeypatch):
+    @contextlib.contextmanager
+    def no_lock(path, *, timeout=-1):
+        yield False
+
+    monkeypatch.setattr(model_folder, "file_lock", no_lock)
+    done = small(place, photos, epochs=1)
+    assert done.returncode == 0, done.stderr
+    assert "knows no locks: see that no second training runs in this folder" in done.stdout
 
 
 def test_from_inside_the_package_folder_and_as_a_module(place, photos):
