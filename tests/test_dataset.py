@@ -166,6 +166,7 @@ def test_the_built_in_photos(tmp_path):
     assert Image.open(content).mode == "RGB"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TINY_IMAGENET.exists(), reason="Tiny ImageNet is not beside this checkout")
 def test_the_real_tiny_imagenet(tmp_path):
     from Project7.metrics import colorfulness

@@ -182,9 +182,9 @@ def test_weights_that_half_precision_cannot_hold_are_not_written(tmp_path, value
 
 def test_the_files_are_part_of_the_package():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = settings["package-data"]["Project7"]
+    patterns = settings["package-data"]["Project7.weights"]
     for name in NETWORKS:
-        inside = shipped(name).relative_to(ROOT / "Project7")
+        inside = shipped(name).relative_to(ROOT / "Project7" / "weights")
         assert any(inside.match(pattern) for pattern in patterns)
 
 

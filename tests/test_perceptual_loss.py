@@ -554,6 +554,7 @@ def the_packages_own(net: str) -> lpips.LPIPS:
         return lpips.LPIPS(net=net, verbose=False)
 
 
+@pytest.mark.slow
 @every_net
 def test_lpips_is_that_of_its_package(net, files, cache, similarities):
     """Trunk, learnt weights, scaling and mean: ours from the file and ours from the cache, theirs from the cache."""

@@ -379,6 +379,7 @@ def test_it_learns_four_photos(loss, model):
     assert (right > 0.9).all()
 
 
+@pytest.mark.slow
 def test_it_learns_to_give_faded_photos_their_lightness_back():
     """Each has something black and something white in it, by which one can see how far it has faded."""
     network, photos = tiny(**LAB, fade=0.8), four_photos()

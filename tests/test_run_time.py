@@ -12,6 +12,7 @@ from Project7.run_time import RunTime, duration, in_words
 from Project7.trainer import make_accelerator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [None, terms(gan=True)])
 def test_the_measured_run_is_the_same_afterwards(tmp_path, objective):
     settings = config(epochs=2, objective=objective)

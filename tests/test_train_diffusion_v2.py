@@ -261,6 +261,7 @@ def test_the_weights_of_vgg16_from_a_file(tmp_path, photos, offline):
     assert "VGG16 from a file (" in history(folder)[0]["objective"]
 
 
+@pytest.mark.slow
 def test_untrained_features_instead_of_those_of_vgg16(tmp_path, photos, offline):
     child = missing_weights(tmp_path / "models", photos)
     child.send("3" + ENTER)
@@ -273,6 +274,7 @@ def test_untrained_features_instead_of_those_of_vgg16(tmp_path, photos, offline)
     assert "random VGG16, untrained" in history(folder)[0]["objective"]
 
 
+@pytest.mark.slow
 def test_no_perceptual_term_instead_of_vgg16(tmp_path, photos, offline):
     child = missing_weights(tmp_path / "models", photos)
     child.send("4" + ENTER)

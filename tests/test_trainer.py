@@ -411,6 +411,7 @@ def uninterrupted(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", V2)
 def test_a_run_with_terms_left_after_every_step_goes_on_bit_for_bit(tmp_path, uninterrupted, name):
     """Left and resumed a dozen times: after each step, and where one epoch, or stage, has ended."""
