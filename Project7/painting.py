@@ -66,12 +66,13 @@ def full_lightness(rgb: np.ndarray) -> Tensor:
     return L
 
 
-def deep_lightness(gray: np.ndarray) -> Tensor:
-    """(H, W) uint16, sRGB gray -> L (1, 1, H, W) in [-1, 1]."""
-    L = torch.empty(1, 1, *gray.shape)
-    for rows in bands(*gray.shape):
-        value = torch.from_numpy(gray[rows].astype(np.float32) / 65535)
-        L[:, :, rows] = color.lightness(value.expand(1, 3, -1, -1))
+def deep_lightness(values: np.ndarray) -> Tensor:
+    """(H, W) or (H, W, 3) uint16, gray or colours in sRGB -> L (1, 1, H, W) in [-1, 1]."""
+    height, width = values.shape[:2]
+    L = torch.empty(1, 1, height, width)
+    for rows in bands(height, width):
+        rgb = torch.from_numpy(values[rows].astype(np.float32) / 65535).reshape(-1, width, values[0, 0].size)
+        L[:, :, rows] = color.lightness(rgb.movedim(-1, 0).expand(1, 3, -1, -1))
     return L
 
 

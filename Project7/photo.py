@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import stat
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -85,6 +86,12 @@ _STRANGERS = (
     (rb"(\xef\xbb\xbf)?\s*(<!doctype html|<html)", "a web page, not the picture (download it again)"),
 )  # what is often found under a picture's name
 
+# Pillow decodes 16 bits per channel in colour to the upper byte of each; in the other order of bytes, to the lower one.
+_OTHER_BYTE = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in [("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L")]
+}
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode -> the colour space an ICC profile for it has
 _TAG = ExifTags.Base
 _EXIF_NAMES = """
@@ -116,7 +123,7 @@ class Photo:
     exif: bytes | None = None  # harmless tags only, orientation 1; None where there are none, or only garbage
     notes: tuple[str, ...] = ()  # what a person should be told
     dpi: tuple[float, float] | None = None  # pixels per inch, across and down, where the file says so
-    deep: np.ndarray | None = None  # (H, W) uint16: the gray of a 16-bit file in full, in sRGB as `rgb` is
+    deep: np.ndarray | None = None  # (H, W) or (H, W, 3) uint16: a file of 16 bits per channel in full, in sRGB too
 
 
 def open_photo(source: Path | str | bytes | BinaryIO | Image.Image, *, most: int = MAX_PIXELS) -> Photo:
@@ -131,11 +138,11 @@ def open_photo(source: Path | str | bytes | BinaryIO | Image.Image, *, most: int
             return _photo(source, name, most)
         content = _content(source, name)
         try:
-            return _photo(_reader(content, name, most), name, most)
+            return _photo_of(content, name, most)
         except ValueError as error:
             if "MAX_TEXT" not in str(error):
                 raise
-            return _photo(_reader(without_side_chunks(content), name, most), name, most)
+            return _photo_of(without_side_chunks(content), name, most)
     except PhotoError:
         raise
     except Image.DecompressionBombError:
@@ -486,12 +493,40 @@ def _too_large(name: str, most: int, *size: int) -> str:
     return f"{name} {found}; up to {most // 10**6} megapixels are read: make it smaller first."
 
 
-def _photo(image: Image.Image, name: str, most: int) -> Photo:
+def _photo_of(content: bytes, name: str, most: int) -> Photo:
+    image = _reader(content, name, most)
+    low = _reader(content, name, most) if _has_low_bytes(image) else None
+    return _photo(image, name, most, low)
+
+
+def _has_low_bytes(image: Any) -> bool:
+    """Whether Pillow would give the upper byte alone of each sample of a colour picture."""
+    tiles = getattr(image, "tile", None)
+    return bool(tiles) and all(_raw_mode(tile) in _OTHER_BYTE for tile in tiles)
+
+
+def _raw_mode(tile: Any) -> str:
+    return tile.args if isinstance(tile.args, str) else (tile.args or ("",))[0]
+
+
+def _load_low_bytes(image: Any) -> Image.Image:
+    """Decodes the lower byte of each sample: Pillow is told that the file has the other order of bytes."""
+    tiles = [(tile, _OTHER_BYTE[_raw_mode(tile)]) for tile in image.tile]
+    image.tile = [
+        tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile, other in tiles
+    ]
+    image.load()
+    return image
+
+
+def _photo(image: Image.Image, name: str, most: int, low: Image.Image | None = None) -> Photo:
+    """low: a second reader of a file with 16 bits per channel in colour, for the lower bytes."""
     _check_size(image, name, most)
     notes = list(image.info.get("notes", ()))
     if getattr(image, "is_animated", False) and image.format != "MPO":
         notes.append("several frames or pages: only the first is used")
     image.load()  # a TIFF is upright after this, and its orientation gone from the EXIF that is read next
+    low = low and _load_low_bytes(low)
     if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         image = image.convert("RGB")  # the fourth byte is padding that nobody has filled
     exif, orientation = _exif(image, notes)
@@ -505,8 +540,9 @@ def _photo(image: Image.Image, name: str, most: int) -> Photo:
         image = ImageChops.invert(image)  # only Adobe stores ink inverted; Pillow takes all of them for Adobe's
     if orientation in _TURNS:
         image = image.transpose(_TURNS[orientation])
+        low = low and low.transpose(_TURNS[orientation])
     image, alpha = _split(image)
-    deep = _deep_gray(image, profile)
+    deep = _deep_colour(image, _split(low)[0], profile) if low else _deep_gray(image, profile)
     dpi = _resolution(info)
     image = _in_srgb(_in_8_bit(image, notes), profile, notes)
     return Photo(_pixels(image), None if alpha is None else _pixels(alpha), exif, tuple(notes), dpi, deep)
@@ -519,11 +555,29 @@ def _deep_gray(image: Image.Image, profile: bytes | None) -> np.ndarray | None:
     deep = np.empty((image.height, image.width), np.uint16)
     for rows, values in _strips(image):
         deep[rows] = values
-    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-    curve = np.asarray(_in_srgb(ramp, profile, []))[0, :, 0]  # what the profile does to the 8-bit levels
-    if (curve != np.arange(256)).any():
-        deep = np.interp(deep, np.arange(256) * 257, curve.astype(np.float64) * 257).round().astype(np.uint16)
-    return deep
+    return _gray_in_srgb(deep, profile, "L")
+
+
+def _deep_colour(image: Image.Image, low: Image.Image, profile: bytes | None) -> np.ndarray | None:
+    """(H, W, 3) uint16 of the upper and lower bytes of an sRGB picture in RGB; (H, W) of a gray scan that was stored as
+    RGB, whatever its profile. None for colours of another profile: LittleCMS converts those with 8 bits here."""
+    deep = _pixels(image).astype(np.uint16)
+    deep <<= 8
+    deep |= _pixels(low)
+    if profile is None or _transform_to_srgb(profile, "RGB")[0] is None:
+        return deep
+    if (deep == deep[..., :1]).all():
+        return _gray_in_srgb(deep[..., 0].copy(), profile, "RGB")
+    return None
+
+
+def _gray_in_srgb(gray: np.ndarray, profile: bytes | None, mode: str) -> np.ndarray:
+    """(H, W) uint16 as the profile of a picture in `mode` shows it: its curve through the 256 levels of 8 bits."""
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert(mode)
+    curve = np.asarray(_in_srgb(ramp, profile, []))[0, :, 0]
+    if (curve == np.arange(256)).all():
+        return gray
+    return np.interp(gray, np.arange(256) * 257, curve.astype(np.float64) * 257).round().astype(np.uint16)
 
 
 def _resolution(info: Mapping[Any, Any]) -> tuple[float, float] | None:

@@ -210,9 +210,22 @@ def test_a_scan_of_16_bits_comes_back_with_16_bits_and_its_resolution(tmp_path, 
         assert (image.getexif()[270], image.getexif()[315]) == ("A harbour, 1931", "Anna Photographer")
     rgb = tifffile.imread(made) if suffix == ".tif" else read_png_16(made)
     assert (rgb.shape, rgb.dtype) == ((40, 60, 3), np.uint16)
+    assert furthest_lightness(rgb, ramp) < 0.02  # a level of 8 bits is up to 0.4
+
+
+def furthest_lightness(rgb, scan):
+    """In Lab units: how far the lightness of a coloured picture is from that of the scan, both uint16."""
     luminance = rgb_to_lab(torch.from_numpy(rgb.astype(np.float32) / 65535).movedim(-1, 0))[0]
-    truth = deep_lightness(ramp)[0, 0] * 50 + 50
-    assert (luminance - truth).abs().max() < 0.02  # a level of 8 bits is up to 0.4
+    return (luminance - (deep_lightness(scan)[0, 0] * 50 + 50)).abs().max()
+
+
+def test_a_toned_scan_of_48_bits_keeps_its_lightness_in_full(tmp_path, colorizer):
+    ramp = np.linspace(2000, 60000, 40 * 60).reshape(40, 60, 1)
+    sepia = (ramp * [1.0, 0.9, 0.75]).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "scan.tif", sepia, photometric="rgb")
+    jobs = plan_outputs([(tmp_path / "scan.tif", Path("scan.tif"))], tmp_path / "out", variants=1, suffix=".tif")
+    assert outcomes(colorizer, jobs)[0].kind == "done"
+    assert furthest_lightness(tifffile.imread(jobs[0].targets[0]), sepia) < 0.02
 
 
 def read_png_16(path):

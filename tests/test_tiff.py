@@ -5,8 +5,10 @@ import io
 import numpy as np
 import pytest
 import tifffile
+from PIL import ImageCms
 
 from Project7.photo import PhotoError, open_photo
+from Project7.sixteen_bit import as_png
 
 Y, X = np.mgrid[0:12, 0:20]
 GRAY = ((X * 9 + Y * 5) / 230).clip(0, 1)  # (H, W) from 0 to 1
@@ -54,6 +56,51 @@ def test_the_picture_is_what_was_meant(kind):
         assert np.abs(photo.alpha - 127.5).max() <= 1
     if "12" in kind:
         assert "read as 12 bits" in photo.notes[0]
+
+
+NOISE = np.random.default_rng(0).integers(0, 65536, (33, 47, 3), dtype=np.uint16)
+FORTY_EIGHT = {
+    "png": as_png(NOISE, None, {}),
+    "png-alpha": as_png(NOISE, np.full((33, 47), 128, np.uint8), {}),
+    "tiff": written(NOISE, photometric="rgb"),
+    "tiff-big-endian": written(NOISE, photometric="rgb", byteorder=">"),
+    "tiff-deflate": written(NOISE, photometric="rgb", compression="zlib", predictor=True),
+    "tiff-deflate-big-endian": written(NOISE, photometric="rgb", compression="zlib", byteorder=">"),
+    "tiff-strips": written(NOISE, photometric="rgb", rowsperstrip=5),
+    "tiff-tiles": written(NOISE, photometric="rgb", tile=(16, 16)),
+}
+
+
+@pytest.mark.parametrize("kind", FORTY_EIGHT)
+def test_16_bits_per_channel_are_read_in_full(kind):
+    photo = open_photo(FORTY_EIGHT[kind])
+    assert (photo.deep == NOISE).all()
+    assert (photo.rgb == NOISE >> 8).all()
+    assert (photo.alpha is not None) == ("alpha" in kind)
+
+
+def test_a_turned_scan_of_48_bits_is_turned_in_full():
+    photo = open_photo(written(NOISE, photometric="rgb", extratags=[(274, "H", 1, 6, True)]))
+    assert (photo.deep == np.rot90(NOISE, -1)).all()
+
+
+def test_48_bits_in_a_profile_of_their_own_are_kept_where_they_are_gray():
+    gray = np.repeat(NOISE[..., :1], 3, axis=2)
+    wide = linear_profile()
+    photo = open_photo(written(gray, photometric="rgb", iccprofile=wide))
+    assert photo.deep.shape == gray.shape[:2]
+    apart = np.abs(photo.deep / 257 - photo.rgb[..., 0])[gray[..., 0] > 8000]  # the darkest levels are far apart
+    assert apart.max() < 3
+    assert open_photo(written(NOISE, photometric="rgb", iccprofile=wide)).deep is None
+
+
+def linear_profile() -> bytes:
+    """LittleCMS's sRGB with a linear curve."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    start = profile.index(b"para")
+    profile[start + 8 : start + 10] = bytes(2)  # ICC.1, parametricCurveType 0: Y = X ^ g
+    profile[start + 12 : start + 16] = (1 << 16).to_bytes(4, "big")
+    return bytes(profile)
 
 
 def test_it_is_upright_and_keeps_its_resolution():
