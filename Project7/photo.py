@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import stat
-import sys
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -37,7 +36,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from Project7 import tiff
+from Project7 import sixteen_bit, tiff
 from Project7.atomic_file import replacing
 from Project7.errors import ProjectError, sentence
 from Project7.photo_files import shown, unlike_file
@@ -86,12 +85,6 @@ _STRANGERS = (
     (rb"(\xef\xbb\xbf)?\s*(<!doctype html|<html)", "a web page, not the picture (download it again)"),
 )  # what is often found under a picture's name
 
-# Pillow decodes 16 bits per channel in colour to the upper byte of each; in the other order of bytes, to the lower one.
-_OTHER_BYTE = {
-    f"{mode};16{order}": f"{mode};16{other}"
-    for mode in ("RGB", "RGBA")
-    for order, other in [("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L")]
-}
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode -> the colour space an ICC profile for it has
 _TAG = ExifTags.Base
 _EXIF_NAMES = """
@@ -284,8 +277,6 @@ def _encoded(
             {XMP: xmp_packet(text)} if kind == "TIFF" else xmp_packet(text)
         )
     if rgb.dtype == np.uint16:
-        from Project7 import sixteen_bit
-
         if kind == "TIFF":
             xmp = xmp_packet(text) if text else None
             return sixteen_bit.as_tiff(rgb, alpha, profile=options["icc_profile"], xmp=xmp, exif=exif, dpi=dpi)
@@ -495,28 +486,8 @@ def _too_large(name: str, most: int, *size: int) -> str:
 
 def _photo_of(content: bytes, name: str, most: int) -> Photo:
     image = _reader(content, name, most)
-    low = _reader(content, name, most) if _has_low_bytes(image) else None
+    low = _reader(content, name, most) if sixteen_bit.has_low_bytes(image) else None
     return _photo(image, name, most, low)
-
-
-def _has_low_bytes(image: Any) -> bool:
-    """Whether Pillow would give the upper byte alone of each sample of a colour picture."""
-    tiles = getattr(image, "tile", None)
-    return bool(tiles) and all(_raw_mode(tile) in _OTHER_BYTE for tile in tiles)
-
-
-def _raw_mode(tile: Any) -> str:
-    return tile.args if isinstance(tile.args, str) else (tile.args or ("",))[0]
-
-
-def _load_low_bytes(image: Any) -> Image.Image:
-    """Decodes the lower byte of each sample: Pillow is told that the file has the other order of bytes."""
-    tiles = [(tile, _OTHER_BYTE[_raw_mode(tile)]) for tile in image.tile]
-    image.tile = [
-        tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile, other in tiles
-    ]
-    image.load()
-    return image
 
 
 def _photo(image: Image.Image, name: str, most: int, low: Image.Image | None = None) -> Photo:
@@ -526,7 +497,7 @@ def _photo(image: Image.Image, name: str, most: int, low: Image.Image | None = N
     if getattr(image, "is_animated", False) and image.format != "MPO":
         notes.append("several frames or pages: only the first is used")
     image.load()  # a TIFF is upright after this, and its orientation gone from the EXIF that is read next
-    low = low and _load_low_bytes(low)
+    low = low and sixteen_bit.load_low_bytes(low)
     if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         image = image.convert("RGB")  # the fourth byte is padding that nobody has filled
     exif, orientation = _exif(image, notes)

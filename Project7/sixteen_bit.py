@@ -1,8 +1,9 @@
-"""Pictures with 16 bits per channel, which Pillow cannot write: PNG and TIFF."""
+"""Colour pictures with 16 bits per channel, PNG and TIFF, of which Pillow reads the upper half and writes nothing."""
 
 import io
 import itertools
 import struct
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +13,36 @@ from PIL import Image
 
 _SIGNATURE = 8  # bytes of a PNG before its first chunk
 _XMP, _DESCRIPTION = 700, 270  # tags of a TIFF
+
+# Pillow decodes such a picture to the upper byte of each sample; in the other order of bytes, to the lower one.
+_OTHER_ORDER = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in [("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L")]
+}
+
+
+def has_low_bytes(image: Any) -> bool:
+    """Whether a picture that Pillow has opened, and not loaded yet, has 16 bits per channel in colour."""
+    tiles = getattr(image, "tile", None)
+    return bool(tiles) and all(_order(tile.args) in _OTHER_ORDER for tile in tiles)
+
+
+def load_low_bytes(image: Any) -> Image.Image:
+    """Loads such a picture with the lower byte of each sample in place of the upper one."""
+    image.tile = [tile._replace(args=_in_other_order(tile.args)) for tile in image.tile]
+    image.load()
+    return image
+
+
+def _order(arguments: Any) -> str:
+    """Of a tile's arguments, which are this name alone (PNG) or begin with it (TIFF)."""
+    return arguments if isinstance(arguments, str) else arguments[0] if arguments else ""
+
+
+def _in_other_order(arguments: Any) -> Any:
+    other = _OTHER_ORDER[_order(arguments)]
+    return other if isinstance(arguments, str) else (other, *arguments[1:])
 
 
 def as_png(rgb: np.ndarray, alpha: np.ndarray | None, options: Mapping[str, object]) -> bytes:
