@@ -24,7 +24,7 @@ _OTHER_ORDER = {
 
 def has_low_bytes(image: Any) -> bool:
     """Whether a picture that Pillow has opened, and not loaded yet, has 16 bits per channel in colour."""
-    tiles = getattr(image, "tile", None)
+    tiles = getattr(image, "tile", ())  # none where it was made in memory
     return bool(tiles) and all(_order(tile.args) in _OTHER_ORDER for tile in tiles)
 
 
