@@ -501,7 +501,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         console.print(f"{folder.history} is damaged: only the logs are read.", style="yellow")
     config = model_folder.summarize(folder).config
     known = folder.name, config, history or [], [] if history else health.read_log(folder.logs)
-    record = health.read(*known)
+    record = health.record_of(*known)
     if not record.windows and (finding := health.unusual_rate(record)):  # no curve is needed to see it
         console.print(finding.line())
         return 1
@@ -653,12 +653,12 @@ def transfer(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{output} exists; --force replaces it.")
 
     from Project7 import transfer as colours
-    from Project7.photo import kept, open_photo, save_photo
+    from Project7.photo import carried_over, open_photo, save_photo
 
     original, edited = open_photo(arguments.original), open_photo(arguments.edited)
     picture = colours.transfer(original, edited)
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_photo(output, picture, **kept(original))
+    save_photo(output, picture, **carried_over(original))
     say(f"Coloured: {output}")
     return 0
 

@@ -49,7 +49,7 @@ class Diagnosis:
 
 def diagnose(name: str, config: RunConfig, history: Sequence[dict[str, Any]]) -> Diagnosis:
     """Looks at a history (of epochs) whose last entry has no findings yet."""
-    record = health.read(name, config, history)
+    record = health.record_of(name, config, history)
     findings = health.diagnose(record)
     known = {f["ailment"] for entry in history[-2:-1] for f in entry.get("findings", [])} | {"gray data"}
     losses = [window.loss for window in record.windows]

@@ -157,11 +157,11 @@ class Colorizer:
     ) -> OpenPhoto:
         """The photo, kept open: hints, several answers, likely colours. Options as those of `colorize`; digest: of the
         picture whose noise is used, where that is another one. Raises PhotoError for what is no photo."""
-        own: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates}
-        own = self.own_options(own | {"calm": calm, "temperature": temperature, "variety": variety})
+        options: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates}
+        options = self.model_options(options | {"calm": calm, "temperature": temperature, "variety": variety})
         view: dict[str, Any] = {"working_size": working_size, "denoise": denoise, "levels": levels}
-        check_settings(**view, **own)
-        return OpenPhoto(self, as_photo(image), digest=digest, **view, **own)
+        check_settings(**view, **options)
+        return OpenPhoto(self, as_photo(image), digest=digest, **view, **options)
 
     @names_its_options
     def colorize(
@@ -193,13 +193,15 @@ class Colorizer:
         colorize`: sampler to calm are for diffusion models, temperature and variety for classification models; None is
         the model's usual value. Raises UsageError out of bounds, TypeError for an option that the model has not.
         """
-        own: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates}
-        own = self.own_options(own | {"calm": calm, "temperature": temperature, "variety": variety})
+        options: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates}
+        options = self.model_options(options | {"calm": calm, "temperature": temperature, "variety": variety})
         how: dict[str, Any] = {"saturation": saturation, "warmth": warmth, "denoise": denoise, "levels": levels}
         how |= {"mark": mark}
-        check_settings(seed=seed, variants=1 if variants is None else variants, working_size=working_size, **how, **own)
+        check_settings(
+            seed=seed, variants=1 if variants is None else variants, working_size=working_size, **how, **options
+        )
         seeds = range(seed, seed + (variants or 1))
-        how |= usual_variety(self.model, len(seeds)) | own | {"hints": hints, "working_size": working_size}
+        how |= usual_variety(self.model, len(seeds)) | options | {"hints": hints, "working_size": working_size}
         several = isinstance(image, list | tuple)
         sources: Any = image if several else [image]
         answers = self.images(sources, seeds, **how)
@@ -217,7 +219,7 @@ class Colorizer:
             for photo, pictures in zip(batch, self.colorize_photos(batch, seeds=seeds, **how), strict=True)
         ]
 
-    def own_options(self, given: dict[str, Any]) -> dict[str, Any]:
+    def model_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """The options of the method that were given. Raises TypeError for those of another method."""
         chosen = {name: value for name, value in given.items() if value is not None}
         strange = [name for name in chosen if name not in self.model.OPTIONS]
@@ -455,7 +457,7 @@ def at_full_size(confidence: Tensor, size: tuple[int, int] | torch.Size) -> np.n
     return F.interpolate(confidence.float().cpu(), tuple(size), mode="bilinear")[0, 0].numpy()
 
 
-def own_options(model: Any, settings: ColorizeConfig | EvaluateConfig, answers: int) -> dict[str, Any]:
+def model_options(model: Any, settings: ColorizeConfig | EvaluateConfig, answers: int) -> dict[str, Any]:
     """The options of the model's method, for `answers` answers to a photo: as given, else its usual ones."""
     chosen = {name: value for name in model.OPTIONS if (value := getattr(settings, name, None)) is not None}
     return getattr(model, "usual", {}) | usual_variety(model, answers) | chosen
@@ -479,7 +481,7 @@ def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collec
         if settings.fast and name in given:
             mine = getattr(settings, name)
             raise UsageError(f"--fast means --{name} {value}, and --{name} {mine} was given; leave one out.")
-    found = own_options(colorizer.model, settings, settings.variants)
+    found = model_options(colorizer.model, settings, settings.variants)
     if settings.fast and "steps" in options:
         found |= {"steps": FAST_STEPS, "candidates": 1}
     return found

@@ -16,7 +16,7 @@ from Project7.colorize import Colorizer, at_full_size
 from Project7.errors import UsageError, sentence
 from Project7.opened import provenance
 from Project7.painting import full_lightness, photo_digest
-from Project7.photo import DEEP_SUFFIXES, Photo, kept, open_photo, save_photo, save_png
+from Project7.photo import DEEP_SUFFIXES, Photo, carried_over, open_photo, save_photo, save_png
 from Project7.provenance import OPTIONS, TONE, Provenance, differences, read_provenance
 from Project7.scan import faded, in_colour, white_border
 from Project7.sheet import contact_sheet
@@ -100,7 +100,7 @@ def apart(found: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
     ]
 
 
-def beside(job: Job, word: str, suffix: str = ".png") -> Path:
+def companion_path(job: Job, word: str, suffix: str = ".png") -> Path:
     """The file of a picture beside the answers: robin-confidence.png beside robin.png, or beside robin-1.png."""
     first = job.targets[0]
     stem = first.stem.removesuffix("-1") if len(job.targets) > 1 else first.stem
@@ -108,7 +108,7 @@ def beside(job: Job, word: str, suffix: str = ".png") -> Path:
 
 
 def confidence_path(job: Job) -> Path:
-    return beside(job, "confidence")
+    return companion_path(job, "confidence")
 
 
 def targets(folder: Path, name: str, variants: int, suffix: str) -> tuple[Path, ...]:
@@ -134,11 +134,11 @@ def settle(
         return Outcome(job, "exists", f"{job.targets[0]} exists, and does not say how it was made; --force replaces it")
     words = next((words for words in ways if words), [])
     if not words:
-        if len(ways) < len(job.targets) or not all(beside(job, word).exists() for word in also):
+        if len(ways) < len(job.targets) or not all(companion_path(job, word).exists() for word in also):
             return job
         return Outcome(job, "exists", f"{job.targets[0]} exists, made in the same way; --force makes it anew")
     first, suffix = job.targets[0], job.targets[0].suffix
-    name = renamed(beside(job, "").stem.removesuffix("-"), "-".join(words))
+    name = renamed(companion_path(job, "").stem.removesuffix("-"), "-".join(words))
     while set(others := targets(first.parent, name, len(job.targets), suffix)) & set(planned):
         name += "-again"
     return settle(Job(job.source, others), made, planned, also=also)
@@ -316,12 +316,12 @@ def write(
     try:
         for path, rgb, how in zip(job.targets, pictures, made, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_photo(path, rgb, text=how.as_text(), **kept(photo))
+            save_photo(path, rgb, text=how.as_text(), **carried_over(photo))
         for path, values in (maps or {}).items():
             save_png(path, np.repeat((values * 255).round().astype(np.uint8)[..., None], 3, axis=2))
             files.append(path)
         if len(pictures) > 1:
-            path = beside(job, "sheet")
+            path = companion_path(job, "sheet")
             save_png(path, contact_sheet(pictures, [f"seed {how.seed}" for how in made], side=_SHEET_SIDE))
             files.append(path)
     except Exception as error:  # of this photo alone

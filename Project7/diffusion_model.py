@@ -356,7 +356,7 @@ class DiffusionColorizer(nn.Module):
         that a network for quarter resolution fits one for an eighth."""
         scale = self.config.chroma_scale
         fine = cell_side(self.config)
-        return F.pixel_unshuffle(shrink(self.fit(L), scale // fine), fine)
+        return F.pixel_unshuffle(shrink(self.padded(L), scale // fine), fine)
 
     def x_0_hat(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The clean chroma that a prediction implies, kept within what ab can be.
@@ -385,7 +385,7 @@ class DiffusionColorizer(nn.Module):
         abar = self.alphas_cumprod[t][:, None, None, None]
         return abar.sqrt(), (1 - abar).sqrt()
 
-    def fit(self, x: Tensor) -> Tensor:
+    def padded(self, x: Tensor) -> Tensor:
         """Pads a picture so that the chroma scale divides its sides."""
         return pad_to_multiple(x, self.config.chroma_scale)
 

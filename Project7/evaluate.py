@@ -21,7 +21,7 @@ from Project7 import color, metrics
 from Project7.answer_config import EvaluateConfig
 from Project7.atomic_file import as_json, write_text
 from Project7.batch import keyed_generator
-from Project7.colorize import Colorizer, own_options
+from Project7.colorize import Colorizer, model_options
 from Project7.counting import Counting
 from Project7.errors import ProjectError, UsageError
 from Project7.feature_networks import FeaturesMissing
@@ -71,7 +71,7 @@ def answer(
     neither the order of the photos nor the size of the batches matters."""
     check_hints(settings, [colorizer])
     model = colorizer.model
-    options = own_options(model, settings, settings.samples)
+    options = model_options(model, settings, settings.samples)
     count, together = len(photos.images), settings.batch_size
     pictures = np.empty((settings.samples, *photos.images.shape), np.uint8)
     spent = 0.0

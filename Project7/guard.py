@@ -158,7 +158,7 @@ class OwnPageOnly:
     def reason(self, scope: dict[str, Any]) -> str | None:
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         host = headers.get("host", "")
-        if not self.own(host_name(host)):
+        if not self.is_this_server(host_name(host)):
             return "this server goes by another name; use the address that it printed, or start it with --host NAME."
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return None
@@ -168,7 +168,7 @@ class OwnPageOnly:
             return "another site's page may not use this server."
         return None
 
-    def own(self, name: str) -> bool:
+    def is_this_server(self, name: str) -> bool:
         try:
             ipaddress.ip_address(name.strip("[]"))
         except ValueError:

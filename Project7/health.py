@@ -86,7 +86,7 @@ def steps_of(entry: dict[str, Any]) -> int:
     return int(number(entry.get("step")) or 0)
 
 
-def read(
+def record_of(
     name: str, config: RunConfig | None, history: Sequence[dict[str, Any]], more: Sequence[Sequence[float]] = ()
 ) -> Record:
     """The record of a history. `more`: windows since its last entry.
@@ -106,8 +106,8 @@ def stages(
     """A record for each part of a run that was trained under one objective, in order; arguments as those of `read`."""
     changes = [n for n in range(1, len(history)) if not _same_objective(history[n - 1], history[n])]
     borders = [0, *changes, len(history)]
-    parts = [read(name, config, history[low:high]) for low, high in itertools.pairwise(borders)]
-    return [*parts[:-1], read(name, config, history[borders[-2] :], more)]
+    parts = [record_of(name, config, history[low:high]) for low, high in itertools.pairwise(borders)]
+    return [*parts[:-1], record_of(name, config, history[borders[-2] :], more)]
 
 
 def _same_objective(entry: dict[str, Any], other: dict[str, Any]) -> bool:

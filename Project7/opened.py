@@ -28,7 +28,7 @@ from Project7.hints import Hint, Spot, find_spots, loosened, nearness, surfaces
 from Project7.mark import marked
 from Project7.painting import photo_digest, shrink
 from Project7.palette import class_spread, unlike_colours
-from Project7.photo import DEEP_SUFFIXES, Photo, kept, save_photo, to_image
+from Project7.photo import DEEP_SUFFIXES, Photo, carried_over, save_photo, to_image
 from Project7.provenance import TONE, GivenHint, Provenance
 from Project7.scan import Lightness
 from Project7.settings import explain
@@ -326,7 +326,7 @@ class OpenPhoto:
     def save(self, path: str | Path, seed: int | None = None) -> None:
         """Writes the picture at full size; the file carries how it was made."""
         picture = self.picture(seed, deep=Path(path).suffix in DEEP_SUFFIXES)
-        save_photo(Path(path), picture, text=self.provenance(seed).as_text(), **kept(self.photo))
+        save_photo(Path(path), picture, text=self.provenance(seed).as_text(), **carried_over(self.photo))
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows, at most 1,024 pixels wide or high."""

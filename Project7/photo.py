@@ -220,7 +220,7 @@ def save_photo(path: Path, rgb: np.ndarray, *, alpha: np.ndarray | None = None, 
     _save(path, kind, rgb, alpha=alpha, **about)
 
 
-def kept(photo: Photo) -> dict[str, Any]:
+def carried_over(photo: Photo) -> dict[str, Any]:
     """What a picture keeps of the photo that it was made of, as save_photo takes it."""
     return {"alpha": photo.alpha, "exif": photo.exif, "dpi": photo.dpi}
 

@@ -222,8 +222,8 @@ def ask_setting(name: str, field: FieldInfo, config: type, known: dict[str, Any]
         flag = f"--{name.replace('_', '-')} "
         try:
             if text.strip():
-                beside = {n: known[n] for n in declared(field, "follows") or () if n in known}
-                parse_settings(config, beside | {name: cleaned(text)})
+                followed = {n: known[n] for n in declared(field, "follows") or () if n in known}
+                parse_settings(config, followed | {name: cleaned(text)})
                 if name == "data":
                     scan(cleaned(text))
         except UsageError as error:

@@ -132,7 +132,7 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
     planned = checkpoint["config"]["training"]["epochs"]
     if config.training.epochs != planned:
         console.print(f"epochs     {planned} were planned, now {config.training.epochs}")
-    complete = resume.plan(checkpoint, config, new_schedule="lr_schedule" in request.settings)
+    complete = resume.check_remaining(checkpoint, config, new_schedule="lr_schedule" in request.settings)
     if complete:
         if is_main_process() and resume.mend_history(request.source, checkpoint):
             console.print(f"{request.source.history.name} is written anew, from the checkpoint.")
@@ -140,7 +140,7 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
         return 0
     if request.folder != request.source and is_main_process():
         copy_best(request.source, request.folder)
-    return fit(recipe, request.folder, config, checkpoint, arguments, console)
+    return train_and_show(recipe, request.folder, config, checkpoint, arguments, console)
 
 
 def train_anew(recipe: Recipe, request: Request, arguments: argparse.Namespace, console: Console) -> int:
@@ -157,7 +157,7 @@ def train_anew(recipe: Recipe, request: Request, arguments: argparse.Namespace, 
         f"{source.name} ended before anything was saved; it begins anew with the settings in its config.json.",
         style="yellow",
     )  # fmt: skip
-    return fit(recipe, request.folder, config, None, arguments, console)
+    return train_and_show(recipe, request.folder, config, None, arguments, console)
 
 
 def train_new(recipe: Recipe, request: Request, arguments: argparse.Namespace, console: Console) -> int:
@@ -175,7 +175,7 @@ def train_new(recipe: Recipe, request: Request, arguments: argparse.Namespace, c
     }
     if known is None:
         sections["model"] = sections["model"].fitted(sections["data"].image_size, request.settings)
-    return fit(recipe, request.folder, parse_settings(RunConfig, sections), None, arguments, console, start)
+    return train_and_show(recipe, request.folder, parse_settings(RunConfig, sections), None, arguments, console, start)
 
 
 def _of(config: type[BaseModel], settings: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def copy_best(source: ModelFolder, target: ModelFolder) -> None:
         copy_file(source.best, target.best)
 
 
-def fit(
+def train_and_show(
     recipe: Recipe,
     folder: ModelFolder,
     config: RunConfig,

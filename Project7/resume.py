@@ -66,7 +66,9 @@ def merge(
     refused = []
     for name, text in given.items():
         section, field = setting_fields(sections)[name]
-        value = getattr(parse_settings(sections[section], beside(name, given, stored, sections) | {name: text}), name)
+        value = getattr(
+            parse_settings(sections[section], settings_it_needs(name, given, stored, sections) | {name: text}), name
+        )
         before = getattr(getattr(stored, section), name)
         if name == "epochs":
             value = done + value
@@ -146,7 +148,7 @@ def starting_point(weights: Path, kind: type[BaseModel], given: dict[str, Any]) 
     return settings, model.state_dict()
 
 
-def beside(name: str, given: dict[str, Any], stored: RunConfig, sections: Sections) -> dict[str, Any]:
+def settings_it_needs(name: str, given: dict[str, Any], stored: RunConfig, sections: Sections) -> dict[str, Any]:
     """The settings without which a given one has no meaning: of the loss all; of a noise schedule the stored ones."""
     if setting_fields(sections)[name][0] == "loss":
         new = {n: value for n, value in given.items() if n in sections["loss"].model_fields}
@@ -159,7 +161,7 @@ def _show(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def plan(checkpoint: dict[str, Any], config: RunConfig, *, new_schedule: bool) -> str | None:
+def check_remaining(checkpoint: dict[str, Any], config: RunConfig, *, new_schedule: bool) -> str | None:
     """Checks that there is something left to do. Returns a sentence if the run is complete, else None.
 
     A cosine or one-cycle schedule has an end; going past it needs an explicit new one, which begins here.

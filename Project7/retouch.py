@@ -10,7 +10,7 @@ from typing import Any
 
 from Project7 import color
 from Project7.colorize import Colorizer
-from Project7.colorize_files import LEFT_IN_COLOUR, Job, Outcome, beside, confidence_path, reason, settle, write
+from Project7.colorize_files import LEFT_IN_COLOUR, Job, Outcome, companion_path, confidence_path, reason, settle, write
 from Project7.hints import Hint
 from Project7.opened import OpenPhoto
 from Project7.photo import DEEP_SUFFIXES, Photo, open_photo, save_png
@@ -92,7 +92,7 @@ def answered(job: Job, opened: OpenPhoto, retouch: Retouch, seeds: Sequence[int]
     pictures = [opened.picture(seed, deep=deep) for seed in seeds]
     maps = {}
     if retouch.ambiguity:
-        maps[beside(job, "ambiguity")] = (opened.ambiguity() / _DOUBT).clip(0, 1)
+        maps[companion_path(job, "ambiguity")] = (opened.ambiguity() / _DOUBT).clip(0, 1)
     if confidence:
         found = opened.colorizer.confidence(opened.photo, working_size=opened.working_size)
         maps[confidence_path(job)] = found
@@ -104,5 +104,5 @@ def answered(job: Job, opened: OpenPhoto, retouch: Retouch, seeds: Sequence[int]
     if not (retouch.side_by_side and outcome.kind == "done"):
         return outcome
     gray = color.channels_last(color.gray(color.channels_first(opened.photo.rgb)[None]))[0]
-    save_png(beside(job, "both"), side_by_side([gray, *(opened.picture(seed) for seed in seeds)]))
-    return dataclasses.replace(outcome, files=(*outcome.files, beside(job, "both")))
+    save_png(companion_path(job, "both"), side_by_side([gray, *(opened.picture(seed) for seed in seeds)]))
+    return dataclasses.replace(outcome, files=(*outcome.files, companion_path(job, "both")))

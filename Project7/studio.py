@@ -38,7 +38,7 @@ _fields["model"] = (str | None, Field(None, min_length=1, max_length=64))
 Asked: Any = create_model("Asked", __config__=SETTINGS, **_fields)
 
 
-def own_options(asked: Any, colorizer: Colorizer) -> dict[str, Any]:
+def model_options(asked: Any, colorizer: Colorizer) -> dict[str, Any]:
     """The options that the model's method has. Raises UsageError where one was given that it has not."""
     known = colorizer.model.OPTIONS
     if strange := [name for name in OPTIONS if name in asked.model_fields_set and name not in known]:
@@ -187,6 +187,6 @@ class Studio:
             shelved.by_model[key] = OpenPhoto(colorizer, shelved.photo, **settings)
         opened = copy.copy(shelved.by_model[key])
         opened.colorizer = colorizer
-        opened.options, opened.seed = own_options(asked, colorizer), asked.seed
+        opened.options, opened.seed = model_options(asked, colorizer), asked.seed
         opened.saturation, opened.warmth, opened.mark = asked.saturation, asked.warmth, asked.mark
         return opened.tell(hints)

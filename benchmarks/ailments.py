@@ -132,7 +132,7 @@ def examined(config: RunConfig, images, change=None) -> tuple[set[str], str]:
                 pass
         except Collapsed as failure:
             ending = str(failure).split(" (")[0]
-    record = health.read("run", config, run.history, run.state.windows)
+    record = health.record_of("run", config, run.history, run.state.windows)
     found = {f["ailment"] for entry in run.history for f in entry["findings"]}
     found |= {f.ailment for f in health.diagnose(record)} | ({"NaN"} if "finite" in ending else set())
     return found, ending

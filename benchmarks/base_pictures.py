@@ -25,7 +25,7 @@ from Project7 import color, program
 from Project7.answer_config import EvaluateConfig
 from Project7.augment import age
 from Project7.batch import BatchRandom
-from Project7.colorize import Colorizer, own_options
+from Project7.colorize import Colorizer, model_options
 from Project7.dataset import open_photos
 from Project7.evaluate import colour, generator
 from Project7.image_set import ImageSet
@@ -52,7 +52,7 @@ def answers(colorizer: Colorizer, photos: ImageSet, seed: int, *, hints: int = 0
     settings = EvaluateConfig(seed=seed, hints=hints)
     rgb, names = color.channels_first(np.array(photos.images)), list(photos.names)
     parts = [slice(start, start + BATCH) for start in range(0, len(names), BATCH)]
-    options = own_options(colorizer.model, settings, 1)
+    options = model_options(colorizer.model, settings, 1)
     return np.concatenate(
         [
             colour(colorizer, rgb[part], [generator(seed, 0, n) for n in names[part]], names[part], settings, options)

@@ -306,7 +306,7 @@ def test_a_trained_model_that_goes_on_under_another_objective_is_on_no_plateau()
     for number, entry in enumerate(history[5:]):
         entry["windows"] = [dataclasses.astuple(w) for w in curve[10 * number : 10 * number + 10]]
         entry["windows"] = [list(w) for w in entry["windows"]]
-    assert said(health.read("m", None, history)) == set()
+    assert said(health.record_of("m", None, history)) == set()
 
 
 @pytest.mark.parametrize(
@@ -463,21 +463,21 @@ OLDER = {"epoch": 1, "step": 100, "train_loss": 0.5, "train_loss_std": 0.1, "gra
 
 def test_an_older_history_has_a_window_an_epoch():
     history = [OLDER, OLDER | {"epoch": 2, "step": 300, "train_loss": 0.4}]
-    assert health.read("m", None, history).windows == [
+    assert health.record_of("m", None, history).windows == [
         Window(100, 100, 0.5, 0.1, 2.0, 2.0),
         Window(300, 200, 0.4, 0.1, 2.0, 2.0),
     ]
 
 
 def test_a_history_that_became_finer_on_the_way_is_read_whole():
-    found = health.read("m", None, [OLDER, OLDER | {"step": 120, "windows": [[110, 10, 0.3, 0.1, 1.0, 2.0, 0]]}])
+    found = health.record_of("m", None, [OLDER, OLDER | {"step": 120, "windows": [[110, 10, 0.3, 0.1, 1.0, 2.0, 0]]}])
     assert [w.step for w in found.windows] == [100, 110]
     assert found.windows[1] == Window(110, 10, 0.3, 0.1, 1.0, 2.0, 0)
     assert found.step == 120
 
 
 def test_windows_since_the_last_entry_come_after_its_own():
-    found = health.read("m", None, [OLDER], more=[[110, 10, 0.3, 0.1, 1.0, 2.0, 0]])
+    found = health.record_of("m", None, [OLDER], more=[[110, 10, 0.3, 0.1, 1.0, 2.0, 0]])
     assert [w.step for w in found.windows] == [100, 110]
     assert found.step == 110
 
@@ -486,12 +486,12 @@ def test_only_what_was_trained_under_the_latest_objective_counts():
     """The terms came in: a loss that is three times as high is no divergence, and 0.1 is nothing to get back to."""
     before = [OLDER | {"epoch": n, "step": 100 * n, "train_loss": 0.1, "objective": "mse"} for n in range(1, 9)]
     after = [OLDER | {"epoch": n, "step": 100 * n, "train_loss": 0.3, "objective": "both"} for n in range(9, 14)]
-    found = health.read("m", None, before + after)
+    found = health.record_of("m", None, before + after)
     assert [w.loss for w in found.windows] == [0.3] * 5
 
     assert [entry["epoch"] for entry in found.history] == [9, 10, 11, 12, 13]
     assert said(found) == set()
-    assert said(health.read("m", None, [e | {"objective": "mse"} for e in before + after])) == {"divergence"}
+    assert said(health.record_of("m", None, [e | {"objective": "mse"} for e in before + after])) == {"divergence"}
 
 
 GARBAGE = [
@@ -525,7 +525,7 @@ def test_garbage_in_an_entry_is_passed_over(key):
     for config, value in itertools.product((None, run_config(objective=GAN), run_config(loss={})), GARBAGE):
         for places in (range(10), [9]):
             broken = [e | {key: value} if n in places else e for n, e in enumerate(whole)]
-            run = health.read("m", config, broken)
+            run = health.record_of("m", config, broken)
             assert all(isinstance(finding, Finding) for finding in diagnose(run)), value
             curves_of([run])
 
@@ -534,7 +534,7 @@ def test_garbage_in_an_entry_is_passed_over(key):
 def test_an_entry_without_some_key_is_read(key):
     whole = [e | coloured(step=5000 + n) for n, e in enumerate(OVERFITTED)]
     broken = [{k: v for k, v in entry.items() if k != key} for entry in whole]
-    assert said(health.read("m", None, broken)) <= {"overfitting"}
+    assert said(health.record_of("m", None, broken)) <= {"overfitting"}
 
 
 @pytest.mark.parametrize(
@@ -542,7 +542,7 @@ def test_an_entry_without_some_key_is_read(key):
 )
 def test_windows_that_are_none_are_passed_over(found):
     good = [100, 10, 0.5, 0.1, 1.0, 2.0, 0]
-    run = health.read("m", None, [OLDER | {"windows": found}, OLDER | {"windows": [good]}])
+    run = health.record_of("m", None, [OLDER | {"windows": found}, OLDER | {"windows": [good]}])
     assert Window(*good) in run.windows
     assert diagnose(run) == []
 
@@ -785,7 +785,7 @@ def test_a_log_that_is_none_or_damaged_says_what_it_can(tmp_path, kind):
 
 def test_a_run_that_broke_off_in_its_first_epoch_is_diagnosed_by_its_log(tmp_path):
     write_log(tmp_path, steps=1000, loss=lambda step: 0.5 if step < 600 else 2.0)
-    run = health.read("m", run_config(), [], more=health.read_log(tmp_path))
+    run = health.record_of("m", run_config(), [], more=health.read_log(tmp_path))
     assert run.step == 1000
     assert said(run) == {"divergence"}
 
@@ -849,7 +849,7 @@ def test_stages_are_drawn_apart_and_only_the_last_is_judged():
     assert len(curves["gradient norm"]) == 6
     with Image.open(io.BytesIO(draw_curves(parts))) as picture:
         assert picture.format == "PNG"
-    assert health.stages("m", None, []) == [health.read("m", None, [])]
+    assert health.stages("m", None, []) == [health.record_of("m", None, [])]
 
 
 @pytest.mark.parametrize("width", [160, 40])

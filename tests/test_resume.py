@@ -274,7 +274,7 @@ def test_a_model_is_sent_to_the_scripts_of_its_method(stored, sections, script):
 def plan(config, *, done, epochs, **settings):
     planned = config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})
     checkpoint = {"config": config.model_dump(mode="json"), "epoch": done, "progress": {"step": 7, "schedule_steps": 9}}
-    return resume.plan(checkpoint, planned, **{"new_schedule": False} | settings), checkpoint["progress"]
+    return resume.check_remaining(checkpoint, planned, **{"new_schedule": False} | settings), checkpoint["progress"]
 
 
 def test_a_complete_run_says_how_to_go_on():
