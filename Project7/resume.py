@@ -67,7 +67,7 @@ def merge(
     for name, text in given.items():
         section, field = setting_fields(sections)[name]
         value = getattr(
-            parse_settings(sections[section], settings_it_needs(name, given, stored, sections) | {name: text}), name
+            parse_settings(sections[section], related(name, given, stored, sections) | {name: text}), name
         )
         before = getattr(getattr(stored, section), name)
         if name == "epochs":
@@ -148,13 +148,13 @@ def starting_point(weights: Path, kind: type[BaseModel], given: dict[str, Any]) 
     return settings, model.state_dict()
 
 
-def settings_it_needs(name: str, given: dict[str, Any], stored: RunConfig, sections: Sections) -> dict[str, Any]:
+def related(name: str, given: dict[str, Any], stored: RunConfig, sections: Sections) -> dict[str, Any]:
     """The settings without which a given one has no meaning: of the loss all; of a noise schedule the stored ones."""
     if setting_fields(sections)[name][0] == "loss":
         new = {n: value for n, value in given.items() if n in sections["loss"].model_fields}
         return (inherited(stored.loss, new) if stored.loss else {}) | new
-    related = ("prediction_type", "beta_schedule", "zero_terminal_snr")
-    return {n: getattr(stored.model, n) for n in related} if name in related else {}
+    schedule = ("prediction_type", "beta_schedule", "zero_terminal_snr")
+    return {n: getattr(stored.model, n) for n in schedule} if name in schedule else {}
 
 
 def _show(value: Any) -> str:
