@@ -66,9 +66,7 @@ def merge(
     refused = []
     for name, text in given.items():
         section, field = setting_fields(sections)[name]
-        value = getattr(
-            parse_settings(sections[section], related(name, given, stored, sections) | {name: text}), name
-        )
+        value = getattr(parse_settings(sections[section], related(name, given, stored, sections) | {name: text}), name)
         before = getattr(getattr(stored, section), name)
         if name == "epochs":
             value = done + value
