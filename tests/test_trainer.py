@@ -26,6 +26,7 @@ from Project7.checkpoints import load_checkpoint, load_model
 from Project7.collapse import Collapsed, TrainingFailed
 from Project7.config import RunConfig
 from Project7.critic import Critic
+from Project7.diffusion_model import DiffusionColorizer
 from Project7.encoder import SHIPPED, Encoder
 from Project7.errors import ProjectError
 from Project7.feature_cache import open_features
@@ -34,6 +35,7 @@ from Project7.image_set import ImageSet
 from Project7.learning_rate import learning_rate
 from Project7.model_config import DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
+from Project7.regression_model import RegressionColorizer
 from Project7.trainer import make_accelerator, train
 from Project7.training_config import ObjectiveConfig, TrainingConfig
 
@@ -65,14 +67,16 @@ def terms(**settings) -> ObjectiveConfig:
     return ObjectiveConfig(**small | settings)
 
 
-def run(folder, settings: RunConfig, *, leave=None, resume=None, images=IMAGES) -> list[trainer.Progress]:
-    """All the Progress of a run; with `leave`, until it is true of one."""
+def run(folder, settings: RunConfig, *, leave=None, watch=None, resume=None, images=IMAGES) -> list[trainer.Progress]:
+    """All the Progress of a run; with `leave`, until it is true of one. watch: is called with each."""
     seen = []
     resume = copy.deepcopy(resume)  # the run goes on in the optimizer's own tensors
     steps = train(settings, ModelFolder(folder), images, accelerator=make_accelerator(settings.training), resume=resume)
     with contextlib.closing(steps):
         for progress in steps:
             seen.append(progress)
+            if watch:
+                watch(progress)
             if leave and leave(progress):
                 break
     return seen
@@ -209,45 +213,57 @@ def test_micro_steps_make_the_same_step(tmp_path):
     assert max((one[n] - two[n]).abs().max().item() for n in one) < 1e-5
 
 
-def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_step(tmp_path, monkeypatch):
-    run(tmp_path / "calm", config(epochs=1))
-    original = trainer.Run.backward
+def at_the_model(monkeypatch, *, before=lambda batch: batch, after=lambda step, batch: step) -> None:
+    """Changes what the networks are given, or what they answer, in training; not in validation."""
+    for method in (DiffusionColorizer, RegressionColorizer):
 
-    def tight(self, count, places, rgb, indices=None):
-        if self.state.accumulation < 2:
+        def forward(self, batch, original=method.forward):
+            if not torch.is_grad_enabled():
+                return original(self, batch)
+            return after(original(self, before(batch)), batch)
+
+        monkeypatch.setattr(method, "forward", forward)
+
+
+def memory_for(monkeypatch, pictures: int) -> None:
+    """A device that has room for so many at a time."""
+
+    def tight(batch):
+        if len(batch.L) > pictures:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(self, count, places, rgb, indices)
+        return batch
 
-    monkeypatch.setattr(trainer.Run, "backward", tight)
-    seen = run(tmp_path / "tight", config(epochs=1))
-    assert any("Out of memory" in note for progress in seen for note in progress.notes)
-    calm, tight_ = (load_checkpoint(tmp_path / n / "last_model.pth") for n in ("calm", "tight"))
-    assert tight_["progress"]["accumulation"] == 2  # kept for resuming
-    assert max((calm["raw_state_dict"][n] - t).abs().max() for n, t in tight_["raw_state_dict"].items()) < 1e-5
-
-
-def test_running_out_of_memory_with_one_picture_stops(tmp_path, monkeypatch):
-    def never(self, count, places, rgb, indices=None):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(trainer.Run, "backward", never)
-    with pytest.raises(TrainingFailed, match="image-size"):
-        run(tmp_path, config())
+    at_the_model(monkeypatch, before=tight)
 
 
 def poison(monkeypatch, bad_steps: range, *, loss_too: bool) -> None:
     """Makes the gradient (and the loss) of some steps NaN."""
-    original = trainer.Run.backward
 
-    def poisoned(self, count, places, rgb, indices=None):
-        measures = original(self, count, places, rgb, indices)
-        if self.state.step in bad_steps:
-            next(iter(self.parameters)).grad.fill_(math.nan)
-            if loss_too:
-                measures["loss"] = measures["loss"] * math.nan
-        return measures
+    def poisoned(step, batch):
+        if batch.random.step not in bad_steps:
+            return step
+        if loss_too:
+            return step._replace(loss=step.loss * math.nan)
+        step.loss.register_hook(lambda gradient: gradient * math.nan)
+        return step
 
-    monkeypatch.setattr(trainer.Run, "backward", poisoned)
+    at_the_model(monkeypatch, after=poisoned)
+
+
+def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_step(tmp_path, monkeypatch):
+    run(tmp_path / "calm", config(epochs=1))
+    memory_for(monkeypatch, pictures=2)
+    seen = run(tmp_path / "tight", config(epochs=1))
+    assert any("Out of memory" in note for progress in seen for note in progress.notes)
+    calm, tight = (load_checkpoint(tmp_path / n / "last_model.pth") for n in ("calm", "tight"))
+    assert tight["progress"]["accumulation"] == 2  # kept for resuming
+    assert max((calm["raw_state_dict"][n] - t).abs().max() for n, t in tight["raw_state_dict"].items()) < 1e-5
+
+
+def test_running_out_of_memory_with_one_picture_stops(tmp_path, monkeypatch):
+    memory_for(monkeypatch, pictures=0)
+    with pytest.raises(TrainingFailed, match="image-size"):
+        run(tmp_path, config())
 
 
 @pytest.mark.parametrize("loss_too", [False, True])
@@ -841,14 +857,12 @@ def test_a_term_that_comes_in_late_has_the_mean_of_the_steps_in_which_it_counts(
 @pytest.mark.parametrize("cause", ["picture", "gradient"])
 def test_a_bad_step_changes_neither_the_model_nor_its_discriminator(tmp_path, monkeypatch, cause):
     """A NaN in the pictures reaches both; one in the model's gradient alone leaves a discriminator that could step."""
-    original = trainer.Run.prepare
 
-    def prepare(self, *arguments, **places):
-        batch = original(self, *arguments, **places)
-        return batch._replace(ab=batch.ab * math.nan) if self.state.step in (3, 4) else batch
+    def spoilt(batch):
+        return batch._replace(ab=batch.ab * math.nan) if batch.random.step in (3, 4) else batch
 
     if cause == "picture":
-        monkeypatch.setattr(trainer.Run, "prepare", prepare)
+        at_the_model(monkeypatch, before=spoilt)
     else:
         poison(monkeypatch, range(3, 5), loss_too=False)
     settings = config(epochs=1, objective=terms(gan=True, **AT_ONCE))
@@ -1078,20 +1092,18 @@ TWO_COLOURS = (two_colours(20, 1), two_colours(9, 2))  # with batches of two, an
 FAST = {"batch_size": 2, "learning_rate": 5e-3}
 
 
-def watch_rollbacks(monkeypatch, *, cured: int | None = None) -> list[tuple[dict, dict]]:
+class Rollbacks(list):
     """What healthy_model.pth and last_model.pth hold after each. `cured`: after so many, nothing goes wrong."""
-    found, original = [], trainer.Run.roll_back
 
-    def roll_back(self, failure):
-        done = original(self, failure)
-        if done:
-            found.append((load_checkpoint(self.folder.healthy), load_checkpoint(self.folder.last)))
-        if done and len(found) == cured:
-            monkeypatch.undo()
-        return done
+    def __init__(self, folder: Path, monkeypatch, *, cured: int | None = None):
+        super().__init__()
+        self.folder, self.monkeypatch, self.cured = ModelFolder(folder), monkeypatch, cured
 
-    monkeypatch.setattr(trainer.Run, "roll_back", roll_back)
-    return found
+    def watch(self, progress: trainer.Progress) -> None:
+        if any(note.startswith("Rolled back") for note in progress.notes):
+            self.append((load_checkpoint(self.folder.healthy), load_checkpoint(self.folder.last)))
+            if len(self) == self.cured:
+                self.monkeypatch.undo()
 
 
 def test_a_real_divergence_is_found_said_and_by_default_no_more(tmp_path, monkeypatch):
@@ -1131,16 +1143,12 @@ def test_stop_ends_the_run_with_one_sentence_and_a_folder_to_go_on_from(tmp_path
 @pytest.mark.parametrize("on_collapse", ["warn", "stop", "rollback"])
 def test_running_out_of_memory_is_no_collapse(tmp_path, monkeypatch, on_collapse):
     """A lower learning rate would not help."""
-
-    def never(self, count, places, rgb, indices=None):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(trainer.Run, "backward", never)
-    found = watch_rollbacks(monkeypatch)
+    memory_for(monkeypatch, pictures=0)
+    rollbacks = Rollbacks(tmp_path, monkeypatch)
     with pytest.raises(TrainingFailed, match="memory") as caught:
-        run(tmp_path, quick(on_collapse=on_collapse))
+        run(tmp_path, quick(on_collapse=on_collapse), watch=rollbacks.watch)
     assert not isinstance(caught.value, Collapsed)
-    assert found == []
+    assert rollbacks == []
 
 
 FEW_TIMESTEPS = {"features": (8,), "timesteps": 5}  # the pictures of each epoch take little time
@@ -1154,8 +1162,8 @@ GOES_BACK = {
 def test_a_rollback_restores_the_last_healthy_state_and_lowers_the_rate(tmp_path, monkeypatch, name):
     """Weights, EMA, AdamW, discriminator, place in the data, means and history: all of it, bit for bit."""
     find(monkeypatch, {2: COLLAPSE})
-    rollbacks = watch_rollbacks(monkeypatch, cured=1)
-    seen = run(tmp_path / "a", GOES_BACK[name])
+    rollbacks = Rollbacks(tmp_path / "a", monkeypatch, cured=1)
+    seen = run(tmp_path / "a", GOES_BACK[name], watch=rollbacks.watch)
     ((healthy, last),) = rollbacks
     assert (healthy["step"], healthy["epoch"]) == (6, 1)
     for part in ("model_state_dict", "raw_state_dict", "loss_state_dict"):
@@ -1174,8 +1182,7 @@ def test_a_rollback_restores_the_last_healthy_state_and_lowers_the_rate(tmp_path
 
 def test_the_history_tells_of_a_rollback(tmp_path, monkeypatch):
     find(monkeypatch, {2: COLLAPSE})
-    watch_rollbacks(monkeypatch, cured=1)
-    seen = run(tmp_path, quick(on_collapse="rollback"))
+    seen = run(tmp_path, quick(on_collapse="rollback"), watch=Rollbacks(tmp_path, monkeypatch, cured=1).watch)
     history = json.loads((tmp_path / "training_history.json").read_text())
     assert [(entry["epoch"], entry["step"]) for entry in history] == [(1, 6), (2, 12), (3, 18)]
     assert "rollbacks" not in history[0]
@@ -1191,9 +1198,9 @@ def test_the_history_tells_of_a_rollback(tmp_path, monkeypatch):
 
 def test_there_are_two_rollbacks_at_most(tmp_path, monkeypatch):
     find(monkeypatch, {2: COLLAPSE})
-    rollbacks = watch_rollbacks(monkeypatch)
+    rollbacks = Rollbacks(tmp_path, monkeypatch)
     with pytest.raises(Collapsed, match="divergence"):
-        run(tmp_path, quick(on_collapse="rollback"))
+        run(tmp_path, quick(on_collapse="rollback"), watch=rollbacks.watch)
     assert [last["progress"]["rate_scale"] for _, last in rollbacks] == pytest.approx([0.4, 0.16])
     assert [healthy["step"] for healthy, _ in rollbacks] == [6, 6], "the healthy state is not lowered, or moved"
     last = load_checkpoint(tmp_path / "last_model.pth")
@@ -1204,34 +1211,34 @@ def test_there_are_two_rollbacks_at_most(tmp_path, monkeypatch):
 def test_a_rollback_outlives_the_program(tmp_path, monkeypatch):
     """Left after the first: the rate stays low, and one more is left."""
     find(monkeypatch, {2: COLLAPSE})
-    rollbacks = watch_rollbacks(monkeypatch)
+    rollbacks = Rollbacks(tmp_path, monkeypatch)
     settings = quick(on_collapse="rollback")
-    seen = run(tmp_path, settings, leave=lambda p: "Rolled back" in " ".join(p.notes))
+    seen = run(tmp_path, settings, leave=lambda p: "Rolled back" in " ".join(p.notes), watch=rollbacks.watch)
     assert seen[-1].step == 7
     left = load_checkpoint(tmp_path / "last_model.pth")
     assert (left["progress"]["rate_scale"], len(left["progress"]["rollbacks"]), left["step"]) == (0.4, 1, 7)
     with pytest.raises(Collapsed):
-        run(tmp_path, settings, resume=left)
+        run(tmp_path, settings, resume=left, watch=rollbacks.watch)
     assert [last["progress"]["rate_scale"] for _, last in rollbacks] == pytest.approx([0.4, 0.16])
 
 
 def test_a_program_that_ends_between_a_collapse_and_its_rollback_still_goes_back_to_health(tmp_path, monkeypatch):
     """The collapsed state is what last_model.pth holds then; it is not taken for the healthy one."""
     find(monkeypatch, {2: COLLAPSE, 3: COLLAPSE})
-    rollbacks = watch_rollbacks(monkeypatch, cured=1)
+    rollbacks = Rollbacks(tmp_path, monkeypatch, cured=1)
     settings = quick(on_collapse="rollback")
     run(tmp_path, settings, leave=lambda p: p.entry and p.entry["findings"])
     left = load_checkpoint(tmp_path / "last_model.pth")
     assert (left["step"], load_checkpoint(tmp_path / "healthy_model.pth")["step"]) == (12, 6)
-    run(tmp_path, settings, resume=left)
+    run(tmp_path, settings, resume=left, watch=rollbacks.watch)
     assert [last["step"] for _, last in rollbacks] == [6]
 
 
 def test_a_rollback_goes_to_before_the_divergence_began(tmp_path, monkeypatch):
     """It is certain only after three windows, which are three epochs here: their ends are no healthy states."""
     too_fast(monkeypatch, after=40)
-    rollbacks = watch_rollbacks(monkeypatch, cured=1)
-    seen = run(tmp_path, quick(epochs=8, on_collapse="rollback", **FAST), images=TWO_COLOURS)
+    rollbacks = Rollbacks(tmp_path, monkeypatch, cured=1)
+    seen = run(tmp_path, quick(epochs=8, on_collapse="rollback", **FAST), images=TWO_COLOURS, watch=rollbacks.watch)
     assert [healthy["step"] for healthy, _ in rollbacks] == [40]
     assert seen[-1].entry["findings"] == []
     assert seen[-1].entry["train_loss"] < 1, "as much as before anything is learnt"
@@ -1240,8 +1247,8 @@ def test_a_rollback_goes_to_before_the_divergence_began(tmp_path, monkeypatch):
 def test_a_rollback_goes_to_before_the_steps_without_a_finite_gradient(tmp_path, monkeypatch):
     """They change nothing: from weights whose gradient is NaN, a lower learning rate leads nowhere."""
     poison(monkeypatch, range(8, 1000), loss_too=True)
-    rollbacks = watch_rollbacks(monkeypatch, cured=1)
-    seen = run(tmp_path, quick(epochs=5, on_collapse="rollback"))
+    rollbacks = Rollbacks(tmp_path, monkeypatch, cured=1)
+    seen = run(tmp_path, quick(epochs=5, on_collapse="rollback"), watch=rollbacks.watch)
     assert [healthy["step"] for healthy, _ in rollbacks] == [6]
     assert "Rolled back from step 28 to step 6" in notes(seen)
     assert [entry["epoch"] for entry in json.loads((tmp_path / "training_history.json").read_text())] == [1, 2, 3, 4, 5]
@@ -1250,8 +1257,8 @@ def test_a_rollback_goes_to_before_the_steps_without_a_finite_gradient(tmp_path,
 
 def test_a_run_that_collapses_before_its_first_epoch_ends_goes_back_to_its_beginning(tmp_path, monkeypatch):
     poison(monkeypatch, range(2, 1000), loss_too=True)
-    rollbacks = watch_rollbacks(monkeypatch, cured=1)
-    seen = run(tmp_path, quick(epochs=2, batch_size=1, on_collapse="rollback"))
+    rollbacks = Rollbacks(tmp_path, monkeypatch, cured=1)
+    seen = run(tmp_path, quick(epochs=2, batch_size=1, on_collapse="rollback"), watch=rollbacks.watch)
     assert [healthy["step"] for healthy, _ in rollbacks] == [0]
     assert seen[-1].entry["epoch"] == 2
     assert seen[-1].entry["skipped_steps"] == 0
