@@ -22,8 +22,8 @@ test: .venv/installed-dev ## lint, types and tests (8 minutes)
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test-all: .venv/installed-dev ## the long tests too
-	@$(BIN)/python -m pytest -q -n 2
+test-all: .venv/installed-dev ## the long tests too, and which share of the lines all of them run
+	@$(BIN)/python -m pytest -q -n 2 --cov=Project7 --cov-report=term:skip-covered
 
 bench: .venv/installed ## measure speed and quality on this machine, into outputs/benchmarks.md (an hour; BENCH=--quick)
 	@$(BIN)/python benchmarks/bench.py $(BENCH)
