@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -55,4 +56,12 @@ def offline(tmp_path, monkeypatch):
             monkeypatch.setenv(name, f"http://127.0.0.1:{nobody.getsockname()[1]}")
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.delenv(name, raising=False)
+        forget_connections()
         yield
+    forget_connections()
+
+
+def forget_connections() -> None:
+    """huggingface_hub keeps one client for the whole process, with the proxies that there were at its first call."""
+    if hub := sys.modules.get("huggingface_hub.utils"):
+        hub.close_session()
