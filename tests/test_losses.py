@@ -371,7 +371,7 @@ def test_pictures_of_a_wrong_shape_are_named(kind, rgb, truth):
 
 @every_loss
 def test_all_weights_0_are_refused(kind):
-    with pytest.raises(ValueError, match="one is above 0"):
+    with pytest.raises(ValueError, match="at least one above 0"):
         LOSSES[kind](**dict.fromkeys(LOSS_WEIGHTS[kind], 0))
 
 

@@ -219,7 +219,7 @@ def test_a_weight_that_repeats_the_stored_one_is_kept_when_the_loss_changes(stor
 @pytest.mark.parametrize(
     ("stored", "given", "said"),
     [
-        ({}, {"preset": "vibrant"}, "presets are of the enhanced loss.*use --loss enhanced"),
+        ({}, {"preset": "vibrant"}, "only the enhanced loss has presets.*use --loss enhanced"),
         ({}, {"saturation_weight": "1"}, "no term for --saturation-weight; use it with --loss enhanced"),
         (TUNED, {"loss": "weighted", "l_weight": "1"}, "the weighted loss has no term for --l-weight"),
         (TUNED, {"lab_weight": "1"}, "the enhanced loss has no term for --lab-weight"),

@@ -479,7 +479,7 @@ def test_the_loss_changes_in_a_copy_and_the_old_model_stays(mine):
 @pytest.mark.parametrize(
     ("name", "flags", "words"),
     [
-        ("simple", "--preset vibrant", "presets are of the enhanced loss"),
+        ("simple", "--preset vibrant", "only the enhanced loss has presets"),
         ("simple", "--saturation-weight 1", "use it with --loss enhanced"),
         ("weighted", "--ab-weight 0", "all weights of the loss are 0"),
         ("restoration", "--loss weighted", "says nothing about lightness.* use --loss enhanced with an --l-weight"),
@@ -635,7 +635,7 @@ def test_a_weight_that_calls_for_alexnet_on_resuming_leaves_the_model_as_it_is(m
 
 BAD = [
     (SCRIPT, "--loss huber", ["--loss huber", "'simple', 'weighted' or 'enhanced'"]),
-    (SCRIPT, "--preset vibrant", ["presets are of the enhanced loss", "use --loss enhanced"]),
+    (SCRIPT, "--preset vibrant", ["only the enhanced loss has presets", "use --loss enhanced"]),
     (SCRIPT, "--loss enhanced --preset wild", ["--preset wild", "'conservative'"]),
     (SCRIPT, "--saturation-weight 1", ["--saturation-weight", "--loss enhanced"]),
     (SCRIPT, "--loss weighted --lab-weight 1", ["--lab-weight", "--loss simple"]),
