@@ -700,7 +700,7 @@ def test_a_new_models_noise_follows_the_size_of_its_chroma_grid():
 
 
 def test_fade_is_refused_where_it_has_no_effect():
-    with pytest.raises(UsageError, match="--fade has no effect where --outputs is ab"):
+    with pytest.raises(UsageError, match="--fade has no effect with --outputs ab"):
         RegressionConfig(fade=0.3).fitted(64, {"fade"})
     assert RegressionConfig(fade=0.3, outputs="lab").fitted(64, {"fade"}).fade == 0.3
 

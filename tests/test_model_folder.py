@@ -93,7 +93,7 @@ def test_a_file_of_a_model_that_is_a_link_out_is_refused(tmp_path, name):
     model = make_model(tmp_path / "models", "m")
     (model.path / name).unlink(missing_ok=True)
     (model.path / name).symlink_to(tmp_path / "secret")
-    with pytest.raises(UsageError, match=f"{name} is a link out of the models folder, and is not followed; put a file"):
+    with pytest.raises(UsageError, match=f"{name} is a link out of the models folder and is not followed; put a file"):
         find_weights("m", tmp_path / "models")
 
 

@@ -324,7 +324,7 @@ def test_a_palette_is_read_back_as_it_was_written(tmp_path):
 
 def test_a_palette_with_other_bins_is_refused_with_the_cure(tmp_path):
     save_palette(tmp_path / "p.npz", palette_of(FAR_APART, [1.0, 1, 1]))
-    with pytest.raises(ProjectError, match="has 3 colours, and --bins is 313; give --bins 3"):
+    with pytest.raises(ProjectError, match="has 3 colours, and --bins is 313; use --bins 3"):
         load_palette(tmp_path / "p.npz", bins=313)
 
 

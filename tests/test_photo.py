@@ -896,7 +896,7 @@ def test_transparency_stays_in_webp_and_is_white_in_jpeg(tmp_path):
 
 
 def test_a_side_that_a_format_cannot_hold_is_said(tmp_path):
-    with pytest.raises(ProjectError, match="WEBP ends at 16383 pixels a side, not 20000; use PNG"):
+    with pytest.raises(ProjectError, match="WEBP files have at most 16383 pixels per side, not 20000; use PNG"):
         save_photo(tmp_path / "a.webp", np.zeros((1, 20_000, 3), np.uint8))
     assert not list(tmp_path.iterdir())
 

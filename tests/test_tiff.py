@@ -123,5 +123,5 @@ def test_a_small_first_page_is_not_the_photo_and_a_photo_marked_small_is_one():
 
 def test_what_is_not_read_is_named():
     complex_values = written(GRAY.astype("c8"))
-    with pytest.raises(PhotoError, match=r"is a TIFF of .* which is not read; save it with 8 or 16 bits"):
+    with pytest.raises(PhotoError, match=r"is a TIFF of .* which cannot be read; save it with 8 or 16 bits"):
         open_photo(complex_values)

@@ -278,7 +278,7 @@ def test_more_bins_than_colours_are_refused_and_nothing_is_left(tmp_path):
 
 def test_gray_photos_have_no_palette(tmp_path, gray_photos):
     done = run(SCRIPT, "--models-dir", tmp_path / "models", "--name", "m", "--data", gray_photos, *SMALL)
-    refused(done, "training photos that were looked at are gray", "give photos in colour")
+    refused(done, "training photos that were checked are gray", "give photos in colour")
     assert not (tmp_path / "models" / "m").exists()
     with pytest.raises(UsageError, match="all gray"):
         command(["palette", "--data", str(gray_photos), *PICTURES, "--output", str(tmp_path / "p.npz")])
