@@ -200,7 +200,7 @@ def test_the_epochs_of_two_stages_are_those_of_the_first_and_of_both(tmp_path, f
 @pytest.mark.parametrize("flag", ["--stage1-epochs", "--stage2-epochs"])
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", ""])
 def test_a_stage_has_one_epoch_or_more(tmp_path, flag, value):
-    with pytest.raises(UsageError, match=f"{flag} {value}: epochs are a whole number above 0"):
+    with pytest.raises(UsageError, match=f"{flag} {value}: the number of epochs must be a whole number above 0"):
         gather(tmp_path, "--name", "new", "--yes", f"{flag}={value}", of=V2)
 
 

@@ -268,7 +268,7 @@ def test_where_there_are_no_locks_that_is_said(place, photos, monkeypatch):
     monkeypatch.setattr(model_folder, "file_lock", no_lock)
     done = small(place, photos, epochs=1)
     assert done.returncode == 0, done.stderr
-    assert "knows no locks: see that no second training runs in this folder" in done.stdout
+    assert "does not support locks: make sure that no second training runs in this folder" in done.stdout
 
 
 def test_from_inside_the_package_folder_and_as_a_module(place, photos):
