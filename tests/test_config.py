@@ -720,7 +720,7 @@ def test_without_an_encoder_there_is_no_head():
     [
         ({"data": ("a", "b"), "shares": (1, 2, 3)}, "shares has 3 numbers for 2 sources"),
         ({"data": ("a", "b"), "crops": (1, 2, 3)}, "crops has 3 numbers for 2 sources"),
-        ({"data": ("a", "a")}, "names one source twice"),
+        ({"data": ("a", "a")}, "names the same source twice"),
     ],
 )
 def test_several_sources_are_described_one_by_one(settings, says):

@@ -229,7 +229,7 @@ def test_own_models_come_first_and_those_of_other_scripts_are_named_and_not_offe
         ["mine", "base", "Create"],
         ["mine", "terms", "base", "Create"],
     ]
-    assert "cannot be resumed here (see `project7 models`): classes, terms." in " ".join(capsys.readouterr().out.split())
+    assert "resumed here (see `project7 models`): classes, terms." in " ".join(capsys.readouterr().out.split())
 
 
 def test_more_models_than_digits_are_chosen_with_arrows(ask, tmp_path):

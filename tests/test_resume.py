@@ -353,7 +353,7 @@ def test_what_does_not_touch_the_weights_may_be_new(trained):
 
 @pytest.mark.parametrize("given", [{"features": "8,32"}, {"hints": True}, {"chroma_scale": "2"}, {"layers": "2"}])
 def test_another_network_cannot_take_the_weights(trained, given):
-    with pytest.raises(UsageError, match=rf"do not fit a network with another --{next(iter(given)).replace('_', '-')};"):
+    with pytest.raises(UsageError, match=rf"fit a network with another --{next(iter(given)).replace('_', '-')};"):
         resume.starting_point(trained, DiffusionConfig, given)
 
 

@@ -383,7 +383,7 @@ AGAIN = ["--epochs", 1, "--yes"]
 
 
 def score_of(said):
-    found = re.search(r"The weights as they come in score (\d+\.\d+) under this objective", said)
+    found = re.search(r"The present weights score (\d+\.\d+) under this objective", said)
     return found and float(found.group(1))
 
 
@@ -789,7 +789,7 @@ def test_a_model_from_the_list_is_asked_for_its_loss(mine):
     answer(child, "Perceptual weight [0]:", "")
     answer(child, "ab weight [1]:", "")
     answer(child, "Start? [Y/n]:", "")
-    child.expect_exact("The weights as they come in score")
+    child.expect_exact("The present weights score")
     child.expect_exact("Done: 2 epochs")
     shown = end(child)
     for word in ("Preset (", "Saturation weight", "Model channels", "Batch size", "Training images"):

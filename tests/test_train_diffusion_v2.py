@@ -186,7 +186,7 @@ def test_a_model_from_the_list_continues_with_the_terms_that_are_answered(tmp_pa
     answer(child, "Perceptual weight [0.1]:", "0.3")
     answer(child, "Use GAN discriminator? (y/n) [n]:", "n")
     answer(child, "Start? [Y/n]:", "")
-    child.expect_exact("The weights as they come in score")
+    child.expect_exact("The present weights score")
     child.expect_exact("Done: 2 epochs")
     shown = end(child)
     assert "U-Net features" not in shown
