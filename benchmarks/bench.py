@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""All benchmarks in one run, into one table with the machine and the versions: `make bench`.
+"""Runs all benchmarks, and writes one table with the machine and the versions: `make bench`.
 
     python benchmarks/bench.py [--data samples] [--model NAME] [--only start step ...] [--quick] [--output FILE]
 
-Each part is a script of its own beside this one, and is started as a process of its own, one after the other. Times
-are for ratios within a part only. --quick makes every part short: to see that it works, not to quote it.
+Each part is a script beside this one, which runs as a separate process, one after the other. Compare times only as
+ratios within a part. --quick makes every part short: it shows that the scripts work, and its numbers are not to be
+quoted.
 """
 
 import argparse
@@ -58,7 +59,7 @@ PARTS: dict[str, tuple[str, list[tuple[list[str], list[str]]]]] = {
 
 
 def machine() -> list[str]:
-    """The lines that a table needs to be understood: what it ran on, with what, and of which commit."""
+    """The lines that say where the table comes from: machine, versions and commit."""
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
@@ -80,7 +81,7 @@ def gpu() -> str:
 
 
 def trained_model(name: str | None) -> str | None:
-    """The folder of a model to colour with; None where there is none yet."""
+    """The folder of a model to colour with; None if there is none yet."""
     models = default_models_dir()
     try:
         return str(find_weights(name or default_model(models), models).parent)
@@ -91,7 +92,7 @@ def trained_model(name: str | None) -> str | None:
 
 
 def run_part(name: str, *, data: str, model: str | None, quick: bool) -> Iterator[str]:
-    """Runs the scripts of a part and yields the lines of its section, as they come."""
+    """Runs the scripts of a part and yields the lines of its section as they are printed."""
     title, scripts = PARTS[name]
     yield f"\n## {title}\n"
     for command, shorter in scripts:
@@ -106,7 +107,7 @@ def run_part(name: str, *, data: str, model: str | None, quick: bool) -> Iterato
         for line in process.stdout:
             yield line.rstrip("\n")
         if process.wait():
-            yield f"\nIt ended with exit code {process.returncode}: these numbers are not whole."
+            yield f"\nIt ended with exit code {process.returncode}: these numbers are not complete."
 
 
 def main() -> int:
@@ -127,7 +128,7 @@ def main() -> int:
             lines.append(line)
             failed |= line.startswith("\nIt ended with")
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.output, "\n".join(lines) + "\n")  # what is done is kept
+        write_text(arguments.output, "\n".join(lines) + "\n")  # after each part, so that nothing is lost
     print(f"\nTable: {arguments.output}")
     return int(failed)
 

@@ -1,4 +1,4 @@
-"""The pictures of the page in README.md, taken in a real browser with the model and a sample photo of the toolkit.
+"""Takes the pictures of the page for README.md in a real browser, with the toolkit's model and a sample photo.
 
     python benchmarks/screenshots.py        # needs: pip install playwright, and Debian's chromium
 
@@ -39,7 +39,7 @@ def place(page: Page, x: float, y: float) -> tuple[float, float]:
 
 
 def hint(page: Page, x: float, y: float) -> None:
-    """A click, and the second of the likely colours."""
+    """Clicks a place of the photo, and picks the second of the likely colours."""
     page.mouse.click(*place(page, x, y))
     page.click("#swatches button:nth-child(2)")
     ready(page)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Makes a model that comes with the toolkit out of the runs that trained it, stage after stage.
+"""Makes a model that comes with the toolkit from the runs that trained it, one per stage.
 
     python benchmarks/ship.py RUN [RUN ...] --to models/base [--most MEGABYTES]
 
-RUN is a model folder; the weights are those of the last one's best_model.pth: the moving average, in half precision,
-without anything that only an exact continuation needs. Whoever resumes it gets a copy with a fresh AdamW. The
-histories of all runs are joined into one, each entry with the name of its stage.
+RUN is a model folder. The weights are those of the last run's best_model.pth: the moving average, in half precision,
+without what only exact resuming needs. Resuming the model makes a copy with a fresh AdamW. The histories of all runs
+are joined into one, and each entry has the name of its stage.
 """
 
 import argparse
@@ -27,7 +27,7 @@ RATE = 1e-4  # the constant learning rate that a continuation begins with: that 
 
 
 def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
-    """The entries of all histories, their epochs and steps counted through."""
+    """The entries of all histories, with consecutive epochs and steps."""
     entries: list[dict[str, Any]] = []
     for run in runs:
         epochs, steps = (entries[-1][name] if entries else 0 for name in ("epoch", "step"))
@@ -41,7 +41,8 @@ def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
 
 
 def settings(stored: RunConfig, epochs: int) -> RunConfig:
-    """The last stage's, as a continuation can use them: the place of the data is `data/`, the rate is constant."""
+    """The settings of the last stage, in a form that a continuation can use: the path of the data is `data/`, and the
+    learning rate is constant."""
     places = tuple(f"data/{Path(source).name}" for source in stored.data.data)
     crops = stored.data.crops[:1]  # one number fits any sources that a continuation names
     data = stored.data.model_copy(update={"data": places, "crops": crops})
@@ -52,7 +53,7 @@ def settings(stored: RunConfig, epochs: int) -> RunConfig:
 
 
 def ship(runs: list[ModelFolder], to: ModelFolder, most: float) -> None:
-    """Writes the three files of a model folder. Raises ProjectError where the weights are over `most` MB."""
+    """Writes the three files of a model folder. Raises ProjectError if the weights have more than `most` MB."""
     stored = load_checkpoint(runs[-1].best)
     history = joined(runs)
     last = from_dict(stored["config"], runs[-1].best)

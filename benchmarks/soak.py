@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Kills trainings at random moments, over and over, and looks whether anything is lost.
+"""Kills trainings at random moments, over and over, and checks whether anything is lost.
 
 python benchmarks/soak.py --minutes 30 --kills 40
 
-Every recipe is trained to its end undisturbed, with 0 and with 2 loading workers and as one and as two processes. Then
+Every recipe is trained to its end undisturbed, with 0 and with 2 loading workers, and as one and as two processes. Then
 the same run is stopped at random moments by SIGKILL, SIGTERM and SIGINT and resumed each time, while another process
-colours a photo with the same folder over and over. At the end both must hold the same weights, averages, optimizer and
-history, bit for bit (two processes too: they add up in a fixed order), no file may be left over, and the memory of a
-process must not have grown over its run.
+keeps colouring a photo with the same folder. At the end both must hold the same weights, averages, optimizer state and
+history, bit for bit (with two processes, too, which sum in a fixed order), no file may be left over, and the memory of
+a process must not have grown during its run.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def make_photos(folder: Path) -> None:
 
 
 def soak(place: Path, recipe: str, workers: int, processes: int, kills: int, chance: random.Random) -> list[str]:
-    """What was found wrong with one case."""
+    """Runs one case, and returns what was wrong with it."""
     name = f"{recipe}-{workers}-{processes}"
     start = ["--data", place / "photos", *RECIPES[recipe], *COMMON, "--num-workers", workers]
     begin = time.monotonic()
@@ -128,7 +128,7 @@ def training(place: Path, recipe: str, processes: int, flags: list) -> subproces
 
 
 def undisturbed(process: subprocess.Popen, history: Path) -> int:
-    """Waits for the end. Returns by how many bytes the process grew after its second epoch."""
+    """Waits for the process to end. Returns by how many bytes it grew after its second epoch."""
     sizes = [0]
     while process.poll() is None:
         with contextlib.suppress(psutil.Error):
@@ -143,7 +143,7 @@ def undisturbed(process: subprocess.Popen, history: Path) -> int:
 
 
 def stopped(process: subprocess.Popen, seconds: float, signum: signal.Signals) -> list[str]:
-    """Sends a signal after so many seconds. Returns what was wrong with the end."""
+    """Sends a signal after `seconds`. Returns what was wrong with the way the process ended."""
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -159,7 +159,7 @@ def stopped(process: subprocess.Popen, seconds: float, signum: signal.Signals) -
 
 
 def unlike(a: Path, b: Path) -> list[str]:
-    """How two finished runs differ, and what lies in the second's folder that should not."""
+    """How two finished runs differ, and which files in the folder of the second should not be there."""
     first, second = (load_checkpoint(folder / "last_model.pth") for folder in (a, b))
     faults = [
         f"{part} differs"
@@ -171,7 +171,7 @@ def unlike(a: Path, b: Path) -> list[str]:
 
 
 def same(a, b) -> bool:
-    """Nested dicts and lists, bit for bit, but for what the clock says."""
+    """Whether nested dicts and lists are equal, bit for bit, except for times."""
     if isinstance(a, dict):
         keys = set(a) - {"seconds", "images_per_second"}
         return keys == set(b) - {"seconds", "images_per_second"} and all(same(a[key], b[key]) for key in keys)

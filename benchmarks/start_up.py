@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How soon a command answers, beside an empty Python: whole processes that take turns.
+"""Measures how soon a command answers, compared with an empty Python: whole processes that take turns.
 
 python benchmarks/start_up.py [--rounds 7]
 """
