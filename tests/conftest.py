@@ -18,7 +18,7 @@ os.environ["MKL_NUM_THREADS"] = "1"
 
 
 class Done(NamedTuple):
-    """What a program has left behind; its fields are those of subprocess.CompletedProcess."""
+    """The outcome of a program, with the fields of subprocess.CompletedProcess."""
 
     returncode: int
     stdout: str
@@ -45,7 +45,7 @@ def call(main: Callable[[list[str]], int | None], *arguments: object) -> Done:
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
-    """No network, and nothing in torch's cache of downloads."""
+    """There is no network, and nothing in torch's cache of downloads."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))
     # urllib keeps the proxies of its first call for the whole process: those of this test end with it.
     monkeypatch.setattr("urllib.request._opener", None)

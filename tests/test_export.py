@@ -117,7 +117,7 @@ def test_diffusers_loads_the_network_and_it_predicts_the_same(exported, trained,
 
 @torch.no_grad()
 def plain_loop(folder, kind, L):
-    """What a program does that knows diffusers and project7.json only: L (B, 1, H, W) -> x_0 (B, 2, h, w)."""
+    """The loop of a program that knows only diffusers and project7.json: L (B, 1, H, W) -> x_0 (B, 2, h, w)."""
     facts = facts_of(folder)
     unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet")
     scheduler = getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")
@@ -155,7 +155,7 @@ def test_a_loop_in_plain_diffusers_gives_the_colours_of_the_model(exported, trai
 
 @pytest.mark.parametrize("name", DIFFUSION)
 def test_the_noise_schedule_comes_back_exactly(exported, trained, name):
-    """Also by DDPMScheduler, but for the last step of a shifted schedule: 0 there, and a hundred-millionth here."""
+    """Also in DDPMScheduler, except at the last step of a shifted schedule: 0 there, and 1e-8 here."""
     noise_scheduler = trained[name].noise_scheduler
     wanted = make_sampler("dpm++", noise_scheduler, steps=STEPS)
     found = diffusers.DPMSolverMultistepScheduler.from_pretrained(exported / name, subfolder="scheduler")
@@ -211,7 +211,7 @@ def test_onnxruntime_colours_the_same_at_every_size(exported, trained, name, siz
 @pytest.mark.parametrize("size", [(1, 16, 24), (3, 40, 8)])
 @pytest.mark.parametrize("name", ["seeing", "coarse"])
 def test_onnxruntime_knows_the_same_of_a_photo(exported, trained, name, size):
-    """The encoder, the neck and the head, for views and grids of other sizes than were traced."""
+    """The encoder, the neck and the head agree, also for views and grids of other sizes than were traced."""
     model, L = trained[name], torch.rand(size[0], 1, *size[1:]) * 2 - 1
     hints = model.no_hints(L) if model.config.hints else None
     with torch.no_grad():
@@ -278,7 +278,8 @@ def lightness(image):
 
 
 def follow(folder, monkeypatch):
-    """Runs the code of a folder's README in it, beside a photo.jpg; returns the picture that it writes."""
+    """Runs the code of the README of a folder in that folder, beside a photo.jpg, and returns the picture that it
+    writes."""
     monkeypatch.chdir(folder)
     names = {}
     for block in re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL):

@@ -1,4 +1,5 @@
-"""Fréchet distances: by their equation, by the judge and by Inception, and what is said where one cannot be had."""
+"""Fréchet distances by their equation, by the judge and by Inception, and the messages if a network is not
+available."""
 
 import importlib.util
 import io
@@ -38,7 +39,7 @@ def network_of(truth) -> frechet.Network:
 
 
 def by_hand(pictures, truth) -> float:
-    """Heusel et al. 2017, eq. 6, with scipy's matrix root."""
+    """Heusel et al. 2017, eq. 6, with scipy's matrix square root."""
     features = [Colours()(color.channels_first(p)).double().numpy() for p in (pictures, truth)]
     (m, c), (n, d) = ((f.mean(axis=0), np.cov(f, rowvar=False)) for f in features)
     return float(np.square(m - n).sum() + np.trace(c + d - 2 * linalg.sqrtm(c @ d).real))
@@ -60,7 +61,7 @@ def test_the_same_photos_in_another_order_are_at_no_frechet_distance():
 
 @pytest.fixture
 def judge(tmp_path, monkeypatch):
-    """A judge with random weights, in the place of the shipped one."""
+    """A judge with random weights, in place of the shipped one."""
     monkeypatch.setattr(feature_networks, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
     (tmp_path / "weights").mkdir()

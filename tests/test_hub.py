@@ -1,4 +1,4 @@
-"""Models on a hub of our own, on loopback: what is uploaded, what comes back, and what is said where it does not."""
+"""Models on a local hub: what is uploaded, what is downloaded, and the messages of every failure."""
 
 import base64
 import hashlib
@@ -122,7 +122,7 @@ COMMIT = "a" * 40
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """The Hub's library as HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE set it up; it reads them when it is imported."""
+    """The Hub's library, reloaded because it reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when it is imported."""
     from huggingface_hub import constants
 
     def set_up(url: str, *, offline: bool = False) -> None:

@@ -32,7 +32,7 @@ TAG, IFD = ExifTags.Base, ExifTags.IFD
 
 
 def smooth(height: int = 20, width: int = 28) -> np.ndarray:
-    """A picture that JPEG keeps well and that has no symmetry. (H, W, 3) uint8"""
+    """A picture (H, W, 3) uint8 that JPEG keeps well and that has no symmetry."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x * 8 + 20, y * 9 + 30, 200 - x * 3 - y * 4], -1).astype(np.uint8)
 
@@ -49,7 +49,7 @@ def encode(image: Image.Image | np.ndarray, kind: str, **options) -> bytes:
 
 
 def png(size: tuple[int, int], bits: int, color: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG by hand: `rows` are the scan lines, each with its filter byte; `chunks` go before them."""
+    """A PNG built by hand: `rows` are the scan lines, each with its filter byte; `chunks` precede them."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -60,7 +60,7 @@ def png(size: tuple[int, int], bits: int, color: int, rows: bytes, *chunks: tupl
 
 
 def profile(space: bytes, gamma: float | np.ndarray, colorants: dict[bytes, tuple[float, ...]]) -> bytes:
-    """An ICC profile by hand (version 2): RGB with three colorants or GRAY with none, a gamma or a table."""
+    """An ICC profile built by hand (version 2): RGB with three colorants or GRAY with none, and a gamma or a table."""
 
     def xyz(values: tuple[float, ...]) -> bytes:
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(v * 65536) for v in values))
@@ -216,7 +216,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """Mends the checksums of a PNG, so that mutations come past them. Other formats have none."""
+    """Repairs the checksums of a PNG, so that they do not catch the mutations. Other formats have none."""
     out, at = bytearray(data), 8
     while data.startswith(b"\x89PNG") and at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4])
@@ -279,7 +279,7 @@ print("MB", highest() - start)
 
 
 def measured(*paths: Path) -> tuple[list[str], int]:
-    """(one line a path, the megabytes that opening them took) of a process of its own."""
+    """The output, one line per path, of a separate process, and the megabytes that opening the photos took."""
     if not Path("/proc/self/status").exists():
         pytest.skip("the system does not tell the memory of a process")
     command = [sys.executable, "-W", "error", "-c", MEASURED, *map(str, paths)]
@@ -632,7 +632,7 @@ def test_mpo_is_a_jpeg():
 
 
 def adobe_to_srgb(rgb: np.ndarray) -> np.ndarray:
-    """By the formulas, through XYZ (D50). Right where the colour is one that sRGB has."""
+    """Adobe RGB to sRGB by the formulas, through XYZ (D50); correct for colours that sRGB has."""
     to_xyz = np.array(list(ADOBE_COLORANTS.values())).T
     srgb = np.array(list(SRGB_COLORANTS.values())).T
     linear = ((rgb / 255) ** (563 / 256)) @ (np.linalg.inv(srgb) @ to_xyz).T
@@ -902,7 +902,7 @@ def test_a_side_that_a_format_cannot_hold_is_said(tmp_path):
 
 
 def test_damaged_scans_print_nothing_of_their_own(capfd):
-    """libtiff, tifffile and Pillow would each write lines on stderr, which say nothing to a person."""
+    """libtiff, tifffile and Pillow would each write lines on stderr that mean nothing to a person."""
     seeded, content = random.Random(3), io.BytesIO()
     gradient = np.arange(60 * 50 * 3, dtype=np.uint32).reshape(60, 50, 3)
     Image.fromarray((gradient * 7 % 251).astype(np.uint8)).save(content, "TIFF", compression="tiff_lzw")

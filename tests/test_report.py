@@ -1,4 +1,4 @@
-"""What a run shows, and that trouble with showing never stops training."""
+"""What a run shows; and trouble with showing never stops the training."""
 
 import io
 import re
@@ -148,7 +148,7 @@ def test_a_terminal_gets_one_line_that_is_gone_at_the_end(tmp_path):
 
 
 def pyte_lines(text):
-    """What stands on the screen: of the codes only those that rich uses for a live line."""
+    """The content of the screen; it knows only the escape codes that rich uses for a live line."""
     lines, row = [""], 0
     for part in re.split(r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)", text):
         if part == "\n":

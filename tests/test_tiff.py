@@ -1,4 +1,4 @@
-"""tiff.py: the kinds of TIFF that scanners, microscopes and painting programs write come out as what they show."""
+"""tiff.py: TIFFs as scanners, microscopes and painting programs write them are read correctly."""
 
 import io
 
@@ -95,7 +95,7 @@ def test_48_bits_in_a_profile_of_their_own_are_kept_where_they_are_gray():
 
 
 def linear_profile() -> bytes:
-    """LittleCMS's sRGB with a linear curve."""
+    """LittleCMS's sRGB profile with a linear curve."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     start = profile.index(b"para")
     profile[start + 8 : start + 10] = bytes(2)  # ICC.1, parametricCurveType 0: Y = X ^ g

@@ -1,4 +1,5 @@
-"""transfer.py: the original keeps its lightness to the pixel and gets the colours of a copy, wherever that has them."""
+"""transfer.py: the original keeps its lightness to the pixel and gets the colours of a copy, however that is
+shifted."""
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def lab(rgb: np.ndarray) -> torch.Tensor:
 
 
 def edited(rgb: np.ndarray, size=(300, 300), shift=(0, 0), seed: int = 0) -> np.ndarray:
-    """As an editor gives it back: another size, shifted, softer, in another contrast, with grain."""
+    """A copy as an editor returns it: in another size, shifted, softer, in another contrast, with grain."""
     moved = np.roll(rgb, shift, axis=(0, 1))
     small = np.asarray(Image.fromarray(moved).resize(size[::-1], Image.Resampling.BICUBIC)).astype(float)
     grain = np.random.default_rng(seed).normal(0, 4, (*size, 1))
