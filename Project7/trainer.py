@@ -605,7 +605,7 @@ class Run:
         if missing:
             without = ", no ".join(missing)
             self.notes.append(
-                f"The checkpoint has no {without}: it goes on from the averaged weights, at an epoch's end."
+                f"The checkpoint has no {without}: it continues from the averaged weights, at the end of an epoch."
             )
         if "progress" not in checkpoint:
             steps = max((int(moments["step"]) for moments in optimizer.state.values()), default=0)

@@ -30,7 +30,7 @@ from Project7.model_folder import default_models_dir, find_weights
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow")
 SMALL = ["--features", "16,32,64", "--chroma-scale", "2", "--batch-size", "32"]
 
-# part -> (what it shows, [arguments of the script, and what --quick changes of them]); {data} and {model} are filled in
+# part -> (what it shows, [(arguments of the script, those that --quick adds)]); {data} and {model} are filled in
 PARTS: dict[str, tuple[str, list[tuple[list[str], list[str]]]]] = {
     "start": ("How soon a command answers", [(["start_up.py"], ["--rounds", "2"])]),
     "step": (
@@ -113,9 +113,9 @@ def run_part(name: str, *, data: str, model: str | None, quick: bool) -> Iterato
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="samples", help="photos to train and colour (the built-in ones)")
-    parser.add_argument("--model", help="a trained diffusion model (base, or the only one there is)")
+    parser.add_argument("--model", help="a trained diffusion model (base, or the only existing one)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="take a few steps of everything, to see that it works")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks.md"))
     arguments = parser.parse_args()
     model = trained_model(arguments.model)

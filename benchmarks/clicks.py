@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("--data", default="samples")
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--sizes", type=int, nargs="+", help="sides of the squares (that of the model's training)")
-    parser.add_argument("--counts", type=int, nargs="+", default=[0, 1, 2, 5, 10, 50], help="hints")
+    parser.add_argument("--counts", type=int, nargs="+", default=[0, 1, 2, 5, 10, 50], help="numbers of hints")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     counts = sorted(set(given.counts))

@@ -114,7 +114,7 @@ def main() -> None:
         print(peak_memory(*arguments.memory_of, arguments))
         return
 
-    # First of all: a process inherits the peak of the one that started it.
+    # This must come first, because a process inherits the peak of the one that started it.
     command = [sys.executable, __file__, *sys.argv[1:], "--memory-of"]
     memory = {
         (network, name): float(
@@ -140,7 +140,7 @@ def step_seconds(network: str, arguments: argparse.Namespace) -> dict[str, list[
     """objective -> the seconds of its steps; the objectives take turns."""
     runs = {name: make_run(network, name, arguments) for name in NETWORKS[network]}
     for run in runs.values():
-        step(run)  # buffers are allocated, kernels chosen
+        step(run)  # allocates buffers and chooses kernels
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.rounds):
         for name, run in runs.items():

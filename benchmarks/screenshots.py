@@ -22,9 +22,9 @@ from Project7.studio import Studio
 
 DOCS = ROOT / "docs"
 SIZE = {"width": 1000, "height": 680}
-MINUTES = 10  # of patience with a slow machine
+MINUTES = 10  # time limit, for slow machines
 FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # WebGL without a graphics card
-CUP = (0.42, 0.36)  # in the sample, as shares of its sides
+CUP = (0.42, 0.36)  # position in the sample, as shares of its sides
 
 
 def ready(page: Page) -> None:

@@ -23,7 +23,7 @@ from Project7.errors import ProjectError
 from Project7.health import stored_window
 from Project7.model_folder import ModelFolder
 
-RATE = 1e-4  # the constant learning rate that a continuation begins with: that of the last stage has ended at nothing
+RATE = 1e-4  # constant learning rate of a continuation, because that of the last stage has ended at 0
 
 
 def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for run in runs:
         epochs, steps = (entries[-1][name] if entries else 0 for name in ("epoch", "step"))
-        history = load_checkpoint(run.best)["history"]  # to its best epoch: what came later is not in the weights
+        history = load_checkpoint(run.best)["history"]  # up to its best epoch: later ones are not in the weights
         for entry in history:
             counted = {"epoch": entry["epoch"] + epochs, "step": entry["step"] + steps, "stage": run.name}
             windows = [window for row in entry.get("windows", []) if (window := stored_window(row))]
@@ -44,10 +44,10 @@ def settings(stored: RunConfig, epochs: int) -> RunConfig:
     """The settings of the last stage, in a form that a continuation can use: the path of the data is `data/`, and the
     learning rate is constant."""
     places = tuple(f"data/{Path(source).name}" for source in stored.data.data)
-    crops = stored.data.crops[:1]  # one number fits any sources that a continuation names
+    crops = stored.data.crops[:1]  # a single number is valid for any sources of a continuation
     data = stored.data.model_copy(update={"data": places, "crops": crops})
     changes = {"epochs": epochs, "lr_schedule": "constant", "learning_rate": RATE, "mixed_precision": "auto"}
-    changes |= {"cache_features": False}  # of other photos
+    changes |= {"cache_features": False}  # they would be those of other photos
     training = stored.training.model_copy(update=changes)
     return stored.model_copy(update={"data": data, "training": training, "shipped": True})
 
@@ -76,9 +76,11 @@ def ship(runs: list[ModelFolder], to: ModelFolder, most: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a model folder; the last one's weights")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a model folder; the weights are those of the last one"
+    )
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--most", type=float, default=32, metavar="MEGABYTES", help="size of the weights at most (32)")
+    parser.add_argument("--most", type=float, default=32, metavar="MEGABYTES", help="largest size of the weights (32)")
     arguments = parser.parse_args()
     ship([ModelFolder(path) for path in arguments.runs], ModelFolder(arguments.to), arguments.most)
 

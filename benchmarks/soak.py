@@ -53,8 +53,8 @@ FILES = {"best_model.pth", "last_model.pth", "config.json", "training_history.js
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30, help="after which no new case is begun")
-    parser.add_argument("--kills", type=int, default=40, help="in all, spread over the cases")
+    parser.add_argument("--minutes", type=float, default=30, help="minutes after which no new case begins")
+    parser.add_argument("--kills", type=int, default=40, help="total number of kills, spread over the cases")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     end, chance = time.monotonic() + 60 * arguments.minutes, random.Random(arguments.seed)
@@ -134,7 +134,9 @@ def undisturbed(process: subprocess.Popen, history: Path) -> int:
         with contextlib.suppress(psutil.Error):
             size = psutil.Process(process.pid).memory_info().rss
             epochs = len(json.loads(history.read_text())) if history.exists() else 0
-            sizes.append(size if 1 < epochs < EPOCHS else 0)  # all is loaded then, and the program does not end yet
+            sizes.append(
+                size if 1 < epochs < EPOCHS else 0
+            )  # everything is loaded by then, and the program does not end yet
         time.sleep(0.1)
     if process.wait():
         raise ProjectError(f"an undisturbed run ended with {process.returncode}: {process.stderr.read()[-500:]}")
@@ -147,13 +149,13 @@ def stopped(process: subprocess.Popen, seconds: float, signum: signal.Signals) -
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signum)  # as a terminal does, and as the system does with a container
+        os.killpg(process.pid, signum)  # like a terminal, and like the system for a container
     _, err = process.communicate(timeout=120)
     several = "torch.distributed.run" in process.args
     faults = []
     if process.returncode not in (0, *SIGNALS[signum]) and not several:
         faults.append(f"{signum.name} after {seconds:.1f} s ended with {process.returncode}: {err[-200:]!r}")
-    if "Traceback" in err and not several:  # torchrun itself writes some
+    if "Traceback" in err and not several:  # torchrun itself writes tracebacks
         faults.append(f"{signum.name} after {seconds:.1f} s left a traceback: {err[-400:]!r}")
     return faults
 

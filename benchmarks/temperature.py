@@ -24,7 +24,7 @@ from Project7.sheet import sheet
 from Project7.training_config import DataConfig
 
 TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14, 0.0)
-CLOSE = 10.0  # Lab units: what the confidence is about
+CLOSE = 10.0  # Lab units within which a colour counts as right
 
 
 @torch.no_grad()

@@ -36,9 +36,9 @@ from Project7.program import StopSignals
 from Project7.training_config import DataConfig
 
 BATCH = 128
-EPOCHS = {"tiny-vgg": 12, "judge": 16}  # 45 minutes each on one core that knows bfloat16
-RATE = 0.1  # the highest learning rate
-WARMUP = 0.15  # of the steps, in which the rate rises
+EPOCHS = {"tiny-vgg": 12, "judge": 16}  # 45 minutes each on one core with bfloat16
+RATE = 0.1  # peak learning rate
+WARMUP = 0.15  # share of the steps in which the rate rises
 WEIGHT_DECAY = 5e-4
 SMOOTHING = 0.1
 PHASES = ((64, 2), (48, 1), (64, 1))  # a third of the epochs each: side of the square, shrunk by
@@ -245,7 +245,7 @@ def main() -> int | None:
         "--minutes", type=float, default=math.inf, help="stop after this many minutes; --resume continues"
     )
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint beside OUTPUT")
-    parser.add_argument("--limit", type=int, help="training photos at most")
+    parser.add_argument("--limit", type=int, help="largest number of training photos")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()

@@ -40,7 +40,7 @@ from Project7.report import Report
 from Project7.trainer import make_accelerator, train
 from Project7.training_config import DataConfig, TrainingConfig
 
-STEPS = 4  # of each loop before the next one's turn
+STEPS = 4  # steps of each loop before the next one's turn
 
 
 def ours(config: RunConfig, images: tuple[ImageSet, ImageSet], folder: Path) -> Iterator[None]:
@@ -131,7 +131,7 @@ def main() -> None:
             "tutorial": tutorial(config, files),
         }
         for loop in loops.values():
-            next(loop)  # buffers are allocated, kernels chosen
+            next(loop)  # allocates buffers and chooses kernels
         seconds: dict[str, list[float]] = {name: [] for name in loops}
         for _ in range(arguments.rounds):
             for name, loop in loops.items():

@@ -104,7 +104,7 @@ sys.exit(run(main))
 """
 
 
-@pytest.mark.parametrize("blocks", [5, 100])  # 5: all of it is in the buffer still when the block ends
+@pytest.mark.parametrize("blocks", [5, 100])  # 5 blocks are still in the buffer when the `with` block ends
 def test_a_full_disk_is_said_with_path_and_bytes(target, blocks):
     result = python(FILL_THE_DISK, target, blocks)
     assert result.returncode == 1

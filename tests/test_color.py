@@ -25,7 +25,7 @@ from Project7.color import (
 )
 
 MEAN, STD = torch.tensor([2.1, 8.9]), torch.tensor([12.6, 17.7])
-LEVELS = [0, 1, 2, 9, 10, 11, 12, 100, 128, 254, 255]  # 10 and 11: on both sides of the bend of sRGB's curve
+LEVELS = [0, 1, 2, 9, 10, 11, 12, 100, 128, 254, 255]  # 10 and 11 lie on both sides of the kink of sRGB's curve
 
 
 def bytes_at_random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_lab_is_that_of_scikit_image(picture):
 
 @pytest.mark.parametrize("picture", pictures(), ids=["random", "extreme"])
 def test_rgb_is_that_of_scikit_image(picture):
-    lab = rgb2lab(picture)  # float64, so that only our way back is measured
+    lab = rgb2lab(picture)  # float64, so that only the conversion back is measured
     ours = channels_last(lab_to_rgb(channels_first(lab)).clamp(0, 1))
     np.testing.assert_allclose(ours, lab2rgb(lab), atol=2e-5)
     np.testing.assert_allclose(ours, picture / 255, atol=2e-5)
@@ -66,7 +66,7 @@ def test_rgb_is_that_of_scikit_image(picture):
 def test_out_of_gamut_agrees_with_scikit_image_once_both_are_clipped():
     lab = unshowable(5000)
     fz = (lab[0] + 16) / 116 - lab[2] / 200
-    lab = lab[..., fz[0] > 0]  # below that scikit-image clips Z, which is not the formula
+    lab = lab[..., fz[0] > 0]  # below 0 scikit-image clips Z, which the formula does not do
     theirs = lab2rgb(lab.movedim(0, -1).double().numpy())
     np.testing.assert_allclose(channels_last(lab_to_rgb(lab).clamp(0, 1)), theirs, atol=1e-4)
 

@@ -204,7 +204,7 @@ def test_a_field_is_described_and_its_default_can_be_typed(config, name):
     assert not field.is_required()
     typed = getattr(parse_settings(config, {name: default_text(field.default)}), name)
     assert typed == getattr(config(), name)
-    if not name.endswith("_weight") or config is not LossConfig:  # None there is: as the loss has it
+    if not name.endswith("_weight") or config is not LossConfig:  # None there means the weight of the loss
         assert typed == field.default
 
 

@@ -85,7 +85,7 @@ def test_loss_is_finite_and_reaches_every_parameter(changes, size):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        if not name.endswith("to_k.bias"):  # softmax does not see it: its true gradient is 0
+        if not name.endswith("to_k.bias"):  # softmax is invariant to it, so its true gradient is 0
             assert parameter.grad.any(), name
 
 
@@ -165,7 +165,7 @@ def test_image_weights_have_a_mean_of_1_over_the_whole_schedule(changes, share, 
     assert len(t) == max(1, round(share * timesteps))
     assert weight.sum().item() / timesteps == pytest.approx(1, rel=1e-4)
     expected = model.noise_scheduler.alphas_cumprod[: len(t)]
-    torch.testing.assert_close(weight / weight[0], expected / expected[0])  # the noisier, the less
+    torch.testing.assert_close(weight / weight[0], expected / expected[0])  # noisier samples have less weight
 
 
 @pytest.mark.parametrize("changes", [V, EPSILON, {"noise_shift": 3.0}])

@@ -23,7 +23,7 @@ from Project7.neck import Neck, drop_features
 from Project7.photo import open_photo
 from Project7.photo_source import sample_photos
 
-SMALL = "test_efficientnet"  # of timm: made for tests, the same kind of network
+SMALL = "test_efficientnet"  # a timm network of the same kind, made for tests
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:

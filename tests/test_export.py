@@ -295,7 +295,7 @@ def test_the_readme_says_how_to_colour_a_photo(exported, tmp_path, monkeypatch, 
     answer = follow(folder, monkeypatch)
     assert answer.shape == (37, 50, 3)
     assert np.ptp(answer.astype(int), axis=-1).mean() > 2, "there is colour"
-    if name == "straight":  # the others are loud while untrained, and leave what a screen can show
+    if name == "straight":  # the others have large answers while untrained, which leave the gamut of a screen
         with Image.open("photo.jpg") as gray:
             assert np.median(np.abs(lightness(answer) - lightness(gray))) < 1
 
@@ -313,7 +313,7 @@ def test_without_onnx_the_readme_gives_what_project7_gives(models, tmp_path, mon
     monkeypatch.setattr("Project7.colorize.photo_noise", lambda photo, seeds: its_noise)
     with Image.open("photo.jpg") as picture:
         wanted = np.asarray(Colorizer.load(weights(models, "plain"), device="cpu").colorize(picture, seed=0))
-    shown = (wanted.min(axis=-1) > 8) & (wanted.max(axis=-1) < 247)  # at the edge of what a screen shows they part
+    shown = (wanted.min(axis=-1) > 8) & (wanted.max(axis=-1) < 247)  # at the edge of the gamut they differ
     assert shown.mean() > 0.3
     assert np.abs(found - wanted)[shown].max() <= 1
 
@@ -329,7 +329,7 @@ def test_the_licence_and_the_card_go_with_the_model(models, tmp_path):
     assert "LICENSE.txt, MODEL_CARD.md" in (tmp_path / "out" / "README.md").read_text()
     assert not (tmp_path / "out" / "notes.txt").exists()
 
-    shutil.move(source / "best_model.pth", source / "other.pth")  # what lies beside a single file may be anything
+    shutil.move(source / "best_model.pth", source / "other.pth")  # other files beside a single file do not matter
     export_model(source / "other.pth", tmp_path / "other")
     assert (facts_of(tmp_path / "other")["model"], facts_of(tmp_path / "other")["licence"]) == ("other", [])
 

@@ -18,7 +18,7 @@ from Project7.photo_source import sample_photos
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTER, CTRL_C, CLEAR_LINE = "\r", "\x03", "\x15"
-# What makes a training small; all else is as the README has it.
+# The flags that make a training small; everything else is as in the README.
 SMALL = "--features 16,32 --time-dim 16 --image-size 32 --val-fraction 0.3 --epochs 1 --encoder none --device cpu"
 
 pytestmark = [

@@ -77,7 +77,7 @@ def measured(photos, *pictures):
 
 def test_the_judge_tells_better_pictures_from_worse_and_is_named_in_the_protocol(judge, monkeypatch):
     monkeypatch.setattr(evaluate, "RESAMPLES", 3)
-    for slow in ("ssim", "ciede2000"):  # which are not what is looked at
+    for slow in ("ssim", "ciede2000"):  # which are not under test
         monkeypatch.setattr(evaluate.metrics, slow, lambda rgb, truth: np.zeros(len(rgb)))
     photos = some_photos(200)
     result = measured(photos, photos.images, noisy(photos.images, 5), noisy(photos.images, 60))
@@ -131,7 +131,7 @@ def test_fid_by_inception_from_a_file(judge, tmp_path, monkeypatch):
     missing, photos = {}, some_photos(4).images
     frechet.find_networks(EvaluateConfig(), photos, missing)
     assert "weights-inception-2015-12-05-6726825d.pth in torch's cache" in missing["fid"]
-    with monkeypatch.context() as context:  # random weights, which it cannot be made with otherwise
+    with monkeypatch.context() as context:  # random weights, which cannot be chosen otherwise
         context.setattr(fidelity, "load_state_dict_from_url", lambda *said, **settings: {})
         context.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
         torch.save(fidelity.FeatureExtractorInceptionV3("random", ["2048"]).state_dict(), tmp_path / "good.pth")

@@ -110,7 +110,7 @@ SIZES = [
     ((1, 6), (1, 31)),
     ((6, 1), (50, 1)),
     ((4, 4), (4, 9)),
-    ((9, 9), (5, 6)),  # smaller than the chroma: nobody should, and it works all the same
+    ((9, 9), (5, 6)),  # smaller than the chroma, which is unusual and still works
 ]
 
 

@@ -72,7 +72,7 @@ def test_several_spots_each_have_their_own_colour():
 def test_a_likely_colour_may_change_everything_and_a_surprising_one_its_surface_alone():
     colours = torch.tensor([[0.0, 0.0], [40.0, -10.0]])
     logits = torch.zeros(2, 10, 10)
-    logits[0], logits[0, 5, 2] = 20, 0  # gray everywhere, but for the cell of the spot: either colour
+    logits[0], logits[0, 5, 2] = 20, 0  # gray everywhere except in the cell of the spot, where both colours are likely
     near = torch.rand(40, 40) * 0.5
     spot = Spot(20, 8, (38.0, -8.0))
     assert influence([near], [spot], logits, colours).min() == 1

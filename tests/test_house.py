@@ -61,7 +61,7 @@ __main__
 LINES = [line.split() for line in ORDER.strip().splitlines()]
 NO_NOUNS = {"util", "utils", "helper", "helpers", "base", "core", "manager", "common", "misc", "tools"}
 QUICK = "config flags model_folder prompts cli recipe request preparation photo metrics dataset".split()
-QUICK += [path.stem for path in PACKAGE.glob("train_*.py")]  # the first question appears at once
+QUICK += [path.stem for path in PACKAGE.glob("train_*.py")]  # so that the first question appears at once
 HEAVY = ["torch", "torchvision", "diffusers", "accelerate"]
 LONGEST_FUNCTION = 45
 LAB = {50, 100, 110}

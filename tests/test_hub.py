@@ -160,7 +160,7 @@ def test_a_model_goes_to_the_hub_and_comes_back_online_and_offline(tmp_path, lib
         assert f"{line}\n" in card
     assert 'from_pretrained("me/mine")' in card
     assert not any(b"/home/me" in content for content in files.values())
-    for offline in (True, False):  # nobody answers there now, whether that is known or not
+    for offline in (True, False):  # the hub does not answer now, in offline mode or not
         library(there.url, offline=offline)
         same_colours(mine, Colorizer.from_pretrained("me/mine", device="cpu"))
         with pytest.raises(ProjectError, match="me/unknown is not in the Hub's cache"):

@@ -392,7 +392,7 @@ def test_two_processes_make_the_step_of_one():
     shared.critic.step(two_processes, GOOD)
     gradients_after(alone, (estimate, L, 1 / 4))
     alone.critic.step(ONE_PROCESS, GOOD)
-    # Adam's first step is as long as the learning rate, whatever the gradient: what tells them apart is the moments.
+    # Adam's first step is as long as the learning rate for any gradient, so the moments are compared.
     for ours, expected in zip(
         shared.critic.optimizer.state.values(), alone.critic.optimizer.state.values(), strict=True
     ):
@@ -450,7 +450,7 @@ def test_gradients_of_a_micro_step_that_failed_are_forgotten():
     objective.critic.teach(an_estimate()._replace(L=rand(3, 1, SIZE, SIZE)), 1 / 3)
     objective.forget_gradients()
     assert all(p.grad is None for p in objective.critic.discriminator.parameters())
-    make().forget_gradients()  # nothing to forget without a critic
+    make().forget_gradients()  # works without a critic, too
 
 
 @pytest.mark.parametrize(("exact", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
@@ -783,7 +783,7 @@ def test_the_state_of_a_loss_is_its_weights_and_there_is_nothing_to_take_over(ki
     assert state == {f"{name}_weight": weight for name, weight in objective.weights(0).items()}
     other = with_loss(loss="simple", ab_weight=9)
     assert other.load_state_dict(state) is None
-    assert other.weights(0)["ab"] == 9  # that of the settings, not of the file
+    assert other.weights(0)["ab"] == 9  # the weight of the settings, not of the file
     assert other.load_state_dict(stored(taught())) is None
 
 

@@ -28,7 +28,7 @@ def colorizer(kind) -> Colorizer:
     model = build_model(kind).eval().requires_grad_(False)
     if isinstance(getattr(model, "head", None), ColorHead):
         model.head.set_palette(Palette(torch.randn(kind.bins, 2) * 40, torch.ones(kind.bins)))
-        model.head.project.weight.mul_(8)  # loud: places differ in what they know
+        model.head.project.weight.mul_(8)  # large logits, so that places differ in their distribution
     if hasattr(model, "centres"):
         model.centres.copy_(torch.randn_like(model.centres) * 40)
     return Colorizer(model, RunConfig(model=kind, data=DataConfig(image_size=32)))
@@ -89,7 +89,7 @@ def test_each_seed_has_its_answer_and_is_asked_once(plain, monkeypatch):
     assert again[0] is first[2]
     assert asked == [3]
     opened.hint(5, 5, "red")
-    assert opened.answers([0])[0] is not first[0]  # this model hears hints
+    assert opened.answers([0])[0] is not first[0]  # this model takes hints
     assert not torch.equal(first[0].ab, first[1].ab)
 
 

@@ -84,7 +84,7 @@ def visit(browser, address):
     yield open_page
     for context in contexts:
         context.close()
-    assert [fault for fault in faults if "422" not in fault] == []  # the browser tells of refused files as well
+    assert [fault for fault in faults if "422" not in fault] == []  # the browser reports refused files as well
 
 
 def photo(tmp_path: Path, height: int = 90, width: int = 120) -> Path:
@@ -250,7 +250,7 @@ def test_a_stroke_no_colour_and_a_colour_from_the_photo(visit, tmp_path):
     assert colourful(shown(page)[30:60, 75:105]) > 10
     page.click("#gray")
     ready(page)
-    assert colourful(shown(page)[40:50, 85:95]) < 12  # it was sepia, of 27
+    assert colourful(shown(page)[40:50, 85:95]) < 12  # it was sepia, with a colorfulness of 27
     page.click("#remove")
     ready(page)
     assert page.locator(".mark").count() == 1

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from Project7 import color, perceptual_loss
 from Project7.perceptual_loss import LPIPS, PerceptualLoss, WeightsMissing, load_lpips, load_perceptual
 
-# Without their cache: what is in a file or behind the network differs from test to test.
+# Without their cache, because the content of files and of the network differs from test to test.
 load, load_similarity = load_perceptual.__wrapped__, load_lpips.__wrapped__
 AB_MEAN, AB_STD = torch.tensor([2.1, 8.9]), torch.tensor([12.6, 17.7])
 FILE_NAME = "vgg16-397923af.pth"  # as torchvision's cache calls it
@@ -43,7 +43,7 @@ def as_stored(build, features: nn.Sequential) -> dict[str, Tensor]:
     """The content of torchvision's file, by name and shape: `features.*` and `classifier.*`."""
     with torch.device("meta"):
         shapes = build().state_dict()
-    one = torch.full((1,), torch.nan)  # stretched to any shape it takes four bytes; and whoever reads it has NaN
+    one = torch.full((1,), torch.nan)  # expanded to any shape it takes four bytes, and reading it gives NaN
     weights = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
     return {name: weights.get(name, one.expand(tensor.shape)) for name, tensor in shapes.items()}
 
@@ -541,7 +541,7 @@ def test_a_refusal_is_not_remembered(cache, file):
     try:
         assert load_perceptual("vgg16").name == "VGG16"
     finally:
-        load_perceptual.cache_clear()  # these are no weights of torchvision's
+        load_perceptual.cache_clear()  # these weights are not torchvision's
 
 
 # ---- LPIPS
@@ -602,7 +602,7 @@ def test_where_all_features_are_0_the_gradient_is_finite(files):
     """The package divides by sqrt(sum of squares), whose slope at 0 is infinite; times 0 that makes the gradient of the
     features NaN. Only the ReLU before them keeps it from the picture."""
     similarity = load_similarity("alex", files["alex"])
-    similarity.network.net.slice1[0].weight.fill_(0.01)  # now its first layer sees light alone, and only much of it
+    similarity.network.net.slice1[0].weight.fill_(0.01)  # now its first layer sees only light, above a high threshold
     similarity.network.net.slice1[0].bias.fill_(-1.0)
     rgb, truth = pictures(2, 48), pictures(2, 48, seed=1)
     rgb[..., 24:] = 0

@@ -321,7 +321,7 @@ def test_bombs_are_refused_before_decoding(tmp_path):
     lines, megabytes = measured(*(tmp_path / name for name in bombs))
     for name, line in zip(bombs, lines, strict=True):
         assert name in line
-        # of a picture with a large text or profile that is dropped, and the picture is read
+        # a picture with a large text or profile is read without it
         assert ("photo (1, 1, 3)" if name in ("text.png", "profile.png") else "120 megapixels") in line
     assert megabytes < 100
 
@@ -672,10 +672,10 @@ def test_a_profile_leaves_alpha_alone():
 def test_srgb_profiles_change_nothing():
     v = np.linspace(0, 1, 1024)
     table = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
-    by_hand = profile(b"RGB ", table, SRGB_COLORANTS)  # as most cameras have it, with no name that could tell
+    by_hand = profile(b"RGB ", table, SRGB_COLORANTS)  # like that of most cameras, without a telling name
     source, target = ImageCms.ImageCmsProfile(io.BytesIO(by_hand)), ImageCms.createProfile("sRGB")
     converted = np.asarray(ImageCms.profileToProfile(Image.fromarray(noise()), source, target))
-    assert 0 < np.abs(converted.astype(int) - noise()).max() <= 2  # the rounding that nobody wants
+    assert 0 < np.abs(converted.astype(int) - noise()).max() <= 2  # the rounding that must be avoided
     for srgb in (by_hand, to_image(noise()).info["icc_profile"]):
         photo = open_photo(encode(noise(), "PNG", icc_profile=srgb))
         np.testing.assert_array_equal(photo.rgb, noise())

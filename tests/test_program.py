@@ -27,7 +27,7 @@ def own_signal_handlers():
 
 def start(code: str, **options) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    environment.pop("PYTHONUNBUFFERED", None)  # it would hide what is still in the buffer at the end
+    environment.pop("PYTHONUNBUFFERED", None)  # it would hide output that is still in the buffer at the end
     return subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **options)
 
 

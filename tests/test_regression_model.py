@@ -390,7 +390,7 @@ def test_it_learns_to_give_faded_photos_their_lightness_back():
     assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:5]), losses[::10]
     L, _ = color.split(photos, network.ab_mean, network.ab_std)
     L = L.repeat(16, 1, 1, 1)
-    faded = network.shown(L, BatchRandom(0, 1000, 0, 64, 64))  # as it has not been seen
+    faded = network.shown(L, BatchRandom(0, 1000, 0, 64, 64))  # faded as in no training step
     restored = faded + network.colorize(faded)[:, :1]
     assert (restored - L).abs().mean() < 0.5 * (faded - L).abs().mean()
 

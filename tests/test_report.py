@@ -135,7 +135,7 @@ def test_a_picture_that_cannot_be_written_is_said_once(tmp_path):
     text = shown(folder, progress(), progress(step=20), progress(step=30))
     assert text.count("No comparison picture") == 1
     assert text.count("No TensorBoard log") == 1
-    assert text.count("epoch 1/2") == 3  # training went on
+    assert text.count("epoch 1/2") == 3  # training continued
 
 
 def test_a_terminal_gets_one_line_that_is_gone_at_the_end(tmp_path):

@@ -98,7 +98,7 @@ def by_hand(conf: DiffusionConfig, steps: int, ancestral: bool) -> tuple[float, 
 def test_samples_have_the_mean_and_spread_of_the_data(name, schedule):
     x = draw(name, settings(schedule), steps=100)
     assert x.mean().item() == pytest.approx(MEAN, abs=0.012)
-    # Few steps are too certain: the share of the true spread that is missing falls with their number.
+    # With few steps the spread is too small: the missing share falls with their number.
     assert 1 - 1.4 / 100**0.5 < x.std().item() / STD < 1.06
 
 
@@ -174,7 +174,7 @@ def test_the_same_generator_gives_the_same_picture(name):
     first = draw_with(name, seeded(1), 3)
     assert first.shape == (3, 2, 4, 5)
     assert first.std() > 0.1
-    torch.manual_seed(123)  # the global generator has no say
+    torch.manual_seed(123)  # the global generator has no influence
     assert torch.equal(draw_with(name, seeded(1), 3), first)
     assert not torch.isclose(draw_with(name, seeded(2), 3), first).any(dim=0).all()
 

@@ -21,7 +21,7 @@ from Project7.model_folder import open_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = {"base": ("diffusion", 32e6), "base-classification": ("classification", 16e6)}
-PLACES = re.compile(r'"(/[a-z]|[A-Z]:\\\\|~)|/(home|work|tmp|root)/')  # of one machine
+PLACES = re.compile(r'"(/[a-z]|[A-Z]:\\\\|~)|/(home|work|tmp|root)/')  # paths of one machine
 
 each = pytest.mark.parametrize("name", SHIPPED)
 

@@ -65,7 +65,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate(monkeypatch):
-    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # it has one precision a process
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # it has one precision per process
 
 
 def train(models, *flags, script=train_classification):

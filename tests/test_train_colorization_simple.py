@@ -68,7 +68,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate(monkeypatch):
-    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # it has one precision a process
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # it has one precision per process
 
 
 def train(models, *flags, script=train_colorization_simple):
@@ -206,7 +206,7 @@ def asked_for(monkeypatch, tmp_path):
     return of
 
 
-# What the source documents and the issue say, loss by loss.
+# The values of the source documents, loss by loss.
 SIMPLE_TRAINING = {"learning_rate": 1e-4, "batch_size": 16, "lr_schedule": "constant"}
 WEIGHTED_TRAINING = {
     "learning_rate": 5e-5, "batch_size": 16, "weight_decay": 1e-5, "lr_schedule": "one-cycle", "epochs": 100,

@@ -633,7 +633,7 @@ def test_a_checkpoint_with_only_the_keys_of_the_source_document_says_what_is_mis
 def test_a_checkpoint_with_only_the_keys_of_the_source_document_is_scored_and_continued(tmp_path, uninterrupted):
     source = documented(uninterrupted["gan"])
     seen, left = begin_again(tmp_path, source, V2["gan"])
-    assert seen[0].phase == "validate"  # nobody knows what its best was measured under
+    assert seen[0].phase == "validate"  # the objective of its best loss is not known
     assert left["progress"]["best_val_loss"] == pytest.approx(source["val_loss"], rel=1e-6)
     assert left["epoch"] == 2
     assert left["optimizer_state_dict"]["state"][0]["step"] == 13
@@ -736,7 +736,7 @@ def test_two_processes_train_as_one_with_every_term(tmp_path):
     assert max((t - two["raw_state_dict"][n]).abs().max().item() for n, t in one["raw_state_dict"].items()) < 1e-4
     for part in ("terms", "weighted_terms", "val_terms"):
         for name, value in one["history"][0][part].items():
-            # the hinge loss leaves its last bias no gradient but rounding, and AdamW makes whole steps of that
+            # the hinge loss gives the last bias only rounding as its gradient, from which AdamW makes whole steps
             assert two["history"][0][part][name] == pytest.approx(value, rel=1e-3, abs=1e-3), (part, name)
     states = [c["loss_state_dict"]["discriminator_optimizer_state_dict"]["state"] for c in (one, two)]
     mean = [torch.cat([moments["exp_avg"].flatten() for moments in state.values()]) for state in states]
@@ -907,7 +907,7 @@ def test_the_gradient_of_the_model_stays_out_of_the_discriminator_and_the_other_
 
 
 def test_bf16_trains_with_every_term(tmp_path, monkeypatch):
-    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # accelerate has one precision a process
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # accelerate has one precision per process
     settings = config(epochs=1, objective=terms(gan=True, feature_matching_weight=1.0), mixed_precision="bf16")
     seen = run(tmp_path, settings)
     entry = seen[-1].entry
@@ -1186,7 +1186,7 @@ def test_a_rollback_restores_the_last_healthy_state_and_lowers_the_rate(tmp_path
     assert last["progress"]["rate_scale"] == pytest.approx(0.4)
     assert notes(seen).count("Rolled back from step 12 to step 6") == 1
 
-    # and it goes on as a run that was at that place, and had that rate
+    # and it continues like a run that was at that position with that rate
     run(tmp_path / "b", GOES_BACK[name], resume=last)
     assert_same_run(load_checkpoint(tmp_path / "a" / "last_model.pth"), load_checkpoint(tmp_path / "b/last_model.pth"))
 

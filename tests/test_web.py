@@ -197,7 +197,7 @@ def test_an_open_photo_is_answered_and_exported(client):
     assert [kind for kind, _ in found] == ["step"] * 3 + ["answer"] + ["step"] * 3 + ["answer", "done"]
     answer = fields_of(found[3][1])[1:]
     assert "data" in found[0][1]
-    assert "data" not in found[4][1]  # one forms before the eyes
+    assert "data" not in found[4][1]  # only the first answer is shown while it forms
     assert len(answer) == 6
     exported = client.post(f"/api/photos/{id}/export", json={**asked, "seed": 1, "saturation": 1.5, "warmth": 6})
     picture = np.asarray(Image.open(io.BytesIO(exported.content)))
@@ -471,7 +471,7 @@ def test_a_full_queue_says_so_and_empties(models_dir, monkeypatch):
         assert "waiting" in is_error(refused, 503)
         assert int(refused.headers["retry-after"]) > 0
         assert [future.result().status_code for future in waiting] == [200] * 3
-        while studio.heavy.count:  # it is counted off a moment after the answer
+        while studio.heavy.count:  # the count falls a moment after the answer
             time.sleep(0.01)
 
 
@@ -584,7 +584,7 @@ def test_a_client_that_goes_away_frees_the_worker_within_a_step(models_dir, monk
                 client.sendall(raw(asking))
                 until(lambda: len(steps) >= 3)
             until(lambda: studio.heavy.count == 0)
-            assert len(steps) < 12, asking.url  # the server hears of it a moment later
+            assert len(steps) < 12, asking.url  # the server notices it a moment later
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(raw(whole[0])[:-40])
         assert request(address) == 200
