@@ -72,7 +72,7 @@ class DiffusionConfig(BaseModel):
     model_config = SETTINGS
 
     SCRIPTS: ClassVar = ("train_diffusion.py", "train_diffusion_v2.py")
-    CHOOSE: ClassVar = "decides on vivid colours, and decides otherwise with another seed: the first choice for a photo"
+    CHOOSE: ClassVar = "vivid colours, and different ones with another seed: the first choice for a photo"
     UNIT_TARGETS: ClassVar = True  # a network that always predicts 0 has a squared error of 1
 
     method: Literal["diffusion"] = "diffusion"
@@ -97,8 +97,8 @@ class DiffusionConfig(BaseModel):
     )
     noise_shift: float = setting(
         1.0,
-        "the signal-to-noise ratio is divided by its square, so that more timesteps are nearly noise; a new model gets "
-        "3 for a chroma grid of 32 x 32 cells, and in proportion for others",
+        "divide the signal-to-noise ratio by the square of this, so that more timesteps are nearly noise; a new model "
+        "gets 3 for a chroma grid of 32 x 32 cells, and in proportion for others",
         ge=1,
         le=32,
     )
@@ -300,7 +300,9 @@ class RegressionConfig(BaseModel):
     model_config = SETTINGS
 
     SCRIPTS: ClassVar = ("train_colorization_simple.py", "train_image_restoration.py")
-    CHOOSE: ClassVar = "one fast pass to the average of what is plausible: paler, seldom odd; may restore faded photos"
+    CHOOSE: ClassVar = (
+        "one fast pass to the average of the plausible colours: paler, rarely odd; may restore faded photos"
+    )
     UNIT_TARGETS: ClassVar = False
 
     method: Literal["regression"] = "regression"
