@@ -39,11 +39,11 @@ _ALONE = 512  # fewer photos are decoded without workers
 _MOST_BROKEN = 0.05  # as a share of the photos
 _BUILDING = ".building-"
 _BLOCK = 1 << 26  # bytes that one checksum covers
-_MOST_BLOCKS = 64  # 4 GB, which take 2 s: as much of a set is checked whenever it is opened
+_MOST_BLOCKS = 64  # 4 GB, which takes 2 s: at most this much of a set is checked each time it is opened
 
 
 def default_cache_dir() -> Path:
-    """$PROJECT7_CACHE, else project7 in $XDG_CACHE_HOME or ~/.cache."""
+    """The cache folder: $PROJECT7_CACHE if it is set, else `project7` in $XDG_CACHE_HOME or in ~/.cache."""
     if os.environ.get("PROJECT7_CACHE"):
         return Path(os.environ["PROJECT7_CACHE"])
     if os.environ.get("XDG_CACHE_HOME"):
@@ -65,8 +65,8 @@ def open_part(
     cache_dir: Path,
     progress: Counting | None,
 ) -> ImageSet:
-    """One part of a data set from the cache, which is built first if needed. Of two processes that need the same part,
-    one builds it and the other waits.
+    """Opens one part of a data set from the cache, and builds it there first if needed. If two processes need the same
+    part, one builds it and the other waits.
 
     how: the size of the squares, and how many squares to take from each photo. Raises ProjectError if too many photos
     are broken, or if the cache cannot be written.
@@ -75,7 +75,7 @@ def open_part(
     choice = {"limit": limit, "min_colorfulness": min_colorfulness, "part": part, "version": _CACHE_VERSION}
     key = hashlib.sha256(json.dumps([how, choice, photos]).encode()).hexdigest()[:24]
     folder = cache_dir / key
-    if found := open_entry(folder):  # needs no right to write there: the cache may be another user's
+    if found := open_entry(folder):  # needs no permission to write: the cache may belong to another user
         return found
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def open_entry(folder: Path) -> ImageSet | None:
 
 
 def block_checksums(path: Path, blocks: Iterable[int] | None = None) -> Iterator[int]:
-    """CRC-32 of the blocks of a file with these numbers, in their order; of all blocks where none are named."""
+    """The CRC-32 of each block of a file whose number is in `blocks`, in that order; of all blocks if it is None."""
     count = -(-path.stat().st_size // _BLOCK)
     with open(path, "rb") as file:
         for block in range(count) if blocks is None else blocks:
@@ -127,7 +127,7 @@ def block_checksums(path: Path, blocks: Iterable[int] | None = None) -> Iterator
 
 
 def intact(path: Path, known: Sequence[int]) -> bool:
-    """Whether the pixels are those that were written. Of a very large set, a random part is looked at each time."""
+    """Whether the pixels are those that were written. In a very large set, only a random part is checked each time."""
     some = list(range(len(known)))
     if len(known) > _MOST_BLOCKS:
         some = sorted(np.random.default_rng().choice(len(known), _MOST_BLOCKS, replace=False).tolist())
@@ -257,7 +257,7 @@ def _follow_the_parent() -> None:
 
 
 def decode_chunk(job: tuple, photos: Iterable[SourcePhoto]) -> tuple[list[bytes | None], list[str]]:
-    """For each photo its squares as `crops` * size * size * 3 bytes, or None and the reason."""
+    """For each photo, its squares as `crops` * size * size * 3 bytes, or None with the reason."""
     root, is_zip, how, min_colorfulness = job
     squares: list[bytes | None] = []
     reasons: list[str] = []
@@ -277,8 +277,8 @@ def decode_chunk(job: tuple, photos: Iterable[SourcePhoto]) -> tuple[list[bytes 
 
 
 def decode(content: bytes, name: str, *, size: int, crops: int, seed: int) -> np.ndarray:
-    """The squares of a photo, (crops, S, S, 3) uint8: the centre square, or `crops` random squares that depend on the
-    seed and the name alone."""
+    """The squares of a photo, (crops, S, S, 3) uint8: the centre square, or `crops` random squares that depend only on
+    the seed and the name."""
     image = read_small(content, 2 * size if crops == 1 else MAX_PIXELS)
     if image is None:
         image = Image.fromarray(open_photo(content).rgb)
@@ -307,7 +307,7 @@ def _random_boxes(size: tuple[int, int], smallest: int, crops: int, key: str) ->
 
 
 def _square(image: Image.Image, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    """One square at its final size. A picture that already has this size is taken as it is, bit for bit."""
+    """One square at its final size. A picture that already has this size is returned unchanged, bit for bit."""
     if box == (0, 0, size, size) == (0, 0, *image.size):
         return np.asarray(image)
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))

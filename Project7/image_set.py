@@ -24,11 +24,11 @@ class DataSummary:
 
     part: str  # "training" or "validation"
     used: int  # squares
-    photos: int  # the squares come from
-    broken: tuple[tuple[str, str], ...]  # their names and the reasons
+    photos: int  # that the squares come from
+    broken: tuple[tuple[str, str], ...]  # name and reason of each photo that could not be read
     gray: int  # photos left out because of min_colorfulness
     seconds: float  # that decoding took when the cache was built
-    built: bool = False  # just now, rather than opened from the cache
+    built: bool = False  # whether it was decoded just now, rather than opened from the cache
     warning: str = ""
 
     def lines(self) -> list[str]:
@@ -85,13 +85,13 @@ class ImageSet:
     images: Pictures  # (N, S, S, 3) uint8, memory-mapped, read-only
     names: tuple[str, ...]  # N names inside the source
     labels: tuple[str, ...]  # N classes (WordNet IDs) of Tiny ImageNet, "" elsewhere
-    fingerprint: str  # of the pixels and their order: a copy of the data elsewhere has the same one
+    fingerprint: str  # digest of the pixels and their order; a copy of the data elsewhere has the same one
     summary: DataSummary | MixedSummary
     sizes: tuple[int, ...] = ()  # with several sources: how many of the N pictures each one has
     shares: tuple[float, ...] = ()  # with several sources: how often each one is trained on; their sum is 1
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """The numbers of the pictures to train on in an epoch, (N,), in their order."""
+        """The indices of the pictures to train on in an epoch, (N,), in order."""
         if not self.sizes:
             return epoch_order(seed, epoch, len(self.images))
         return mixed_order(seed, epoch, self.sizes, self.shares)
@@ -103,7 +103,8 @@ class ImageSet:
 
 
 def mixed(sources: Sequence[str], parts: Sequence[ImageSet], shares: Sequence[float] | None) -> ImageSet:
-    """Several sets as one. shares: how often each set is trained on; None trains on each picture equally often."""
+    """Combines several sets into one. shares: how often each set is trained on; None trains on each picture equally
+    often."""
     sizes = tuple(len(part.images) for part in parts)
     wanted = shares or sizes
     facts = json.dumps([[part.fingerprint for part in parts], list(wanted)])
@@ -119,16 +120,16 @@ def mixed(sources: Sequence[str], parts: Sequence[ImageSet], shares: Sequence[fl
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of the n images in an epoch: a permutation that depends on the seed, the epoch and n alone."""
+    """The order of the n images in an epoch: a permutation that depends only on the seed, the epoch and n."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def mixed_order(seed: int, epoch: int, sizes: Sequence[int], shares: Sequence[float]) -> np.ndarray:
     """The order of an epoch over several sets, whose pictures are numbered one set after the other.
 
-    The epoch is as long as all sets together, and each set gets its share of it. A set goes through its pictures pass
-    after pass, across epochs: a set that is small for its share repeats its pictures within an epoch, and a large one
-    goes on where the last epoch stopped.
+    The epoch is as long as all sets together, and each set gets its share of it. The passes through a set continue
+    across epochs: a set that is small for its share repeats its pictures within an epoch, and a large one continues
+    where the last epoch stopped.
     """
     total = sum(sizes)
     ends = np.round(np.cumsum([0.0, *shares]) * total).astype(int)
@@ -143,7 +144,7 @@ def mixed_order(seed: int, epoch: int, sizes: Sequence[int], shares: Sequence[fl
 
 
 def load_batches(images: Pictures, batches: Sequence[np.ndarray], *, num_workers: int = 0) -> Generator["Tensor"]:
-    """The pictures of each array of indices, uint8 (B, S, S, 3): one fancy index per batch, with or without workers.
+    """Yields the pictures of each array of indices, uint8 (B, S, S, 3), with or without worker processes.
 
     Raises ProjectError, which suggests --num-workers 0, if a worker dies.
     """
@@ -167,7 +168,7 @@ def load_batches(images: Pictures, batches: Sequence[np.ndarray], *, num_workers
 
 
 class _WorkersPictures:
-    """What a DataLoader's worker reads from. The worker opens the memory maps by their paths; nothing is copied."""
+    """The dataset of a DataLoader's worker, which opens the memory maps by their paths, so that nothing is copied."""
 
     def __init__(self, images: Pictures):
         self.images = images

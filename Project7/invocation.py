@@ -1,4 +1,4 @@
-"""How a person types this program here, so that a printed command can be pasted."""
+"""The command that starts this program here, so that a printed command can be copied and pasted."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def command() -> str:
-    """`project7` where that runs this installation; else its path from here; else Python with the package."""
+    """`project7` if that runs this installation; else the path of its script; else Python with the package."""
     beside = Path(sys.executable).with_name("project7")
     on_path = shutil.which("project7")
     if on_path and beside.exists() and os.path.samefile(on_path, beside):
@@ -20,7 +20,7 @@ def command() -> str:
 
 
 def quoted(path: Path) -> str:
-    """From here where that is shorter, and in quotes where a shell needs them."""
+    """A path for a shell: relative if that is shorter, and quoted if necessary."""
     import shlex
 
     try:

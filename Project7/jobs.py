@@ -1,7 +1,7 @@
-"""Work that takes seconds, one at a time: a bounded queue, progress, cancelling within a step.
+"""Jobs that take seconds, run one at a time: a bounded queue, progress, and cancelling within one denoising step.
 
-A server has one `Worker` for each device. A job hears of its end only where it asks (`Job.check`, at each denoising
-step), so nothing is ever stopped half-way through a write.
+A server has one `Worker` for each device. A job ends early only where it checks for it itself (`Job.check`, at each
+denoising step), so that no write is ever interrupted half-way.
 """
 
 import asyncio
@@ -15,40 +15,40 @@ from Project7.errors import ProjectError
 
 
 class QueueFull(ProjectError):
-    """As many jobs wait as may; the caller should come back later."""
+    """The queue holds as many jobs as it may; the caller should try again later."""
 
 
 class JobEnded(ProjectError):
-    """A job that was cancelled, or took longer than it may."""
+    """The job was cancelled, or took longer than allowed."""
 
 
 class Job:
-    """One piece of work. `work(job)` runs in the worker's thread; what it says arrives in `events`."""
+    """One piece of work. `work(job)` runs in the worker's thread; what it reports with `say` arrives in `events`."""
 
     def __init__(self, work: Callable[["Job"], Any], seconds: float):
         self.work, self.seconds = work, seconds
-        self.deadline = float("inf")  # until it begins
+        self.deadline = float("inf")  # set when the job begins
         self.future: Future[None] | None = None
         self._cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
     def check(self) -> None:
-        """Raises JobEnded where nobody waits for the result any longer."""
+        """Raises JobEnded if the job was cancelled or its time is up."""
         if self._cancelled.is_set():
             raise JobEnded("the job was cancelled.")
         if time.monotonic() > self.deadline:
             raise JobEnded(f"the job took longer than {self.seconds:g} seconds; ask for fewer steps or variants.")
 
     def say(self, kind: str, value: Any) -> None:
-        """From the worker's thread to whoever reads the events."""
+        """Sends an event from the worker's thread to the reader of `events`. Raises JobEnded as `check` does."""
         self.check()
         self._post(kind, value)
 
     def cancel(self) -> None:
         self._cancelled.set()
         if self.future is not None:
-            self.future.cancel()  # where it has not begun
+            self.future.cancel()  # has an effect only if the job has not begun
 
     def run(self) -> None:
         self.deadline = time.monotonic() + self.seconds
@@ -63,7 +63,7 @@ class Job:
             self._loop.call_soon_threadsafe(self._events.put_nowait, (kind, value))
 
     async def next(self, seconds: float) -> tuple[str, Any] | None:
-        """The next (kind, value); None where nothing happens for so long. Raises what the work raised."""
+        """The next (kind, value); None if nothing happens for `seconds`. Raises the exception that the work raised."""
         try:
             kind, value = await asyncio.wait_for(self._events.get(), seconds)
         except TimeoutError:
@@ -73,7 +73,7 @@ class Job:
         return kind, value
 
     async def events(self) -> AsyncGenerator[tuple[str, Any]]:
-        """What the job says, and at last ("done", its result). Leaving the loop cancels the job."""
+        """Yields what the job reports, and finally ("done", its result). Leaving the loop cancels the job."""
         try:
             while True:
                 if (event := await self.next(3600)) is not None:
@@ -85,7 +85,7 @@ class Job:
 
 
 class Worker:
-    """One thread, and at most `waiting` jobs before it."""
+    """One thread, and a queue of at most `waiting` jobs."""
 
     def __init__(self, *, waiting: int, seconds: float):
         self.waiting, self.seconds = waiting, seconds
@@ -94,11 +94,11 @@ class Worker:
 
     @property
     def count(self) -> int:
-        """Jobs that run or wait."""
+        """Number of jobs that are running or waiting."""
         return self._count
 
     def submit(self, work: Callable[[Job], Any]) -> Job:
-        """Raises QueueFull where too many wait already."""
+        """Queues a job. Raises QueueFull if too many are waiting already."""
         job = Job(work, self.seconds)
         with self._lock:
             if self._count > self.waiting:
@@ -113,5 +113,5 @@ class Worker:
             self._count -= 1
 
     def close(self) -> None:
-        """Lets what runs come to its end, and nothing new begin."""
+        """Waits for the running job to end, and lets no other begin."""
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,7 +1,7 @@
 """Blocks of the classification generator: residual block with GLU, self-attention, attention gate, FiLM.
 
-All normalize with GroupNorm: BatchNorm's statistics are those of the batch and of the data a network was first trained
-on, which for lightness instead of RGB are wrong.
+All of them normalize with GroupNorm: BatchNorm depends on the batch and on running statistics of the data that a
+network was first trained on, which are wrong for lightness in place of RGB.
 """
 
 import math
@@ -10,19 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_GROUPS = 32  # at most; fewer where the width does not divide
+_GROUPS = 32  # largest number of groups; fewer if the channels cannot be divided so
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Two channels a group at least: alone in its group, a channel would lose its mean."""
+    """GroupNorm with at least two channels per group: a channel alone in its group would lose its mean."""
     return nn.GroupNorm(math.gcd(_GROUPS, channels // 2) if channels % 2 == 0 else 1, channels)
 
 
 class ResBlock(nn.Module):
     """x -> shortcut(x) + GLU(conv(ReLU(GN(conv(ReLU(GN(x))))))): (B, C, H, W) -> (B, C', H, W).
 
-    The gated linear unit (Dauphin et al. 2017) halves the channels of the second convolution: one half says what, the
-    other how much of it. Pre-activation as in He et al. 2016 (Identity Mappings), so that the shortcut stays clean.
+    The gated linear unit (Dauphin et al. 2017) halves the channels of the second convolution: one half holds the
+    values, the other their gates. Pre-activation as in He et al. 2016 (Identity Mappings), so that the shortcut stays
+    an identity.
     """
 
     def __init__(self, before: int, after: int):
@@ -38,10 +39,10 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention2d(nn.Module):
-    """Every place attends to every other: x + gamma attention(x), (B, C, H, W) -> the same (Zhang et al. 2019, SAGAN).
+    """Every position attends to every other (Zhang et al. 2019, SAGAN): x + gamma attention(x), (B, C, H, W) -> same.
 
-    Queries and keys have C / reduction channels: distances between places need fewer numbers than what the places say.
-    gamma starts small, so that the block starts near the identity.
+    Queries and keys have C / reduction channels: comparing positions takes fewer channels than the values do. gamma
+    starts small, so that the block starts near the identity.
     """
 
     def __init__(self, channels: int, *, reduction: int = 16):
@@ -61,7 +62,7 @@ class SelfAttention2d(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Weighs the places of a skip connection by what the deeper layer knows (Oktay et al. 2018, eq. 1).
+    """Weights the positions of a skip connection by the features of the deeper layer (Oktay et al. 2018, eq. 1).
 
     skip (B, C, H, W), gate (B, G, h, w) -> alpha * skip, alpha = sigmoid(psi(ReLU(W_x skip + W_g gate))) in [0, 1].
     """

@@ -1,4 +1,4 @@
-"""The learning rate of every step: a pure function, so there is no scheduler to save or to restore."""
+"""The learning rate of every step: a pure function, so that there is no scheduler to save or to restore."""
 
 import math
 
@@ -6,10 +6,11 @@ from Project7.training_config import TrainingConfig
 
 
 def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0) in a schedule of `steps`.
+    """The learning rate of step `step` (from 0) in a schedule of `steps` steps.
 
-    constant and cosine rise linearly over `warmup_steps`; one-cycle (Smith & Topin 2018) rises from 1/25 along a
-    half cosine over the first 10 % and falls to almost nothing, as torch's OneCycleLR does with pct_start=0.1.
+    constant and cosine rise linearly over `warmup_steps`; one-cycle (Smith & Topin 2018) rises from 1/25 of the peak
+    along a half cosine over the first 10 % of the steps and falls to almost 0, as torch's OneCycleLR does with
+    pct_start=0.1.
     """
     highest = training.learning_rate
     if training.lr_schedule == "one-cycle":

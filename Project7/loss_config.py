@@ -1,4 +1,4 @@
-"""The losses of direct regression: their terms, the weights that they are documented with, and the presets."""
+"""The settings of the losses of direct regression: their terms, their documented weights, and the presets."""
 
 from typing import Any, Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, model_validator
 
 from Project7.settings import SETTINGS, setting
 
-# The weights of each loss's terms; those of the enhanced one by preset.
+# The weights of each loss's terms; a preset replaces those of the enhanced loss.
 LOSS_WEIGHTS: dict[str, dict[str, float]] = {
     "simple": {"perceptual_weight": 1.0, "lab_weight": 1.0, "ab_weight": 2.0, "diversity_weight": 0.0},
     "weighted": {"perceptual_weight": 0.0, "ab_weight": 1.0},
@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, float]] = {
     "vibrant": {"perceptual_weight": 0.3, "l_weight": 0.2, "ab_weight": 4.0, "saturation_weight": 1.0},
     "maximum": {"perceptual_weight": 0.2, "l_weight": 0.2, "ab_weight": 5.0, "saturation_weight": 1.5},
 }
-# The training settings that each loss is documented with; the rest is as everywhere.
+# The documented training settings of each loss; the others have their usual defaults.
 LOSS_TRAINING: dict[str, dict[str, Any]] = {
     "simple": {"learning_rate": 1e-4, "batch_size": 16},
     "weighted": {
@@ -44,38 +44,43 @@ def loss_weight(about: str, ask: str | None = None, default: float | None = None
 
 
 class LossConfig(BaseModel):
-    """The loss of direct regression, in the words of losses.py. A weight that is not given is that of the loss and
-    its preset; None is a term that the loss does not have."""
+    """The loss of direct regression, in the terms of losses.py. A weight that is not given is the documented one of the
+    loss and its preset; None means that the loss does not have this term."""
 
     model_config = SETTINGS
 
     loss: Literal["simple", "weighted", "enhanced"] = setting(
         "simple",
-        "simple: LPIPS, Lab and ab; weighted: ab, saturated colours counting more; enhanced: with a saturation term",
+        "simple: LPIPS, Lab and ab; weighted: ab, with more weight on saturated colours; enhanced: LPIPS, L, ab and "
+        "saturation",
         ask="Loss (simple, weighted or enhanced)",
         fixed=False,
     )
     preset: Literal["conservative", "balanced", "vibrant", "maximum"] | None = setting(
         None,
-        "weights of the enhanced loss (balanced)",
+        "named set of weights for the enhanced loss (balanced)",
         ask="Preset (conservative, balanced, vibrant or maximum)",
         fixed=False,
         follows=("loss",),
     )
     perceptual_weight: float = loss_weight(
-        "of LPIPS; 0 loads no network (weighted 0, enhanced 0.5)", "Perceptual weight", default=1.0
+        "weight of LPIPS; 0 loads no network (weighted 0, enhanced 0.5)", "Perceptual weight", default=1.0
     )
-    lab_weight: float | None = loss_weight("of the squared error of Lab (simple 1)", "Lab weight")
-    l_weight: float | None = loss_weight("of the squared error of L (enhanced 0.3)", "L weight")
-    ab_weight: float = loss_weight("of the squared error of ab (weighted 1, enhanced 3)", "ab weight", default=2.0)
+    lab_weight: float | None = loss_weight("weight of the squared error of Lab (simple 1)", "Lab weight")
+    l_weight: float | None = loss_weight("weight of the squared error of L (enhanced 0.3)", "L weight")
+    ab_weight: float = loss_weight(
+        "weight of the squared error of ab (weighted 1, enhanced 3)", "ab weight", default=2.0
+    )
     saturation_weight: float | None = loss_weight(
-        "of the squared error of the chroma (enhanced 0.5)", "Saturation weight"
+        "weight of the squared error of the chroma (enhanced 0.5)", "Saturation weight"
     )
-    diversity_weight: float | None = loss_weight("of 1 / (variance of ab + 1) (simple 0; 0.01 is mild)")
-    a_weight: float | None = loss_weight("of a within ab: green to red (enhanced 1)")
-    b_weight: float | None = loss_weight("of b within ab: blue to yellow (enhanced 1)")
+    diversity_weight: float | None = loss_weight("weight of 1 / (variance of ab + 1) (simple 0; 0.01 is mild)")
+    a_weight: float | None = loss_weight("weight of a, green to red, within the ab term (enhanced 1)")
+    b_weight: float | None = loss_weight("weight of b, blue to yellow, within the ab term (enhanced 1)")
     perceptual_net: Literal["alex", "vgg", "random"] = setting(
-        "alex", "network of LPIPS as trained on ImageNet, or a random, untrained one (weaker)", fixed=False
+        "alex",
+        "network of LPIPS: AlexNet or VGG16 trained on ImageNet, or a random, untrained one (weaker)",
+        fixed=False,
     )
     perceptual_weights: str | None = setting(
         None, "file with that network's weights, instead of torchvision's download", fixed=False, min_length=1
@@ -84,7 +89,7 @@ class LossConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """The weights that were not given, by the loss and its preset."""
+        """Fills in the weights that were not given, from the loss and its preset."""
         if not isinstance(values, dict):
             return values
         given = {name: value for name, value in values.items() if value is not None}
@@ -99,7 +104,7 @@ class LossConfig(BaseModel):
     @model_validator(mode="after")
     def _combinations(self):
         if self.preset and self.loss != "enhanced":
-            raise ValueError(f"presets are of the enhanced loss, and the loss is {self.loss}; use --loss enhanced")
+            raise ValueError(f"only the enhanced loss has presets, and the loss is {self.loss}; use --loss enhanced")
         terms = LOSS_WEIGHTS[self.loss]
         foreign = [n for n in type(self).model_fields if n.endswith("_weight") and n not in terms and getattr(self, n)]
         if foreign:
@@ -108,7 +113,7 @@ class LossConfig(BaseModel):
             raise ValueError(f"the {self.loss} loss has no term for {flag}; use it with {owners}")
         silent = {"a_weight", "b_weight"} | ({"ab_weight"} if self.a_weight == self.b_weight == 0 else set())
         if not any(getattr(self, name) for name in terms if name not in silent):
-            raise ValueError("all weights of the loss are 0, and one must be above; leave out one of them")
+            raise ValueError("all weights of the loss are 0, and one must be above 0; leave out one of them")
         if self.perceptual_net == "random" and self.perceptual_weights:
             raise ValueError(
                 f"perceptual_net random takes no weights, and perceptual_weights is {self.perceptual_weights}; use "

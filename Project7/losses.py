@@ -1,9 +1,9 @@
 """Losses for colour that train stably: simple, weighted, enhanced.
 
-Called with sRGB in [0, 1], (B, 3, H, W), each returns the weighted total and its named terms, means over the batch.
-Inside, Lab is brought to one order: L / 100 and ab / 110. The terms are squared errors and LPIPS (Zhang et al. 2018),
-none of which can explode. A term for variety of the form -log(variance) is not offered: its slope grows without bound
-as the variance goes to 0, just where a picture of one colour would need a gentle push.
+Called with sRGB in [0, 1], (B, 3, H, W), each returns the weighted total and its named terms, averaged over the batch.
+Internally, Lab is scaled to a common range: L / 100 and ab / 110. The terms are squared errors and LPIPS (Zhang et al.
+2018), none of which can explode. There is no diversity term of the form -log(variance): its slope grows without bound
+as the variance goes to 0, which is where a picture of one colour needs a gentle push.
 """
 
 import copy
@@ -17,15 +17,15 @@ from Project7 import color
 from Project7.loss_config import LOSS_WEIGHTS, PRESETS, LossConfig
 from Project7.perceptual_loss import load_lpips, picture
 
-_GRAY, _SATURATED = 5.0, 35.0  # Lab units of chroma: below the one a pixel is gray, above the other saturated
-_GRAY_COUNTS, _SATURATED_COUNTS = 0.5, 1.5  # how much such a pixel counts
+_GRAY, _SATURATED = 5.0, 35.0  # Lab units of chroma: below the first a pixel is gray, above the second saturated
+_GRAY_COUNTS, _SATURATED_COUNTS = 0.5, 1.5  # weights of such pixels
 Terms = dict[str, Tensor]
 
 
 class ColorizationLossSimple(nn.Module):
     """perceptual_weight LPIPS + lab_weight MSE(Lab) + ab_weight MSE(ab) [+ diversity_weight / (variance of ab + 1)].
 
-    Terms: `perceptual`, `lab`, `ab`, `diversity`; one of weight 0 is left out, and LPIPS then needs no network.
+    Terms: `perceptual`, `lab`, `ab`, `diversity`. A term of weight 0 is left out; without LPIPS no network is loaded.
     """
 
     name = "simple"
@@ -63,11 +63,11 @@ class ColorizationLossSimple(nn.Module):
 
 
 class ColorizationWeightedLoss(nn.Module):
-    """MSE(ab), each pixel by how saturated its true colour is: gray ones count 0.5, saturated ones 1.5.
+    """MSE(ab), with each pixel weighted by the saturation of its true colour: 0.5 if it is gray, 1.5 if saturated.
 
-    An average of all plausible colours is gray, so this makes averaging dear. Between a chroma of 5 and one of 35 Lab
-    units the weight rises smoothly (3 x^2 - 2 x^3): a step would tear regions of one colour apart. Terms: `ab` and, at
-    a tiny weight if at all (0.01), `perceptual`.
+    The average of all plausible colours is gray, so this makes averaging costly. Between a chroma of 5 and of 35 Lab
+    units the weight rises smoothly (3 x^2 - 2 x^3): a step would divide regions of one colour. Terms: `ab` and
+    `perceptual`, whose weight should be tiny if it is used at all (0.01).
     """
 
     name = "weighted"
@@ -103,7 +103,7 @@ class ColorizationLossEnhanced(nn.Module):
 
     Chroma is sqrt(a^2 + b^2): its error punishes sepia and gray even where the hue is right. a_weight and b_weight
     shift the ab term between green-red and blue-yellow. Terms: `perceptual`, `l_luminance`, `ab_chrominance`,
-    `saturation`; one of weight 0 is left out. Presets: config.PRESETS.
+    `saturation`; a term of weight 0 is left out. Presets: loss_config.PRESETS.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class ColorizationLossEnhanced(nn.Module):
             saturation=saturation_weight,
         )
         if not (a_weight >= 0 and b_weight >= 0):
-            raise ValueError(f"a_weight and b_weight are 0 or more, not {a_weight} and {b_weight}")
+            raise ValueError(f"a_weight and b_weight must be 0 or more, not {a_weight} and {b_weight}")
         self.a_weight, self.b_weight = a_weight, b_weight
         self.perceptual: Any = lpips_for(self.weights, perceptual_net, perceptual_weights, device)
 
@@ -140,7 +140,8 @@ class ColorizationLossEnhanced(nn.Module):
 
     @classmethod
     def preset(cls, name: str, **settings: Any) -> "ColorizationLossEnhanced":
-        """`conservative`, `balanced`, `vibrant` or `maximum`; KeyError for another name."""
+        """The loss with the weights of `conservative`, `balanced`, `vibrant` or `maximum`; KeyError for another
+        name."""
         return cls(**{**PRESETS[name], **settings})
 
     def forward(self, rgb: Tensor, truth: Tensor) -> tuple[Tensor, Terms]:
@@ -164,7 +165,7 @@ Loss = ColorizationLossSimple | ColorizationWeightedLoss | ColorizationLossEnhan
 
 
 def make_loss(config: LossConfig, device: torch.device | str) -> Loss:
-    """The loss that a configuration describes. Raises WeightsMissing where LPIPS cannot have its network."""
+    """The loss that a configuration describes. Raises WeightsMissing if the network of LPIPS is not available."""
     kinds: dict[str, type[Loss]] = {
         "simple": ColorizationLossSimple,
         "weighted": ColorizationWeightedLoss,
@@ -180,7 +181,8 @@ def make_loss(config: LossConfig, device: torch.device | str) -> Loss:
 def total_and_terms(loss: Loss, rgb: Tensor, truth: Tensor) -> tuple[Tensor, Terms]:
     if rgb.shape != truth.shape or rgb.ndim != 4 or rgb.shape[1] != 3:
         raise ValueError(
-            f"the loss compares pictures of one shape (B, 3, H, W), not {tuple(rgb.shape)} and {tuple(truth.shape)}"
+            f"the loss compares pictures of the same shape (B, 3, H, W), not {tuple(rgb.shape)} and "
+            f"{tuple(truth.shape)}"
         )
     terms = {name: value.mean() for name, value in loss.of_lab(color.rgb_to_lab(rgb), color.rgb_to_lab(truth)).items()}
     total = torch.stack([loss.weights[name] * value for name, value in terms.items()]).sum()
@@ -188,16 +190,16 @@ def total_and_terms(loss: Loss, rgb: Tensor, truth: Tensor) -> tuple[Tensor, Ter
 
 
 def above_zero(**weights: float) -> dict[str, float]:
-    """The terms that count. Raises ValueError for a weight below 0, or where nothing counts."""
+    """The weights that are not 0. Raises ValueError if a weight is below 0, or if all are 0."""
     below = {name: weight for name, weight in weights.items() if not weight >= 0}  # NaN too
     if below or not any(weights.values()):
-        raise ValueError(f"weights of a loss are 0 or more, and one is above 0; these are {below or weights}")
+        raise ValueError(f"weights of a loss must be 0 or more, and at least one above 0; these are {below or weights}")
     return {name: weight for name, weight in weights.items() if weight}
 
 
 def lpips_for(weights: dict[str, float], net: str, file: str | None, device: torch.device | str) -> nn.Module | None:
-    """The network of the perceptual term; None where the term has no weight."""
-    # A copy: the loaded one is kept, and moving it would move it for all.
+    """The network of the perceptual term; None if the weight of the term is 0."""
+    # A copy, because the loaded network is cached: moving it to a device would move it for all its users.
     return copy.deepcopy(load_lpips(net, file)).to(device) if "perceptual" in weights else None
 
 
@@ -216,15 +218,15 @@ def chroma(lab: Tensor) -> Tensor:
 
 
 def pixel_weights(truth: Tensor) -> Tensor:
-    """(B, 1, H, W): how much a pixel counts, by its true chroma."""
+    """(B, 1, H, W): the weight of each pixel, by its true chroma."""
     x = ((chroma(truth)[:, None] - _GRAY) / (_SATURATED - _GRAY)).clamp(0, 1)
     return _GRAY_COUNTS + (_SATURATED_COUNTS - _GRAY_COUNTS) * x * x * (3 - 2 * x)
 
 
 def diversity(lab: Tensor) -> Tensor:
-    """(B,): 1 / (v + 1), v the mean variance of a and b over the places of a picture, in units of 110.
+    """(B,): 1 / (v + 1), where v is the mean of the variances of a and b over the pixels of a picture, in units of 110.
 
-    A picture at a time, so that it does not depend on which pictures share a batch. Its slope in v is at most 1.
+    It is computed per picture, so that it does not depend on which pictures share a batch. Its slope in v is at most 1.
     """
     variance = color.scaled(lab)[:, 1:].var(dim=(2, 3)).mean(dim=1)
     return 1 / (variance + 1)

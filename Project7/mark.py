@@ -4,14 +4,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 TEXT = "colourised"
-SAID = "Colourised: the colours are a model's guess, not recorded ones."  # of a marked picture, in its file
-_LETTERS = 0.03  # of the short side
-_LEAST = 10  # pixels of the letters
-_PLATE = 0.55  # how much the plate behind the letters darkens
+SAID = "Colourised: the colours are a model's guess, not recorded ones."  # comment in the file of a marked picture
+_LETTERS = 0.03  # height of the letters as a share of the short side
+_LEAST = 10  # smallest height of the letters in pixels
+_PLATE = 0.55  # how much the plate behind the letters darkens the picture
 
 
 def marked(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 or uint16 -> the same with the word in its lower right corner; smaller where it does not fit."""
+    """(H, W, 3) uint8 or uint16 -> the same with the word in its lower right corner, in smaller letters if needed."""
     height, width = rgb.shape[:2]
     size = max(_LEAST, round(_LETTERS * min(height, width)))
     while size > 1 and (ImageFont.load_default(size).getlength(TEXT) + size > width or 1.6 * size > height):

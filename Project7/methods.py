@@ -1,4 +1,4 @@
-"""The methods of the toolkit, and how one is built from its configuration."""
+"""The methods of the toolkit, and building a model of one from its configuration."""
 
 from typing import Any
 

@@ -5,8 +5,8 @@ Imports no torch: the data set uses them to filter photos.
 
 import numpy as np
 
-ALL_GRAY = 2.0  # colorfulness below which a photo has no colour at all: what JPEG leaves of a gray one
-PSNR_CAP = 60.0  # dB: a gray photo is coloured exactly, and its infinite PSNR would make the mean infinite
+ALL_GRAY = 2.0  # colorfulness below which a photo counts as gray: JPEG artefacts alone reach about this much
+PSNR_CAP = 60.0  # dB: a gray photo can be coloured exactly, and its infinite PSNR would make the mean infinite
 
 
 def psnr(rgb: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -16,8 +16,8 @@ def psnr(rgb: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def colorfulness(rgb: np.ndarray) -> np.ndarray:
-    """Hasler & Suesstrunk 2003, section 7: (..., H, W, 3) uint8 -> (...). 0 is gray, 15 slight, 33 moderate, 59
-    strong."""
+    """Colorfulness per photo (Hasler & Suesstrunk 2003, section 7): (..., H, W, 3) uint8 -> (...). 0 is gray, 15
+    slight, 33 moderate, 59 strong."""
     r, g, b = np.moveaxis(rgb.astype(np.float32), -1, 0)
     rg, yb = r - g, (r + g) / 2 - b
     pixels = (-2, -1)
@@ -26,7 +26,7 @@ def colorfulness(rgb: np.ndarray) -> np.ndarray:
 
 
 def ab_rmse(ab: np.ndarray, truth: np.ndarray) -> float:
-    """Root of the mean square over photos, pixels and both channels, in Lab units: (..., 2, H, W) twice."""
+    """Root mean square error over photos, pixels and both channels, in Lab units: (..., 2, H, W) twice."""
     return float(np.sqrt(np.square(ab - truth).mean()))
 
 
@@ -35,7 +35,7 @@ def energy_score(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     (B, 2, H, W) -> (B,).
 
     mean_k |x_k - y| - 1/2 mean_{k != l} |x_k - x_l|, over the K (K - 1) pairs. The norm is the root mean square over
-    the pixels of a photo and both channels. So the score is in Lab units, and with K = 1 it is the RMSE.
+    the pixels of a photo and both channels, so the score is in Lab units, and with K = 1 it is the RMSE.
     """
     count = len(samples)
     error = np.mean([_rms(x - truth) for x in samples], axis=0)
@@ -50,7 +50,7 @@ def _rms(ab: np.ndarray) -> np.ndarray:
 
 
 def diversity(samples: np.ndarray) -> np.ndarray:
-    """The mean distance between two answers to the same photo: (K, B, 2, H, W), K > 1 -> (B,), in Lab units."""
+    """The mean distance between two samples for the same photo: (K, B, 2, H, W), K > 1 -> (B,), in Lab units."""
     return np.mean([_rms(samples[k] - samples[j]) for k in range(len(samples)) for j in range(k)], axis=0)
 
 

@@ -1,4 +1,4 @@
-"""The settings of the three methods: what `best_model.pth` needs to rebuild a model, and what is said of it in words.
+"""The settings of the three methods: what `best_model.pth` needs to rebuild a model, and its description in words.
 
 No torch here, so that `--help` and the first question appear at once.
 """
@@ -12,7 +12,7 @@ from Project7.errors import UsageError
 from Project7.loss_config import LOSS_WEIGHTS
 from Project7.settings import SETTINGS, setting
 
-Run = Any  # a config.RunConfig, which is made of these
+Run = Any  # a config.RunConfig, which contains these settings
 
 Width = Annotated[int, Field(ge=1, le=4096)]
 Pair = tuple[float, float]
@@ -24,23 +24,23 @@ def _above_zero(pair: Pair) -> Pair:
     return pair
 
 
-# What several methods have, declared once.
+# Settings of several methods, declared once.
 AbMean = Annotated[Pair, setting((2.1, 8.9), "a and b that the network sees as 0 (the mean of natural photos)")]
 AbStd = Annotated[
     Pair,
     AfterValidator(_above_zero),
-    setting((12.6, 17.7), "a and b that the network sees as 1 (their standard deviation in natural photos)"),
+    setting((12.6, 17.7), "distances of a and b that the network sees as 1 (the standard deviation of natural photos)"),
 ]
 EncoderName = Annotated[
     str | None,
     setting(
         None,
-        "frozen network of timm that looks at the photo: tf_efficientnet_lite2 comes "
-        "with the toolkit; none trains without one",
+        "frozen timm network that sees the photo: tf_efficientnet_lite2 comes with the toolkit; none trains without "
+        "one",
         min_length=1,
     ),
 ]
-EncoderSize = Annotated[int, setting(224, "short side in pixels at which the encoder looks at a photo", ge=32, le=2048)]
+EncoderSize = Annotated[int, setting(224, "short side in pixels at which the encoder sees a photo", ge=32, le=2048)]
 EncoderWeights = Annotated[
     str | None,
     setting(None, "file with the weights of another encoder, instead of timm's download", min_length=1),
@@ -49,17 +49,21 @@ NeckWidth = Annotated[int, setting(96, "channels between the encoder and the U-N
 FeatureDropout = Annotated[
     float,
     setting(
-        0.1, "share of the encoder's channels, and of the samples' whole encoder, left out in training", ge=0, le=0.9
+        0.1,
+        "probability of dropping a channel of the encoder, or the whole encoder for a sample, in training",
+        ge=0,
+        le=0.9,
     ),
 ]
 PaletteFile = Annotated[
-    str | None, setting(None, "file of `project7 palette`; without one it is fitted first", min_length=1)
+    str | None,
+    setting(None, "palette file made by `project7 palette`; without one a palette is fitted first", min_length=1),
 ]
 
 
 def check_encoder_weights(model: Any) -> None:
     if model.encoder_weights and not model.encoder:
-        raise ValueError("encoder_weights are those of an encoder, and there is none; use --encoder NAME")
+        raise ValueError("encoder_weights need an encoder, and there is none; use --encoder NAME")
 
 
 class DiffusionConfig(BaseModel):
@@ -68,8 +72,8 @@ class DiffusionConfig(BaseModel):
     model_config = SETTINGS
 
     SCRIPTS: ClassVar = ("train_diffusion.py", "train_diffusion_v2.py")
-    CHOOSE: ClassVar = "decides on vivid colours, and decides otherwise with another seed: the first choice for a photo"
-    UNIT_TARGETS: ClassVar = True  # a network that always answers 0 has a squared error of 1
+    CHOOSE: ClassVar = "vivid colours, and different ones with another seed: the first choice for a photo"
+    UNIT_TARGETS: ClassVar = True  # a network that always predicts 0 has a squared error of 1
 
     method: Literal["diffusion"] = "diffusion"
     features: tuple[Width, ...] = setting(
@@ -93,8 +97,8 @@ class DiffusionConfig(BaseModel):
     )
     noise_shift: float = setting(
         1.0,
-        "divides the signal-to-noise ratio by its square: more of the timesteps are nearly noise; a new model gets 3 "
-        "for a chroma grid of 32 x 32 cells, and in proportion for others",
+        "divide the signal-to-noise ratio by the square of this, so that more timesteps are nearly noise; a new model "
+        "gets 3 for a chroma grid of 32 x 32 cells, and in proportion for others",
         ge=1,
         le=32,
     )
@@ -105,7 +109,7 @@ class DiffusionConfig(BaseModel):
         1, "predict ab at this fraction of the resolution and enlarge it along the edges of L: 2 is half, 4 a quarter"
     )
     attention_levels: int = setting(1, "levels of the U-Net with self-attention, counted from the coarsest", ge=1, le=8)
-    hints: bool = setting(False, "train with colour hints, so that a person can say what colour a spot has")
+    hints: bool = setting(False, "train with colour hints, so that a person can give the colour of a spot")
     hint_share: float = setting(0.5, "share of the training samples that are given hints", gt=0, le=1)
     encoder: EncoderName
     encoder_size: EncoderSize
@@ -113,15 +117,15 @@ class DiffusionConfig(BaseModel):
     neck_width: NeckWidth
     head: Literal["none", "mean", "classes"] = setting(
         "none",
-        "what a head on the encoder predicts besides, in one pass: nothing, the mean "
-        "colour, or a probability for each palette colour",
+        "what an additional head on the encoder predicts in one pass: nothing, the mean colour, or a probability for "
+        "each palette colour",
     )
-    head_weight: float = setting(0.25, "weight of the head's loss beside the squared error", gt=0, le=100)
-    head_entropy: bool = setting(False, "tell the U-Net where the head of palette colours is unsure")
-    bins: int = setting(313, "colours of the palette of the head", ge=2, le=4096)
+    head_weight: float = setting(0.25, "weight of the head's loss, which is added to the squared error", gt=0, le=100)
+    head_entropy: bool = setting(False, "show the U-Net where the head of palette colours is unsure")
+    bins: int = setting(313, "number of colours in the head's palette", ge=2, le=4096)
     palette: PaletteFile
     rebalance: float = setting(
-        0.0, "how much rare colours count more in the head: 0 not at all, 1 by rarity", ge=0, le=1
+        0.0, "how strongly the head's loss favours rare colours: 0 not at all, 1 in proportion to rarity", ge=0, le=1
     )
     feature_dropout: FeatureDropout
     ab_mean: AbMean
@@ -130,8 +134,8 @@ class DiffusionConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _classic_schedule(cls, values: Any) -> Any:
-        """`--prediction-type epsilon` alone means the classic pair: linear betas, their last step left as it is; and
-        `--encoder none` alone is without the head that reads an encoder."""
+        """`--prediction-type epsilon` alone means the classic schedule: linear betas whose last step is not pure noise.
+        `--encoder none` alone also means no head, because a head reads the encoder."""
         if isinstance(values, dict):
             if "encoder" in values and values["encoder"] is None:
                 values = {"head": "none", "head_entropy": False, **values}
@@ -145,7 +149,7 @@ class DiffusionConfig(BaseModel):
     def _combinations(self):
         if self.prediction_type == "epsilon" and self.zero_terminal_snr:
             raise ValueError(
-                "prediction_type epsilon cannot be trained with zero_terminal_snr (at the last step the noise says "
+                "prediction_type epsilon cannot be trained with zero_terminal_snr (at the last step the noise tells "
                 "nothing about the picture); use --prediction-type v_prediction, or --no-zero-terminal-snr with "
                 "--beta-schedule linear"
             )
@@ -167,15 +171,15 @@ class DiffusionConfig(BaseModel):
         return self
 
     def fitted(self, image_size: int, given: Iterable[str]) -> "DiffusionConfig":
-        """A new model's settings once the size of its pictures is known: the noise schedule follows the size of the
-        chroma grid, unless it was given or is the classic one."""
+        """A new model's settings once the size of its pictures is known: the noise shift follows the size of the chroma
+        grid, unless it was given or the schedule is the classic one."""
         if "noise_shift" in given or not self.zero_terminal_snr:
             return self
         return self.model_copy(update={"noise_shift": shift_for(image_size, self.chroma_scale)})
 
     @property
     def own_loss(self) -> str:
-        """What it minimises by itself, by the name of the term."""
+        """The name of the term that the method minimises without an objective of a recipe."""
         return "mse" if self.head == "none" else "mse_and_head"
 
     def loss_in_words(self) -> str:
@@ -190,21 +194,21 @@ class DiffusionConfig(BaseModel):
         return f"{self.timesteps} timesteps, {self.prediction_type}, {self.beta_schedule} betas{sees}"
 
     def colour_cure(self, run: Run, name: str, slower: str) -> str:
-        """What brings colours back, as flags. slower: those of the same run at a lower learning rate."""
+        """The flags that bring colours back. slower: those that resume the run at a lower learning rate."""
         plain = self.prediction_type == "epsilon" or not self.zero_terminal_snr
         return ("a new model with --prediction-type v_prediction" if plain else slower) + larger_batch(run)
 
     def calmer_cure(self) -> str:
-        """What takes exaggerated colours back, as flags."""
+        """The flags that moderate exaggerated colours."""
         return "--prediction-type v_prediction with --zero-terminal-snr, or longer training"
 
     def wider_cure(self) -> str:
-        """A larger network, as flags."""
+        """The flags of a larger network, or words for it."""
         return "a wider model"
 
 
 class ClassificationConfig(BaseModel):
-    """The generator with the triple head, and its objective. The palette itself is kept with the weights."""
+    """The generator with the triple head, and its objective. The palette itself is stored with the weights."""
 
     model_config = SETTINGS
 
@@ -216,18 +220,18 @@ class ClassificationConfig(BaseModel):
     width: int = setting(
         64, "channels of the encoder's first level and of the heads; 64 is ResNet34's", ask="Width", ge=4, le=512
     )
-    bins: int = setting(313, "colours of the palette", ask="Colours of the palette", ge=2, le=4096)
+    bins: int = setting(313, "number of colours in the palette", ask="Colours of the palette", ge=2, le=4096)
     blocks: tuple[Annotated[int, Field(ge=1, le=64)], ...] = setting(
         (3, 4, 6, 3), "residual blocks of the encoder's four levels; 3,4,6,3 is ResNet34", min_length=4, max_length=4
     )
     stem_stride: Literal[1, 2, 4, 8] = setting(
-        1, "how much the stem shrinks the picture: 1 for 64 px, 4 is ResNet34's, for 256 px; 8 needs --encoder"
+        1, "factor by which the stem shrinks the picture: 1 for 64 px; 4, as in ResNet34, for 256 px; 8 needs --encoder"
     )
     palette: PaletteFile
     encoder: str | None = setting(
         None,
-        "frozen network of timm in place of the generator's own ResNet34, which is trained: tf_efficientnet_lite2 "
-        "comes with the toolkit; none is the ResNet34",
+        "frozen timm network instead of the generator's own ResNet34, which is trained: tf_efficientnet_lite2 comes "
+        "with the toolkit; none is the ResNet34",
         min_length=1,
     )
     encoder_size: EncoderSize
@@ -237,25 +241,27 @@ class ClassificationConfig(BaseModel):
         "weights",
         min_length=1,
     )
-    temperature: float = setting(0.38, "of the annealed mean: 1 is the mean, 0 the mode", ge=0, le=10)
+    temperature: float = setting(0.38, "temperature of the annealed mean: 1 is the mean, 0 the mode", ge=0, le=10)
     rebalance: float = setting(
         0.5,
-        "how much rare colours count more: 0 not at all, 1 by their rarity alone (Zhang et al. 2016: 0.5)",
+        "how strongly the loss favours rare colours: 0 not at all, 1 by rarity alone (Zhang et al. 2016: 0.5)",
         ask="Rebalancing of rare colours",
         ge=0,
         le=1,
     )
-    focal_gamma: float = setting(0.0, "focal loss (Lin et al. 2017); 0 is none, 2 the paper's", ge=0, le=10)
+    focal_gamma: float = setting(
+        0.0, "gamma of the focal loss (Lin et al. 2017); 0 turns it off, 2 is the paper's value", ge=0, le=10
+    )
     ab_mean: AbMean
     ab_std: AbStd
 
     @model_validator(mode="after")
     def _combinations(self):
         if self.stem_stride == 8 and not self.encoder:
-            raise ValueError("stem_stride 8 is beyond ResNet34's; use 4, or a network of timm with --encoder")
+            raise ValueError("stem_stride 8 is too large for ResNet34; use 4, or a timm network with --encoder")
         if self.encoder_weights and not self.encoder and (self.width, self.blocks) != (64, (3, 4, 6, 3)):
             raise ValueError(
-                f"encoder_weights are those of ResNet34, and need --width 64 --blocks 3,4,6,3 (not {self.width} and "
+                f"encoder_weights are those of ResNet34 and need --width 64 --blocks 3,4,6,3 (not {self.width} and "
                 f"{','.join(map(str, self.blocks))})"
             )
         return self
@@ -289,12 +295,14 @@ class ClassificationConfig(BaseModel):
 
 
 class RegressionConfig(BaseModel):
-    """The U-Net that goes straight from L to ab, or to all of Lab."""
+    """The U-Net that predicts ab, or all of Lab, directly from L."""
 
     model_config = SETTINGS
 
     SCRIPTS: ClassVar = ("train_colorization_simple.py", "train_image_restoration.py")
-    CHOOSE: ClassVar = "one fast pass to the average of what is plausible: paler, seldom odd; may restore faded photos"
+    CHOOSE: ClassVar = (
+        "one fast pass to the average of the plausible colours: paler, rarely odd; may restore faded photos"
+    )
     UNIT_TARGETS: ClassVar = False
 
     method: Literal["regression"] = "regression"
@@ -304,10 +312,10 @@ class RegressionConfig(BaseModel):
     )
     layers: int = setting(1, "residual blocks per level", ge=1, le=8)
     outputs: Literal["ab", "lab"] = setting(
-        "ab", "what it predicts: ab; or lab, which restores the lightness of a faded photo too"
+        "ab", "what the network predicts: ab; or lab, which restores the lightness of a faded photo too"
     )
     fade: float = setting(
-        0.5, "share of their contrast that training photos lose at most, where outputs is lab", ge=0, le=0.95
+        0.5, "largest share of their contrast that training photos lose, with --outputs lab", ge=0, le=0.95
     )
     chroma_scale: Literal[1, 2, 4] = setting(1, "predict at this fraction of the resolution: 2 is half, 4 a quarter")
     encoder: EncoderName
@@ -325,7 +333,7 @@ class RegressionConfig(BaseModel):
 
     def fitted(self, image_size: int, given: Iterable[str]) -> "RegressionConfig":
         if self.outputs == "ab" and "fade" in given:
-            raise UsageError("--fade has no effect where --outputs is ab; leave it out, or add --outputs lab.")
+            raise UsageError("--fade has no effect with --outputs ab; leave it out, or use --outputs lab.")
         return self
 
     @property
@@ -343,7 +351,7 @@ class RegressionConfig(BaseModel):
         return f"{task}, {encoder_in_words(self)}" if self.encoder else task
 
     def colour_cure(self, run: Run, name: str, slower: str) -> str:
-        """The emergency measures that each loss is documented with."""
+        """The emergency measures documented for each loss."""
         resumed, larger = f"--resume {name}", larger_batch(run)
         if run.loss is None or run.loss.loss == "weighted":
             return f"{resumed} --perceptual-weight 0.01, or a new model with {self.wider_cure()}{larger}"
@@ -366,7 +374,7 @@ def encoder_in_words(model: Any) -> str:
 
 
 def larger_batch(run: Run) -> str:
-    """A further cure, where batches are small; else nothing."""
+    """A further cure if the batches are small; otherwise an empty text."""
     count = run.training.batch_size
     return "" if count >= 8 else f", or a new model with --batch-size 8 (it is {count})"
 
@@ -376,7 +384,7 @@ METHOD_CONFIGS: dict[str, type[BaseModel]] = {
     "classification": ClassificationConfig,
     "regression": RegressionConfig,
 }
-if TYPE_CHECKING:  # which methods there are is only known when the program runs
+if TYPE_CHECKING:  # the set of methods is known only at run time
     MethodConfig: TypeAlias = Any
 else:
     MethodConfig = Annotated[
@@ -387,11 +395,11 @@ else:
             custom_error_message=f"Input should be {' or '.join(METHOD_CONFIGS)}",
         ),
     ]
-ENCODER = "tf_efficientnet_lite2"  # what comes with the toolkit
+ENCODER = "tf_efficientnet_lite2"  # the encoder that comes with the toolkit
 _SHIFT_AT_32 = 3.0  # noise_shift of a chroma grid of 32 x 32 cells (benchmarks/RESULTS.md)
 
 
 def shift_for(image_size: int, chroma_scale: int) -> float:
-    """The noise shift that suits a chroma grid: the smoother the picture, the more noise it survives, and the signal of
-    a smooth region grows with its number of cells (Hoogeboom et al. 2023, Simple Diffusion, section 3.1)."""
+    """The noise shift that suits a chroma grid. The smoother a picture, the more noise it survives, and the signal of a
+    smooth region grows with its number of cells (Hoogeboom et al. 2023, Simple Diffusion, section 3.1)."""
     return min(32.0, max(1.0, _SHIFT_AT_32 * image_size / chroma_scale / 32))

@@ -20,11 +20,11 @@ from Project7.errors import ProjectError, UsageError
 _PACKAGE = Path(__file__).resolve().parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # devices of Windows, not files
-_LIST_OF_NUMBERS = re.compile(r"\[[\s\d.,eE+-]*\]")  # is written on one line of the history
+_LIST_OF_NUMBERS = re.compile(r"\[[\s\d.,eE+-]*\]")  # written on one line of the history
 
 
 def default_models_dir() -> Path:
-    """`models/` in this checkout, whatever the current folder is; in the current folder if the package is installed."""
+    """`models/` of this checkout, whatever the current folder is; of the current folder if the package is installed."""
     return _PACKAGE.parent / "models" if _in_checkout() else Path("models")
 
 
@@ -62,7 +62,7 @@ class ModelFolder:
 
     @property
     def healthy(self) -> Path:
-        return self.path / "healthy_model.pth"  # where --on-collapse rollback goes back to
+        return self.path / "healthy_model.pth"  # the state that --on-collapse rollback returns to
 
     @property
     def config(self) -> Path:
@@ -84,7 +84,7 @@ class ModelFolder:
         return self.has_weights() or self.config.exists()
 
     def has_weights(self) -> bool:
-        """False also for a run that ended before its first save, of which only the configuration is there."""
+        """False also for a run that ended before its first save and left only its configuration."""
         return self.best.exists() or self.last.exists()
 
 
@@ -96,7 +96,7 @@ def open_folder(models_dir: Path, name: str) -> ModelFolder:
     folder = ModelFolder(Path(models_dir) / check_name(name))
     for path, kind in ((folder.path, "folder"), *((p, "file") for p in (folder.best, folder.last, folder.config))):
         if path.is_symlink() and not path.resolve().is_relative_to(Path(models_dir).resolve()):
-            raise UsageError(f"{path} is a link out of the models folder, and is not followed; put a {kind} there.")
+            raise UsageError(f"{path} is a link out of the models folder and is not followed; put a {kind} there.")
     return folder
 
 
@@ -107,8 +107,8 @@ def shipped_models() -> list["ModelSummary"]:
 
 
 def existing_folder(models_dir: Path, name: str) -> ModelFolder:
-    """The folder of a model; of a shipped model if `models_dir` has none of this name. Raises UsageError without
-    either."""
+    """The folder of a model in `models_dir`, or else of the shipped model of this name. Raises UsageError if there is
+    neither."""
     folder = open_folder(models_dir, name)
     if not folder.exists():
         if shipped := next((model for model in shipped_models() if model.name == name), None):
@@ -120,9 +120,10 @@ def existing_folder(models_dir: Path, name: str) -> ModelFolder:
 
 
 def create(folder: ModelFolder) -> bool:
-    """Makes the folder and checks that it can be written to, before hours are spent on training (else ProjectError).
+    """Makes the folder and checks that it can be written to, before hours are spent on training.
 
-    True where it is this call that made it: of two processes only one may remove it again.
+    Returns True if this call made it: of two processes, only that one may remove it again. Raises ProjectError if it
+    cannot be written.
     """
     try:
         folder.path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,10 +144,10 @@ def create(folder: ModelFolder) -> bool:
 
 @contextmanager
 def locked(folder: ModelFolder) -> Iterator[bool]:
-    """Reserves the folder for one trainer. The operating system releases the lock when the process ends, in any way.
+    """Reserves the folder for one trainer. The operating system releases the lock however the process ends.
 
-    Gives False where the file system knows no locks: nobody is kept out then. Raises ProjectError if another process
-    has it.
+    Yields False if the file system does not support locks: then no other process is kept out. Raises ProjectError if
+    another process holds the lock.
     """
     from filelock import Timeout
 
@@ -255,12 +256,13 @@ def summarize(folder: ModelFolder) -> ModelSummary:
 
 
 def name_of(weights: Path) -> str:
-    """What the model in a file of weights is called: its folder's name, or that of a file by itself."""
+    """The name of the model in a file of weights: that of its folder, or of the file if it stands by itself."""
     return weights.parent.name if weights.name == "best_model.pth" else weights.stem
 
 
 def find_weights(model: str, models_dir: Path, *, flag: str = "--model") -> Path:
-    """`--model`: a name in the models folder, a model's folder, or a .pth file -> the file of the weights."""
+    """The file of weights that `--model` means: a name in the models folder, a model's folder, or a .pth file. Raises
+    UsageError if there is none."""
     path = Path(model)
     if path.is_file():
         return path
@@ -271,6 +273,7 @@ def find_weights(model: str, models_dir: Path, *, flag: str = "--model") -> Path
     folder = existing_folder(models_dir, model)
     if not folder.best.exists():
         raise UsageError(
-            f"The model {model!r} has no best_model.pth yet: its first epoch is not finished; go on: --resume {model}."
+            f"The model {model!r} has no best_model.pth yet, because its first epoch is not finished; continue it with "
+            f"--resume {model}."
         )
     return folder.best

@@ -1,4 +1,4 @@
-"""From the encoder's maps to the chroma grid: what is known about each cell before any colour is drawn."""
+"""From the encoder's maps to features of each cell of the chroma grid, which do not depend on the noise."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ from Project7.layers import ResBlock
 
 
 class Neck(nn.Module):
-    """Maps at strides 8, 16, 32 and the lightness of the cells -> (B, width, h, w), h x w being the chroma grid.
+    """Maps at strides 8, 16, 32 and the lightness of the cells -> (B, width, h, w), where h x w is the chroma grid.
 
-    Top-down as in a feature pyramid (Lin et al. 2017): each map is normalised over all its channels and brought to
-    `width`, the coarser sum is enlarged and added. `details` is the number of channels that join at the grid.
+    Top-down as in a feature pyramid (Lin et al. 2017): each map is normalised over all its channels and projected to
+    `width`; the coarser sum is enlarged and added. details: number of channels that are added at the grid.
     """
 
     def __init__(self, channels: tuple[int, ...], details: int, width: int):
@@ -24,10 +24,10 @@ class Neck(nn.Module):
         self.join = nn.Sequential(ResBlock(width, width), ResBlock(width, width))
 
     def forward(self, maps: Maps, details: Tensor) -> Tensor:
-        """details: (B, C, h, w), the lightness of each cell's pixels, and hints."""
+        """details: (B, C, h, w), the lightness of each cell's pixels, and the hints."""
         x = self.coarse[-1](self.lateral[-1](maps[-1]))
         for level in range(len(maps) - 2, -1, -1):
-            # Places of a view's maps lie at multiples of the stride, so corners are aligned: encoder.py.
+            # The positions of a view's maps lie at multiples of the stride, so the corners are aligned: encoder.py.
             x = F.interpolate(x, maps[level].shape[-2:], mode="bilinear", align_corners=True)
             x = x + self.lateral[level](maps[level])
             if level:
@@ -37,8 +37,9 @@ class Neck(nn.Module):
 
 
 def drop_features(maps: Maps, share: float, random: BatchRandom) -> Maps:
-    """Training without some of what the encoder says, so that nothing hangs on one channel: each whole channel is
-    dropped with probability `share`, and so is everything of a sample (Tompson et al. 2015, SpatialDropout)."""
+    """Drops parts of the encoder's maps in training, so that the network does not depend on a single channel: each
+    whole channel with probability `share`, and with the same probability all maps of a sample (Tompson et al. 2015,
+    SpatialDropout)."""
     if not share:
         return maps
     seen = (random.uniform("whole encoder") >= share)[:, None]  # (B, 1)

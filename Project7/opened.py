@@ -33,10 +33,10 @@ from Project7.provenance import TONE, GivenHint, Provenance
 from Project7.scan import Lightness
 from Project7.settings import explain
 
-_APART = 12.0  # Lab units: colours nearer than this are one suggestion
-_SAMPLES = 4  # answers by which a model without a distribution is judged
+_APART = 12.0  # Lab units: colours closer than this make one suggestion
+_SAMPLES = 4  # answers that stand in for the distribution of a model that has none
 _CLICKS = 24  # places that are compared for the best next click
-_KEPT = 64  # answers that are kept
+_KEPT = 64  # largest number of answers that are kept
 _SHOWN = 1024  # pixels of the long side in a notebook
 
 
@@ -45,7 +45,7 @@ class Answer:
     """What a model answers to an open photo, before its strength, its warmth and the hints' surfaces."""
 
     seed: int
-    ab: Tensor  # (2, h, w) at the working size, in the network's range; (3, h, w) with a change of L before it
+    ab: Tensor  # (2, h, w) at the working size, in the network's range; (3, h, w) if a change of L precedes ab
 
 
 class OpenPhoto:
@@ -68,8 +68,8 @@ class OpenPhoto:
         digest: str | None = None,
         **options: Any,
     ):
-        """lightness: L (1, 1, H, W) of the photo, where it is known. digest: of the picture whose noise is used, where
-        that is not this one. options: the method's own, as those of Colorizer.colorize."""
+        """lightness: L (1, 1, H, W) of the photo, if it is known already. digest: that of another picture whose noise
+        is to be used. options: the method's own, as for Colorizer.colorize."""
         self.colorizer, self.photo, self.options = colorizer, photo, options
         self.hints: tuple[Hint, ...] = ()
         self.strokes: tuple[Stroke, ...] = ()
@@ -80,7 +80,7 @@ class OpenPhoto:
         self.L, self.seen = (
             self.lightness.L,
             self.lightness.seen,
-        )  # (1, 1, H, W) as it is kept, and as the network is shown it
+        )  # (1, 1, H, W): the lightness of the result, and the lightness that the network sees
         self.small = shrink(self.seen, colorizer.working_shape(self.size, working_size))  # (1, 1, h, w)
         self._answers: dict[Any, Answer] = {}
         self._near: dict[tuple[int, int], Tensor] = {}
@@ -101,18 +101,18 @@ class OpenPhoto:
 
     @functools.cached_property
     def maps(self) -> Maps | None:
-        """What the model's encoder sees."""
+        """The maps of the model's encoder; None if it has none."""
         return self.colorizer.look([self.seen])
 
     # -- hints -------------------------------------------------------------------------------------------------------
 
     def hint(self, x: float, y: float, colour: str) -> "OpenPhoto":
-        """Says which colour ("#rrggbb" or a CSS name) the pixel (x, y) has. Raises UsageError for one outside the
-        photo, or a colour that is none."""
+        """Gives the pixel (x, y) a colour ("#rrggbb" or a CSS name). Raises UsageError if the pixel lies outside the
+        photo or the colour is unknown."""
         return self.tell([*self.hints, (x, y, colour)])
 
     def tell(self, hints: Sequence[Hint]) -> "OpenPhoto":
-        """These hints and no others."""
+        """Replaces all hints by these. Raises UsageError as `hint` does."""
         find_spots(hints, self.size, self.small)
         self.hints = tuple(hints)
         return self
@@ -123,7 +123,7 @@ class OpenPhoto:
         return find_spots(self.hints, self.size, self.small)
 
     def near(self, spot: Spot) -> Tensor:
-        """(h, w) in (0, 1]: how much a place belongs to the surface of a spot."""
+        """(h, w) in (0, 1]: how much each place belongs to the surface of a spot."""
         place = spot.row, spot.column
         if place not in self._near:
             self._near[place] = nearness(self.small, spot)
@@ -135,8 +135,8 @@ class OpenPhoto:
         return surfaces([self.near(spot) for spot in spots]) if spots else None
 
     def mix(self, seed: int, points: Sequence[tuple[float, float]], radius: float) -> "OpenPhoto":
-        """Paints the answer of `seed` over the picture: along points (x, y), with a soft brush; all in pixels of the
-        photo. Raises UsageError for a stroke that is none."""
+        """Paints the answer of `seed` over the picture with a soft brush along points (x, y); points and radius are in
+        pixels of the photo. Raises UsageError if the stroke is not valid."""
         try:
             stroke = Stroke(seed=seed, points=tuple(points), radius=radius)
         except ValidationError as error:
@@ -154,7 +154,7 @@ class OpenPhoto:
         if missing:
             extra = {"watch": watch} if watch is not None and "steps" in self.colorizer.model.OPTIONS else {}
             count, maps = len(missing), self.maps
-            if self._told() and self.knows:  # the answers without hints count as well, and are kept
+            if self._told() and self.knows:  # the answers without hints are needed as well, and are kept
                 bare = copy.copy(self).tell(()).answers(missing, watch=watch, **options)
                 extra["untold"] = torch.stack([answer.ab for answer in bare])
             ab = self.colorizer.answer(
@@ -167,17 +167,17 @@ class OpenPhoto:
             )
             self._answers |= {keys[seed]: Answer(seed, one) for seed, one in zip(missing, ab, strict=True)}
         found = [self._answers.pop(keys[seed]) for seed in seeds]
-        self._answers |= {keys[answer.seed]: answer for answer in found}  # the latest at the end
+        self._answers |= {keys[answer.seed]: answer for answer in found}  # the most recently used last
         while len(self._answers) > _KEPT:
             self._answers.pop(next(iter(self._answers)))
         return found
 
     def _told(self) -> tuple[Hint, ...]:
-        """The hints that the network hears."""
+        """The hints that the network is given; none if it does not take hints."""
         return self.hints if self.colorizer.takes_hints else ()
 
     def latest(self, seed: int) -> Answer | None:
-        """The last answer to this seed, whatever hints it heard: what is shown while the next one is made."""
+        """The last answer to this seed, whatever its hints were: it is shown while the next one is made."""
         wanted = tuple(sorted(self.options.items()))
         kept = (
             answer for (of, _, options), answer in reversed(self._answers.items()) if (of, options) == (seed, wanted)
@@ -185,12 +185,13 @@ class OpenPhoto:
         return next(kept, None)
 
     def first(self) -> Answer | None:
-        """The mean colour in one pass, while the answers are not there yet; None of a model that has no head for it."""
+        """The mean colour in one pass, to be shown until the answers are there; None if the model has no head for
+        it."""
         ab = self.colorizer.mean(self.small, self.maps, self.spots)
         return None if ab is None else Answer(self.seed, ab[0])
 
     def estimate(self, x_0: Tensor) -> Answer:
-        """The answer that is forming: what `watch` is shown at a step, of the first picture."""
+        """The answer that is forming: the first picture of the x_0 that `watch` receives at a step."""
         L = self.small.to(x_0.device)
         return Answer(self.seed, self.colorizer.model.expand(x_0[:1].float(), L)[0].cpu())
 
@@ -211,10 +212,11 @@ class OpenPhoto:
         return mixed
 
     def fields(self, answer: Answer) -> Tensor:
-        """(7, h, w): all that makes a picture of any saturation s and warmth w, for a page that lays it onto L itself.
+        """(7, h, w): everything that a page needs to make the picture itself, at any saturation s and warmth w.
 
         Channels: L; change of L; a and b of the answer; a and b of the hints; share of the hints. In Lab units,
-        ab = s * answer + w * (0, 1 - share) + hints. At the size of the working picture, or of a smaller photo.
+        ab = s * answer + w * (0, 1 - share) + hints. The size is that of the working picture, or of the photo if that
+        is smaller.
         """
         constants = self.colorizer.model.ab_mean.cpu(), self.colorizer.model.ab_std.cpu()
         ab = answer.ab[None, -2:]
@@ -237,14 +239,14 @@ class OpenPhoto:
 
     @property
     def knows(self) -> bool:
-        """Whether the model tells how likely colours are by itself: suggestions then cost no denoising."""
+        """Whether the model itself predicts how likely colours are: suggestions then need no denoising."""
         return self._distribution(()) is not None
 
     def _distribution(self, spots: Sequence[Spot]) -> tuple[Tensor, Tensor] | None:
         return self.colorizer.distribution(self.small, self.maps, spots)
 
     def _samples(self) -> Tensor:
-        """(K, 2, h, w) in Lab units: answers of a model that has nothing but answers."""
+        """(K, 2, h, w) in Lab units: answers that stand in for a distribution."""
         there = [answer for (_, hints, _), answer in self._answers.items() if hints == self._told()][-2 * _SAMPLES :]
         if len(there) >= _SAMPLES:
             return self._in_lab(there)
@@ -256,10 +258,8 @@ class OpenPhoto:
         return color.to_lab_units(ab, self.colorizer.model.ab_mean.cpu(), self.colorizer.model.ab_std.cpu())
 
     def suggest(self, x: float, y: float, count: int = 6) -> list[tuple[str, float]]:
-        """Unlike colours that are likely at the pixel (x, y), at its lightness: "#rrggbb" and the share of each.
-
-        Hints elsewhere are taken into account, one at this place is not.
-        """
+        """Distinct colours that are likely at the pixel (x, y), at its lightness: "#rrggbb" and the probability of
+        each. Hints elsewhere are taken into account; a hint at this pixel is not."""
         (here,) = find_spots([(x, y, "#808080")], self.size, self.small)
         others = [spot for spot in self.spots if max(abs(spot.row - here.row), abs(spot.column - here.column)) > 2]
         if (found := self._distribution(others)) is not None:
@@ -277,7 +277,7 @@ class OpenPhoto:
         return [(as_hex(float(level), ab), share) for ab, share in likely]
 
     def doubt(self) -> Tensor:
-        """(h, w) in Lab units: how far the likely colours of each place lie from their mean, where no hint is near."""
+        """(h, w) in Lab units: the spread of the likely colours of each place around their mean, less near a hint."""
         spots = self.spots
         if (found := self._distribution(spots)) is not None:
             spread = F.interpolate(class_spread(*found), self.small.shape[-2:], mode="bilinear")[0, 0]
@@ -290,7 +290,7 @@ class OpenPhoto:
         return F.interpolate(self.doubt()[None, None], self.size, mode="bilinear")[0, 0].numpy()
 
     def best_click(self) -> tuple[int, int]:
-        """The pixel (x, y) where one hint removes most doubt: that of its whole surface, squared, as errors count."""
+        """The pixel (x, y) where one hint removes the most doubt: the sum of the squared doubt over its surface."""
         square = self.doubt().square()
         h, w = square.shape
         side = max(1, min(h, w) // 8)
@@ -308,7 +308,7 @@ class OpenPhoto:
     # -- pictures ----------------------------------------------------------------------------------------------------
 
     def picture(self, seed: int | None = None, *, deep: bool = False) -> np.ndarray:
-        """(H, W, 3) uint8: the answer of a seed, at full size; uint16 of a photo of 16 bits if `deep`."""
+        """(H, W, 3) uint8: the answer of a seed at full size; uint16 if `deep` and the photo has 16 bits."""
         chroma = self.mixed(self.seed if seed is None else seed)
         constants = self.colorizer.model.ab_mean.cpu(), self.colorizer.model.ab_std.cpu()
         rgb = self.lightness.paint(self.small, chroma, *constants, deep=deep)
@@ -318,13 +318,13 @@ class OpenPhoto:
         return to_image(self.picture(seed), alpha=self.photo.alpha)
 
     def provenance(self, seed: int | None = None) -> Provenance:
-        """How the picture of a seed is made: what its PNG carries."""
+        """How the picture of a seed is made, as its file says."""
         settings = {name: getattr(self, name) for name in (*TONE, "working_size", "options", "strokes")}
         seed = self.seed if seed is None else seed
         return provenance(self.colorizer, self.size, self.digest, seed, hints=self.hints, **settings)
 
     def save(self, path: str | Path, seed: int | None = None) -> None:
-        """Writes the picture at full size; the file carries how it was made."""
+        """Writes the picture at full size; the file also says how it was made."""
         picture = self.picture(seed, deep=Path(path).suffix in DEEP_SUFFIXES)
         save_photo(Path(path), picture, text=self.provenance(seed).as_text(), **carried_over(self.photo))
 
@@ -339,7 +339,7 @@ class OpenPhoto:
 def provenance(
     colorizer: Any, size: tuple[int, int], digest: str, seed: int, *, hints: Sequence[Hint] = (), **settings: Any
 ) -> Provenance:
-    """How a Colorizer makes the answer of a seed to a photo of this size (H, W). settings: fields of Provenance."""
+    """How a Colorizer makes the answer of a seed for a photo of this size (H, W). settings: fields of Provenance."""
     height, width = size
     return Provenance(
         model=colorizer.name,

@@ -21,7 +21,7 @@ from Project7.batch import keyed_generator
 from Project7.guided_filter import bicubic_matrix, enlarge_rows, line_coefficients
 from Project7.photo import Photo, from_array, open_photo
 
-_ROWS = 512 * 1024  # pixels of the full-size photo that are coloured at a time
+_ROWS = 512 * 1024  # number of pixels of the full-size photo that are coloured at a time
 _CLEANED = 768  # pixels of the long side at which grain is looked for
 
 
@@ -48,8 +48,8 @@ def as_photo(image: Any) -> Photo:
 
 
 def photo_noise(photo: Photo, seeds: Sequence[int]) -> list[torch.Generator]:
-    """A function of seed and photo. Of the seed alone, all photos of one shape would share it, and a seed whose noise
-    happens to lean towards purple would give a whole folder that tint."""
+    """Generators keyed by seed and photo. Keyed by the seed alone, photos of the same shape would share their noise,
+    and a seed whose noise happens to lean towards purple would tint a whole folder."""
     digest = photo_digest(photo)
     return [keyed_generator(f"{seed}/{digest}") for seed in seeds]
 
@@ -77,16 +77,16 @@ def deep_lightness(values: np.ndarray) -> Tensor:
 
 
 def shrink(L: Tensor, size: tuple[int, ...]) -> Tensor:
-    """L or ab (B, C, H, W) at the working size; a picture of that size already is left alone."""
+    """L or ab (B, C, H, W) at the working size; a picture that has this size already is returned as it is."""
     if tuple(L.shape[-2:]) == size:
         return L
     return F.interpolate(L, size, mode="bilinear", antialias=True)
 
 
 def without_grain(L: Tensor, strength: float) -> Tensor:
-    """L (1, 1, H, W) without the grain and the dust of an old photo, as the network is to see it.
+    """L (1, 1, H, W) without the grain and the dust of an old photo, for the network.
 
-    Found at a size at which that is quick (non-local means: Buades et al. 2005, after a median against specks), and
+    It is cleaned at a reduced size, for speed (non-local means: Buades et al. 2005, after a median against specks), and
     blended in by `strength` in [0, 1].
     """
     if not strength:
@@ -112,8 +112,8 @@ def noise_level(L: Tensor) -> float:
 
 
 def paint(L: Tensor, L_small: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor, *, deep: bool = False) -> np.ndarray:
-    """The full-size L (1, 1, H, W) with the chroma ab (1, 2, h, w) found on L_small -> (H, W, 3) uint8, or uint16 where
-    it is to be `deep`."""
+    """The full-size L (1, 1, H, W) with the chroma ab (1, 2, h, w) found on L_small -> (H, W, 3) uint8, or uint16 if
+    `deep`."""
     height, width = L.shape[-2:]
     picture = np.empty((height, width, 3), dtype=np.uint16 if deep else np.uint8)
     show = _show_deep if deep else _show

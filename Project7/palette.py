@@ -1,7 +1,7 @@
-"""The palette of the classification generator: ab centres by K-means, and the ways between colours and classes.
+"""The palette of the classification generator: ab centres by K-means, and conversions between colours and classes.
 
-Zhang et al. 2016 (Colorful Image Colorization) classify each pixel's colour; their 313 classes are a grid, these are
-the K-means centres of real pixels, dense where photos are. All ab here are in Lab units.
+Zhang et al. 2016 (Colorful Image Colorization) classify each pixel's colour. Their 313 classes form a grid; these are
+the K-means centres of real pixels, dense where the colours of photos are. All ab here are in Lab units.
 """
 
 import warnings
@@ -19,8 +19,8 @@ from Project7.errors import ProjectError, UsageError
 from Project7.image_set import Pictures
 
 NEIGHBOURS = 5  # centres that share a pixel in the soft encoding
-SIGMA = 5.0  # Lab units: of the soft encoding and of the smoothing of the frequencies (Zhang et al. 2016)
-_LARGEST = 128  # |a| and |b| of every colour of sRGB are below it
+SIGMA = 5.0  # Lab units: width of the soft encoding and of the smoothing of the frequencies (Zhang et al. 2016)
+_LARGEST = 128  # |a| and |b| of every sRGB colour are below it
 _STEP = 0.5  # Lab units: side of the cells in which pixels are counted before K-means
 _BATCH = 64  # photos whose colours are counted at a time
 _LARGEST_FILE = 1 << 22  # bytes of a palette file, unpacked
@@ -29,11 +29,11 @@ _GRAY = 2.0  # a set whose colours all lie within this of gray has no palette
 
 class Palette(NamedTuple):
     centres: Tensor  # (Q, 2) float32, ab in Lab units, the most frequent first
-    counts: Tensor  # (Q,) float64, pixels of the data set nearest to each
+    counts: Tensor  # (Q,) float64, number of pixels of the data set that are nearest to each centre
 
 
 def palette_weights(prefix: str, palette: Palette) -> dict[str, Tensor]:
-    """A palette as the buffers of a model, by their names there."""
+    """A palette as the buffers of a model, under their names there."""
     return {f"{prefix}centres": palette.centres, f"{prefix}counts": palette.counts.float()}
 
 
@@ -51,7 +51,7 @@ def fit_palette(
     order = np.random.default_rng(seed).permutation(len(images))[:photos]
     points, counts = count_colours(images, np.sort(order), progress)
     if np.abs(points).max() <= _GRAY:
-        raise UsageError("The photos are all gray: there is no palette in them; use colour photos.")
+        raise UsageError("The photos are all gray, so that no palette can be made from them; use colour photos.")
     if bins > len(points):
         raise UsageError(
             f"--bins {bins} is more than the {len(points)} distinct colours of these photos; use fewer bins, or more "
@@ -64,7 +64,7 @@ def fit_palette(
 
 
 def count_colours(images: Pictures, order: np.ndarray, progress: Counting | None) -> tuple[np.ndarray, np.ndarray]:
-    """The cells of ab that occur, (P, 2), at the mean of the cell, and how many pixels each has, (P,)."""
+    """The middles of the cells of ab that occur, (P, 2), and the number of pixels in each, (P,)."""
     side = round(2 * _LARGEST / _STEP)
     counts = torch.zeros(side * side, dtype=torch.float64)
     for start in range(0, len(order), _BATCH):
@@ -80,7 +80,8 @@ def count_colours(images: Pictures, order: np.ndarray, progress: Counting | None
 
 
 def k_means(points: np.ndarray, weights: np.ndarray, bins: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (Q, 2), and the nearest of each point (P,). Lloyd's algorithm from k-means++ starts, seeded."""
+    """The centres (Q, 2), and the index of the centre nearest to each point (P,). Lloyd's algorithm, started by seeded
+    k-means++."""
     from sklearn.cluster import KMeans  # seconds to import
 
     with warnings.catch_warnings(action="ignore"):  # about fewer distinct points than clusters: checked above
@@ -96,8 +97,8 @@ def k_means(points: np.ndarray, weights: np.ndarray, bins: int, seed: int) -> tu
 class SoftEncoder(nn.Module):
     """ab -> its 5 nearest centres, with Gaussian weights that sum to 1 (Zhang et al. 2016, section 2.2).
 
-    Exact, without the distances to all Q centres: a table of unit cells of ab holds, for each, every centre that
-    can be among the nearest of a colour in it; only those are measured.
+    This is exact without computing the distances to all Q centres: for each unit cell of ab, a table lists every centre
+    that can be among the nearest of a colour in the cell, and only those distances are computed.
     """
 
     centres: Tensor  # (Q, 2)
@@ -120,10 +121,10 @@ class SoftEncoder(nn.Module):
 
 
 def nearest_candidates(centres: Tensor, neighbours: int) -> Tensor:
-    """(256 * 256, K): for each unit cell of ab, the centres that are among the `neighbours` nearest of a colour in it.
+    """(256 * 256, K): for each unit cell of ab, all centres that can be among the `neighbours` nearest of its colours.
 
-    If the n-th nearest centre of the cell's middle is d away, no centre beyond d + 2 r can be among the n nearest of
-    a colour within r of the middle. Rows are filled up with the next nearest.
+    If the n-th nearest centre of the cell's middle is d away, no centre farther than d + 2 r can be among the n nearest
+    of a colour within r of the middle. Shorter rows are filled up with the next nearest centres.
     """
     from scipy.spatial import cKDTree
 
@@ -139,7 +140,7 @@ def nearest_candidates(centres: Tensor, neighbours: int) -> Tensor:
 def rarity_weights(palette: Palette, mixing: float = 0.5) -> Tensor:
     """(Q,) w_q = ((1 - A) P(q) + A / Q)^-1, scaled so that sum_q P(q) w_q = 1 (Zhang et al. 2016, eq. 4).
 
-    P is the frequency of the centres, smoothed by a Gaussian of 5 Lab units; mixing is A: 1 is no rebalancing.
+    P is the frequency of the centres, smoothed by a Gaussian of 5 Lab units. mixing: A; 1 means no rebalancing.
     """
     frequency = smoothed_frequencies(palette).clamp(min=1e-9)
     weights = 1 / ((1 - mixing) * frequency + mixing / len(frequency))
@@ -147,7 +148,7 @@ def rarity_weights(palette: Palette, mixing: float = 0.5) -> Tensor:
 
 
 def smoothed_frequencies(palette: Palette) -> Tensor:
-    """(Q,) float64: each centre's share of the pixels, spread over the centres around it."""
+    """(Q,) float64: each centre's share of the pixels, smoothed over the centres around it."""
     distance = torch.cdist(palette.centres.double(), palette.centres.double())
     spread = torch.exp(-distance.square() / (2 * SIGMA**2))
     shares = palette.counts.double() / palette.counts.sum()
@@ -160,7 +161,7 @@ def annealed_mean(logits: Tensor, centres: Tensor, temperature: float = 0.38) ->
     T = 1 is the mean, T = 0 the mode: the centre of the likeliest class.
     """
     if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it is 0 (the mode), 1 (the mean) or between")
+        raise ValueError(f"temperature is {temperature}; it must be 0 (the mode) or more, and 1 is the mean")
     if temperature < 1e-6:
         return centres[logits.argmax(dim=1)].permute(0, 3, 1, 2)
     with torch.autocast(logits.device.type, enabled=False):
@@ -169,7 +170,8 @@ def annealed_mean(logits: Tensor, centres: Tensor, temperature: float = 0.38) ->
 
 
 def class_spread(logits: Tensor, centres: Tensor) -> Tensor:
-    """(B, Q, H, W) -> (B, 1, H, W): the root mean square distance of the likely centres from their mean."""
+    """Logits (B, Q, H, W) -> (B, 1, H, W): the root mean square distance of the centres from their mean, weighted by
+    their probabilities."""
     with torch.autocast(logits.device.type, enabled=False):
         probability = torch.softmax(logits.float(), dim=1)
         square = torch.einsum("bqhw,q->bhw", probability, centres.square().sum(dim=1))
@@ -180,9 +182,9 @@ def class_spread(logits: Tensor, centres: Tensor) -> Tensor:
 def unlike_colours(
     shares: Tensor, colours: Tensor, count: int, apart: float
 ) -> list[tuple[tuple[float, float], float]]:
-    """At most `count` of the colours ab (Q, 2), in Lab units, and the share around each, the largest first.
+    """At most `count` of the colours ab (Q, 2), in Lab units, each with the share around it, the largest first.
 
-    shares: (Q,) of each colour. Colours within `apart` Lab units of a chosen one count as that one."""
+    shares: (Q,), the share of each colour. Colours within `apart` Lab units of a chosen one count as that one."""
     left, found = shares, []
     for _ in range(count):
         best = int(left.argmax())
@@ -203,9 +205,9 @@ def save_palette(path: Path, palette: Palette) -> None:
 
 
 def load_palette(path: Path, *, bins: int | None = None) -> Palette:
-    """Reads a file of `save_palette`, of `bins` colours where that is given.
+    """Reads a file written by `save_palette`, which must have `bins` colours if that is given.
 
-    Raises ProjectError that says what is wrong with it.
+    Raises ProjectError, which says what is wrong with it.
     """
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -231,14 +233,15 @@ def load_palette(path: Path, *, bins: int | None = None) -> Palette:
         and (counts >= 0).all()
         and counts.any()
     ):
-        raise ProjectError(f"{path} holds centres that are no colours, or no counts; make a new palette.")
+        raise ProjectError(f"{path} holds centres that are not colours, or counts that are not valid; make a new one.")
     if bins not in (None, len(centres)):
-        raise ProjectError(f"{path} has {len(centres)} colours, and --bins is {bins}; give --bins {len(centres)}.")
+        raise ProjectError(f"{path} has {len(centres)} colours, and --bins is {bins}; use --bins {len(centres)}.")
     return Palette(torch.tensor(centres, dtype=torch.float32), torch.tensor(counts, dtype=torch.float64))
 
 
 def draw_palette(palette: Palette, *, side: int = 800) -> np.ndarray:
-    """(side, side, 3) uint8: the centres in the ab plane, in their colours at L = 65; areas follow the frequencies."""
+    """(side, side, 3) uint8: the centres in the ab plane, in their colours at L = 65, with areas that grow with the
+    frequencies."""
     from PIL import Image, ImageDraw
 
     reach = float(palette.centres.abs().max()) * 1.1

@@ -1,10 +1,11 @@
 """Perceptual terms: the distance between two pictures in the features of VGG16 (Simonyan & Zisserman 2015) or of the
 toolkit's own TinyVGG, and LPIPS.
 
-Features after relu1_2, relu2_2, relu3_3 and relu4_3, as in Johnson et al. 2016 (for TinyVGG: the last at each size),
-each normalized to unit length over its channels as in LPIPS (Zhang et al. 2018, eq. 1, without its learnt weights). So
-every layer has the same weight, and an untrained network compares on the same scale. The distance is not squared:
-estimates at low noise are near the truth, and the squares of small errors would teach nothing beside the squared error.
+The features are those after relu1_2, relu2_2, relu3_3 and relu4_3, as in Johnson et al. 2016 (for TinyVGG: the last at
+each size), each normalized to unit length over its channels as in LPIPS (Zhang et al. 2018, eq. 1, without its learnt
+weights). So every layer has the same weight, and an untrained network compares on the same scale. The distance is not
+squared: estimates at low noise are close to the truth, and the squares of such small errors would vanish beside the
+squared error of the method.
 
 Weights come from torchvision's cache or its download, from a file, or with the package (TinyVGG's); random ones are
 used only if they are asked for by name.
@@ -44,7 +45,7 @@ _URLS = {  # torchvision's VGG16_Weights and AlexNet_Weights.IMAGENET1K_V1
     "AlexNet": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
 }
 _LAST_WAYS = "take untrained features with --perceptual-net random (weaker), or none with --perceptual-weight 0"
-_SMOOTH = 0.01  # smaller distances count by their square, because the slope of the root is infinite at 0
+_SMOOTH = 0.01  # below this the distance is nearly quadratic, because the slope of the square root is infinite at 0
 _LARGEST_AB = 128.0  # Lab units: larger estimates are clamped
 
 
@@ -56,7 +57,7 @@ class PerceptualLoss(nn.Module):
     """A frozen VGG, and the distance between its features of two pictures.
 
     name: as shown in the log, in the history and in comparisons of objectives. features: the layers (None: VGG16 up to
-    relu4_3). positions: the layers whose outputs are compared.
+    relu4_3). positions: indices of the layers whose outputs are compared.
     """
 
     mean: Tensor  # (3, 1, 1)
@@ -202,7 +203,7 @@ def load_lpips(net: str, weights: str | None = None) -> LPIPS:
 
 
 def initialize(features: nn.Sequential, *, seed: int) -> None:
-    """The usual initialization of VGG (He et al. 2015) from a generator of its own: the same on every machine."""
+    """The usual initialization of VGG (He et al. 2015), from its own generator: the same on every machine."""
     generator = torch.Generator().manual_seed(seed)
     for layer in features:
         if isinstance(layer, nn.Conv2d):
@@ -212,9 +213,9 @@ def initialize(features: nn.Sequential, *, seed: int) -> None:
 
 
 def download(trunk: str) -> dict[str, Tensor]:
-    """torchvision's weights of VGG16 or AlexNet, from its cache ($TORCH_HOME) or its address, checked by their hash.
+    """torchvision's weights of VGG16 or AlexNet, from its cache ($TORCH_HOME) or downloaded, checked by their hash.
 
-    Raises WeightsMissing.
+    Raises WeightsMissing if they are damaged or cannot be downloaded.
     """
     url = _URLS[trunk]
     try:
@@ -233,7 +234,7 @@ def cached(trunk: str) -> Path:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of --perceptual-weights. Raises WeightsMissing."""
+    """The state dict in the file of --perceptual-weights. Raises WeightsMissing if it cannot be read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -247,8 +248,8 @@ def read_file(path: Path) -> dict[str, Tensor]:
 def fill(parameters: dict[str, Tensor], file: str | None, trunk: str) -> str:
     """Copies the weights of a network, from `file` or from torchvision, into `parameters`, named as in its `features`.
 
-    A file holds `features.0.weight` ..., or `0.weight` ...; a classifier in it is ignored. Returns words that tell
-    where the weights came from. Raises WeightsMissing.
+    The file holds `features.0.weight` ..., or `0.weight` ...; a classifier in it is ignored. Returns where the weights
+    came from, in words. Raises WeightsMissing if they are missing, of other shapes, or not finite.
     """
     source = str(cached(trunk)) if file is None else file
     state = download(trunk) if file is None else read_file(Path(file).expanduser())
@@ -267,7 +268,7 @@ def fill(parameters: dict[str, Tensor], file: str | None, trunk: str) -> str:
 
 @contextmanager
 def naming_the_ways(trunk: str, first: str = "") -> Iterator[None]:
-    """Adds the alternatives to a WeightsMissing, which gives the reason; `first` is named before the others."""
+    """Adds the alternatives to the reason in a WeightsMissing; `first` is named before the others."""
     try:
         yield
     except WeightsMissing as error:

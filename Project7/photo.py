@@ -1,7 +1,7 @@
-"""The one door for image files: open, check, turn upright, convert, write with metadata.
+"""Reads and writes image files, for the whole toolkit: open, check, turn upright, convert, write with metadata.
 
-What comes in may be anything that calls itself a picture; what goes on is 8-bit sRGB, upright, with its alpha
-and its harmless metadata, or a PhotoError that says what the file is instead. No torch here.
+The input may be anything that calls itself a picture. The result is 8-bit sRGB, upright, with its alpha and its
+harmless metadata, or a PhotoError that says what the file is instead. No torch here.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from Project7.atomic_file import replacing
 from Project7.errors import ProjectError, sentence
 from Project7.photo_files import shown, unlike_file
 
-MAX_PIXELS = 120_000_000  # a 48-megapixel photo passes; a bomb (169 megapixels in 20 kB) is refused
+MAX_PIXELS = 120_000_000  # accepts a 48-megapixel photo and refuses a bomb (169 megapixels in 20 kB)
 DEEP_SUFFIXES = (".png", ".tif")  # of files that may have 16 bits per channel
 MAX_BYTES = 1 << 30  # MAX_PIXELS in 16-bit RGBA, uncompressed
 
@@ -57,10 +57,10 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what makes the picture upright
 
-# Pillow's readers are called directly: `Image.open` tries formats that nobody meant (EPS runs a program), and
-# warns on stderr from 89 megapixels on, where only a global variable or an unsafe filter would silence it.
+# Pillow's readers are called directly: `Image.open` tries formats that nobody intended (EPS runs a program), and warns
+# on stderr from 89 megapixels on, which only a global variable or an unsafe filter would silence.
 _READERS = (
-    (rb"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),  # MPO too: a JPEG with more of them behind it
+    (rb"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),  # MPO too: a JPEG followed by further ones
     (rb"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
     (rb"RIFF....WEBP", WebPImagePlugin.WebPImageFile),
     (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
@@ -83,7 +83,7 @@ _STRANGERS = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the picture (run `git lfs pull`)"),
     (rb"\s*(<\?xml|<!--|<svg).{0,400}<svg|\s*<svg", "an SVG drawing"),
     (rb"(\xef\xbb\xbf)?\s*(<!doctype html|<html)", "a web page, not the picture (download it again)"),
-)  # what is often found under a picture's name
+)  # kinds of files that often carry a picture's name
 
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode -> the colour space an ICC profile for it has
 _TAG = ExifTags.Base
@@ -96,34 +96,34 @@ _EXIF_NAMES = """
     ExposureBiasValue MaxApertureValue SubjectDistance MeteringMode LightSource Flash FocalLength
     FocalLengthIn35mmFilm ExposureMode WhiteBalance DigitalZoomRatio SceneCaptureType
     LensSpecification LensMake LensModel
-"""  # no places, serial numbers, thumbnails, makers' notes, nor the old file's size and colour space
+"""  # no locations, serial numbers, thumbnails or makers' notes, nor the old file's size and colour space
 _EXIF_KEPT = frozenset(_TAG.__members__[name] for name in _EXIF_NAMES.split())
 
 
 _LONGEST_EXIF = 1024  # bytes of one entry: all entries together must fit into a JPEG's 64 kB
 
-XMP = 700  # the tag of a TIFF
+XMP = 700  # the number of this tag in a TIFF
 
 
 class PhotoError(ProjectError):
-    """A file that is no usable photo. The message names the file, what is wrong, and the cure."""
+    """The file is not a usable photo. The message names the file, what is wrong, and the cure."""
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
     rgb: np.ndarray  # (H, W, 3) uint8, sRGB, upright
     alpha: np.ndarray | None = None  # (H, W) uint8
-    exif: bytes | None = None  # harmless tags only, orientation 1; None where there are none, or only garbage
-    notes: tuple[str, ...] = ()  # what a person should be told
-    dpi: tuple[float, float] | None = None  # pixels per inch, across and down, where the file says so
-    deep: np.ndarray | None = None  # (H, W) or (H, W, 3) uint16: a file of 16 bits per channel in full, in sRGB too
+    exif: bytes | None = None  # harmless tags only, with orientation 1; None if there are none or they are damaged
+    notes: tuple[str, ...] = ()  # messages for the person
+    dpi: tuple[float, float] | None = None  # pixels per inch, horizontally and vertically, if the file gives them
+    deep: np.ndarray | None = None  # (H, W) or (H, W, 3) uint16, sRGB: all the bits of a file with 16 per channel
 
 
 def open_photo(source: Path | str | bytes | BinaryIO | Image.Image, *, most: int = MAX_PIXELS) -> Photo:
     """Reads a photo from a path, from bytes, from an open binary file (to its end), or from a Pillow image.
 
-    Raises PhotoError for everything that is no JPEG, PNG, WebP, TIFF or BMP, that is damaged or cut short, or
-    that has more than `most` pixels (refused before it is decoded).
+    Raises PhotoError if it is not a JPEG, PNG, WebP, TIFF, AVIF or BMP file, if it is damaged or cut short, or if it
+    has more than `most` pixels (refused before it is decoded).
     """
     name = shown(source) if isinstance(source, str | Path) else "the picture"
     try:
@@ -141,7 +141,7 @@ def open_photo(source: Path | str | bytes | BinaryIO | Image.Image, *, most: int
     except Image.DecompressionBombError:
         raise PhotoError(_too_large(name, most)) from None
     except MemoryError:
-        raise PhotoError(f"{name} needs more memory than there is; make it smaller first.") from None
+        raise PhotoError(f"{name} needs more memory than is available; make it smaller first.") from None
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, SyntaxError among them
         raise PhotoError(f"{name} is damaged ({sentence(error)}); copy it again, or leave it out.") from error
 
@@ -154,7 +154,7 @@ def from_array(array: np.ndarray) -> Photo:
     array = np.asarray(array)
     shape = array.shape
     if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
-        raise PhotoError(f"an array of shape {shape} is no picture; give (H, W) or (H, W, 1 | 3 | 4).")
+        raise PhotoError(f"an array of shape {shape} is not a picture; give (H, W) or (H, W, 1 | 3 | 4).")
     if shape[0] * shape[1] > MAX_PIXELS:
         raise PhotoError(_too_large("the array", MAX_PIXELS, shape[1], shape[0]))
     values = _to_uint8(array)
@@ -169,11 +169,11 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint16:
         return _from_16_bit(array)
     if not np.issubdtype(array.dtype, np.floating):
-        raise PhotoError(f"{array.dtype} is no type for a picture; give uint8, uint16, or float in [0, 1].")
-    low, high = float(array.min()), float(array.max())  # NaN goes through both
-    if not (low >= -1e-6 and high <= 1 + 1e-6):  # that much is rounding
+        raise PhotoError(f"{array.dtype} is not a type for a picture; give uint8, uint16, or float in [0, 1].")
+    low, high = float(array.min()), float(array.max())  # NaN propagates through both
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # tolerates rounding
         raise PhotoError(
-            f"an array of {array.dtype} with values from {low:g} to {high:g} is no picture; bring it into "
+            f"an array of {array.dtype} with values from {low:g} to {high:g} is not a picture; bring it into "
             "[0, 1] (np.nan_to_num, clip), or give uint8."
         )
     return np.rint(array * 255).astype(np.uint8)
@@ -192,7 +192,7 @@ def to_image(rgb: np.ndarray, *, alpha: np.ndarray | None = None) -> Image.Image
     if alpha is not None:
         if alpha.shape != rgb.shape[:2] or alpha.dtype != np.uint8:
             raise ProjectError(
-                f"alpha must be {rgb.shape[:2]} uint8 as the picture is, not {alpha.shape} {alpha.dtype}."
+                f"alpha must be {rgb.shape[:2]} uint8 like the picture, not {alpha.shape} {alpha.dtype}."
             )
         image.putalpha(Image.fromarray(alpha))
     image.info["icc_profile"] = _srgb_profile()
@@ -202,16 +202,16 @@ def to_image(rgb: np.ndarray, *, alpha: np.ndarray | None = None) -> Image.Image
 def save_png(path: Path, rgb: np.ndarray, **about: Any) -> None:
     """Writes a PNG, whole or not at all: tagged sRGB, lossless, the same bytes for the same picture.
 
-    rgb: (H, W, 3) uint8 or uint16. about: see as_png. Raises ProjectError naming the path where it cannot be written;
-    an earlier file is then as it was.
+    rgb: (H, W, 3) uint8 or uint16. about: see as_png. Raises ProjectError, which names the path, if it cannot be
+    written; an earlier file then stays as it was.
     """
     _save(path, "PNG", rgb, **about)
 
 
 def save_photo(path: Path, rgb: np.ndarray, *, alpha: np.ndarray | None = None, **about: Any) -> None:
-    """Writes .png, .tif, .jpg (no transparency: white shows through) or .webp by the name of the file; see save_png.
+    """Writes .png, .tif, .jpg (without transparency: white shows through) or .webp, by the file's suffix; see save_png.
 
-    16 bits per channel are for PNG and TIFF.
+    Only PNG and TIFF can have 16 bits per channel.
     """
     kind = {".jpg": "JPEG", ".webp": "WEBP", ".tif": "TIFF"}.get(Path(path).suffix, "PNG")
     if kind == "JPEG" and alpha is not None:
@@ -221,19 +221,19 @@ def save_photo(path: Path, rgb: np.ndarray, *, alpha: np.ndarray | None = None, 
 
 
 def carried_over(photo: Photo) -> dict[str, Any]:
-    """What a picture keeps of the photo that it was made of, as save_photo takes it."""
+    """What a picture keeps of the photo that it was made from, as arguments of save_photo."""
     return {"alpha": photo.alpha, "exif": photo.exif, "dpi": photo.dpi}
 
 
 def as_png(rgb: np.ndarray, **about: Any) -> bytes:
-    """The bytes that save_png writes. about: `alpha` (H, W) uint8; `exif`; `text`, by its keys; `dpi`."""
+    """The bytes that save_png writes. about: `alpha` (H, W) uint8; `exif`; `text`, a dict of texts; `dpi`."""
     return _encoded("PNG", rgb, **about)
 
 
 _OPTIONS: dict[str, dict[str, object]] = {
-    # zlib's run-length strategy: measured on photos, faster and no larger than the default at level 1 to 3
+    # zlib's run-length strategy: on photos it was faster than the default at levels 1 to 3, and the files no larger
     "PNG": {"compress_level": 1, "compress_type": zlib.Z_RLE},
-    "JPEG": {"quality": 95, "subsampling": "4:4:4"},  # colour is what the picture was made for
+    "JPEG": {"quality": 95, "subsampling": "4:4:4"},  # colour is the point of the picture
     "WEBP": {"quality": 92, "method": 2},
     "TIFF": {"compression": "tiff_adobe_deflate"},
 }
@@ -242,12 +242,14 @@ _OPTIONS: dict[str, dict[str, object]] = {
 def _save(path: Path, kind: str, rgb: np.ndarray, **about: Any) -> None:
     longest = {"JPEG": 65_500, "WEBP": 16_383}.get(kind)
     if longest and max(rgb.shape[:2]) > longest:
-        raise ProjectError(f"{shown(path)}: {kind} ends at {longest} pixels a side, not {max(rgb.shape[:2])}; use PNG.")
+        raise ProjectError(
+            f"{shown(path)}: {kind} files have at most {longest} pixels per side, not {max(rgb.shape[:2])}; use PNG."
+        )
     content = _encoded(kind, rgb, **about)
     try:
         with replacing(Path(path)) as file:
             file.write(content)
-    except OSError as error:  # it names the temporary file, which says nothing to a person
+    except OSError as error:  # its own message names the temporary file, which means nothing to a person
         raise ProjectError(f"{shown(path)} could not be written: {error.strerror or error}.") from error
 
 
@@ -260,13 +262,13 @@ def _encoded(
     text: Mapping[str, str] | None = None,
     dpi: tuple[float, float] | None = None,
 ) -> bytes:
-    """The file. text: in a PNG by its keys, elsewhere in an XMP packet."""
+    """The content of the file. text: texts by their keys, stored as such in a PNG, and elsewhere in an XMP packet."""
     options: dict[str, Any] = _OPTIONS[kind] | {"icc_profile": _srgb_profile()}
     options |= ({"exif": exif} if exif else {}) | ({"dpi": dpi} if dpi else {})
     if kind == "JPEG" and text and len(xmp_packet(text)) > _MOST_XMP:
         raise ProjectError(
-            f"How the picture was made takes {len(xmp_packet(text)):,} bytes, and a JPEG has room for {_MOST_XMP:,}; "
-            "use PNG."
+            f"The description of how the picture was made takes {len(xmp_packet(text)):,} bytes, and a JPEG has room "
+            f"for {_MOST_XMP:,}; use PNG."
         )
     if text and kind == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
@@ -290,7 +292,7 @@ _MOST_XMP = 65_502  # bytes in one segment of a JPEG
 
 
 def xmp_packet(text: Mapping[str, str]) -> bytes:
-    """Texts by their keys as XMP (ISO 16684-1), for files that have no place for them otherwise."""
+    """Texts by their keys as an XMP packet (ISO 16684-1), for files that have no other place for them."""
     said = "".join(f" p7:{key}={quoteattr(value)}" for key, value in text.items())
     return (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -299,14 +301,14 @@ def xmp_packet(text: Mapping[str, str]) -> bytes:
 
 
 def xmp_text(packet: bytes, key: str) -> str | None:
-    """A text that xmp_packet has kept; None where it is not there."""
+    """The text that xmp_packet stored under `key`; None if there is none."""
     found = re.search(rf" p7:{key}=(?P<quote>[\"'])(.*?)(?P=quote)", packet.decode("utf-8", "replace"), re.DOTALL)
     return html.unescape(found[2]) if found else None
 
 
 @cache
 def _srgb_profile() -> bytes:
-    """LittleCMS's sRGB, 588 bytes. Its date of creation (bytes 24 to 35) is now; here always the same."""
+    """LittleCMS's sRGB profile, 588 bytes, with a fixed date of creation (bytes 24 to 35) in place of the present."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return profile[:24] + bytes((7, 208, 0, 1, 0, 1)) + bytes(6) + profile[36:]  # 2000-01-01
 
@@ -315,12 +317,12 @@ def _srgb_profile() -> bytes:
 
 
 def file_content(path: Path) -> bytes:
-    """The bytes of a photo's file. Raises PhotoError for what is no regular file, too large or unreadable."""
+    """The bytes of a photo's file. Raises PhotoError if it is not a regular file, too large or unreadable."""
     return _content(path, shown(path))
 
 
 def _content(source: Path | str | bytes | BinaryIO, name: str) -> bytes:
-    """The file's bytes, all of them: a file that is mapped or read later can change under the decoder."""
+    """All bytes of the file, read at once: a file that is mapped or read later can change while it is decoded."""
     if isinstance(source, bytes | bytearray | memoryview):
         content = source
     elif isinstance(source, str | Path):
@@ -341,7 +343,8 @@ def _content(source: Path | str | bytes | BinaryIO, name: str) -> bytes:
 
 
 def _reader(content: bytes, name: str, most: int) -> Image.Image:
-    """Pillow's reader for these bytes: the header is read, no pixel decoded. PhotoError for other formats."""
+    """Pillow's reader for these bytes; it reads the header and decodes no pixel. Raises PhotoError for other
+    formats."""
     _quiet_decoders()
     head = content[:600]
     if head[:4] in (b"II*\0", b"MM\0*") and head[8:10] == b"CR":
@@ -367,8 +370,8 @@ def _reader(content: bytes, name: str, most: int) -> Image.Image:
 
 @cache
 def _quiet_decoders() -> None:
-    """What is wrong with a photo is said here, in one sentence: the lines that Pillow, tifffile and libtiff would
-    print besides (whole screens of them for one damaged scan) are left out."""
+    """Silences what Pillow, tifffile and libtiff print (whole screens for one damaged scan): a PhotoError says in one
+    sentence what is wrong with a photo."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     for name in ("PIL", "tifffile"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -379,7 +382,7 @@ def _quiet_decoders() -> None:
 
 
 def _heif(head: bytes) -> Any:
-    """The reader of HEIC photos, where pillow-heif is installed; None for other files and without it."""
+    """The reader of HEIC photos if pillow-heif is installed; None without it, and for other files."""
     if not re.match(_HEIC, head, re.DOTALL):
         return None
     try:
@@ -394,7 +397,7 @@ def _tiff(image: Any, content: bytes, name: str, most: int) -> Image.Image:
     tags = image.tag_v2
     if 50706 in tags or tags.get(262) == 32803 or (tags.get(254) == 1 and 330 in tags):  # DNG, a sensor's mosaic, NEF
         raise PhotoError(f"{name} is {_RAW}")
-    for page in range(image.n_frames):  # a small copy may stand first
+    for page in range(image.n_frames):  # the first page may be a thumbnail
         image.seek(page)
         if not image.tag_v2.get(254, 0) & 1:
             break
@@ -404,7 +407,7 @@ def _tiff(image: Any, content: bytes, name: str, most: int) -> Image.Image:
         return _unusual_tiff(content, name, most)
     tags = image.tag_v2
     _check_size(image, name, most)
-    # The reader would make this itself, and warn from 89 megapixels on. Its size is that before turning.
+    # The reader would make this itself, and warn from 89 megapixels on. The size is that before turning.
     image.im = Image.new(image.mode, (tags[256], tags[257])).im
     return image
 
@@ -413,18 +416,18 @@ def _unusual_tiff(content: bytes, name: str, most: int) -> Image.Image:
     try:
         image, notes = tiff.read(content, most)
     except tiff.UnsupportedTiff as error:
-        raise PhotoError(f"{name} is a TIFF of {error}, which is not read; save it with 8 or 16 bits.") from None
+        raise PhotoError(f"{name} is a TIFF of {error}, which cannot be read; save it with 8 or 16 bits.") from None
     image.info["notes"] = notes
     return image
 
 
 def read_small(content: bytes, side: int) -> Image.Image | None:
-    """A picture that needs no care, at `side` pixels or more of its short side: a JPEG is decoded faster at a half, a
-    quarter or an eighth of its size. None where only open_photo gives the right pixels: 16 bits, palettes, CMYK, alpha,
+    """A plain picture whose short side is reduced to `side` pixels or more: a JPEG is decoded faster at a half, a
+    quarter or an eighth of its size. None if only open_photo gives the right pixels: 16 bits, palettes, CMYK, alpha,
     a colour profile that is not sRGB. Raises PhotoError, and what Pillow raises on damaged files."""
     try:
         image = _reader(content, "the picture", MAX_PIXELS)
-    except ValueError:  # a large profile or text: open_photo knows what to do
+    except ValueError:  # a large profile or text, which open_photo can handle
         return None
     profile = image.info.get("icc_profile")
     if image.mode not in ("RGB", "L") or image.format == "TIFF":
@@ -436,7 +439,7 @@ def read_small(content: bytes, side: int) -> Image.Image | None:
 
 
 def _stranger(head: bytes) -> str:
-    """What a file is that is no photo, as far as its first bytes tell."""
+    """The kind of a file that is not a photo, as far as its first bytes tell."""
     if not head:
         return "empty"
     for pattern, what in _STRANGERS:
@@ -448,7 +451,7 @@ def _stranger(head: bytes) -> str:
 
 
 def _mend_color_key(image: Any) -> None:
-    """Brings a PNG's transparent colour (tRNS) from the file's bits to the 8 that Pillow decodes to."""
+    """Converts a PNG's transparent colour (tRNS) from the bits of the file to the 8 bits that Pillow decodes to."""
     key = image.info.get("transparency")
     if key is None or not image.tile:
         return
@@ -460,8 +463,7 @@ def _mend_color_key(image: Any) -> None:
 
 
 def without_side_chunks(content: bytes) -> bytes:
-    """A PNG without its texts, and with its colour profile only where that is small: Pillow refuses the whole picture
-    for the sake of a large one."""
+    """A PNG without its texts and its colour profile: Pillow refuses the whole picture if one of them is large."""
     parts, place = [content[:8]], 8
     while place + 12 <= len(content):
         length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
@@ -481,7 +483,7 @@ def _check_size(image: Image.Image, name: str, most: int) -> None:
 
 def _too_large(name: str, most: int, *size: int) -> str:
     found = f"has {size[0]} x {size[1]} pixels" if size else "is too large"
-    return f"{name} {found}; up to {most // 10**6} megapixels are read: make it smaller first."
+    return f"{name} {found}, and at most {most // 10**6} megapixels are read; make it smaller first."
 
 
 def _photo_of(content: bytes, name: str, most: int) -> Photo:
@@ -491,15 +493,15 @@ def _photo_of(content: bytes, name: str, most: int) -> Photo:
 
 
 def _photo(image: Image.Image, name: str, most: int, low: Image.Image | None = None) -> Photo:
-    """low: a second reader of a file with 16 bits per channel in colour, for the lower bytes."""
+    """low: a second reader, for the lower bytes of a colour file with 16 bits per channel."""
     _check_size(image, name, most)
     notes = list(image.info.get("notes", ()))
     if getattr(image, "is_animated", False) and image.format != "MPO":
         notes.append("several frames or pages: only the first is used")
-    image.load()  # a TIFF is upright after this, and its orientation gone from the EXIF that is read next
+    image.load()  # after this a TIFF is upright, and its orientation is gone from the EXIF data that is read next
     low = low and sixteen_bit.load_low_bytes(low)
     if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
-        image = image.convert("RGB")  # the fourth byte is padding that nobody has filled
+        image = image.convert("RGB")  # the fourth byte is unused padding
     exif, orientation = _exif(image, notes)
     info = image.info
     if image.format == "TIFF" and image.mode.startswith("I;16"):
@@ -508,7 +510,7 @@ def _photo(image: Image.Image, name: str, most: int, low: Image.Image | None = N
             image, notes = Image.fromarray(levels[..., 0]), [*notes, *said]
     profile = info.get("icc_profile")
     if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # only Adobe stores ink inverted; Pillow takes all of them for Adobe's
+        image = ImageChops.invert(image)  # only Adobe stores ink inverted; Pillow takes every file for Adobe's
     if orientation in _TURNS:
         image = image.transpose(_TURNS[orientation])
         low = low and low.transpose(_TURNS[orientation])
@@ -520,7 +522,7 @@ def _photo(image: Image.Image, name: str, most: int, low: Image.Image | None = N
 
 
 def _deep_gray(image: Image.Image, profile: bytes | None) -> np.ndarray | None:
-    """(H, W) uint16, sRGB: a gray picture of 16 bits in full; None of any other."""
+    """(H, W) uint16, sRGB: all bits of a 16-bit gray picture; None for any other picture."""
     if not image.mode.startswith("I;16"):
         return None
     deep = np.empty((image.height, image.width), np.uint16)
@@ -530,8 +532,8 @@ def _deep_gray(image: Image.Image, profile: bytes | None) -> np.ndarray | None:
 
 
 def _deep_colour(image: Image.Image, low: Image.Image, profile: bytes | None) -> np.ndarray | None:
-    """(H, W, 3) uint16 of the upper and lower bytes of an sRGB picture in RGB; (H, W) of a gray scan that was stored as
-    RGB, whatever its profile. None for colours of another profile: LittleCMS converts those with 8 bits here."""
+    """(H, W, 3) uint16 from the upper and lower bytes of an sRGB picture in RGB; (H, W) for a gray scan that was stored
+    as RGB, whatever its profile. None for colours of another profile: LittleCMS converts those with 8 bits here."""
     deep = _pixels(image).astype(np.uint16)
     deep <<= 8
     deep |= _pixels(low)
@@ -543,7 +545,8 @@ def _deep_colour(image: Image.Image, low: Image.Image, profile: bytes | None) ->
 
 
 def _gray_in_srgb(gray: np.ndarray, profile: bytes | None, mode: str) -> np.ndarray:
-    """(H, W) uint16 as the profile of a picture in `mode` shows it: its curve through the 256 levels of 8 bits."""
+    """(H, W) uint16, converted to sRGB by the profile of a picture in `mode`: its curve is interpolated between the
+    256 levels of 8 bits."""
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert(mode)
     curve = np.asarray(_in_srgb(ramp, profile, []))[0, :, 0]
     if (curve == np.arange(256)).all():
@@ -552,7 +555,7 @@ def _gray_in_srgb(gray: np.ndarray, profile: bytes | None, mode: str) -> np.ndar
 
 
 def _resolution(info: Mapping[Any, Any]) -> tuple[float, float] | None:
-    """Pixels per inch, where a file says so and it can be."""
+    """Pixels per inch, if a file gives them and they are plausible; else None."""
     try:
         across, down = (float(value) for value in info["dpi"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -581,7 +584,7 @@ def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _color_key_alpha(image: Image.Image, key: int | tuple[int, ...]) -> Image.Image:
-    """0 where a pixel has the one colour that a PNG names transparent, 255 elsewhere; 16-bit gray too."""
+    """0 where a pixel has the colour that a PNG declares transparent, 255 elsewhere; also for 16-bit gray."""
     alpha = np.empty((image.height, image.width), np.uint8)
     for rows, values in _strips(image.convert("L") if image.mode == "1" else image):
         same = values == np.asarray(key)
@@ -590,7 +593,8 @@ def _color_key_alpha(image: Image.Image, key: int | tuple[int, ...]) -> Image.Im
 
 
 def _in_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Gray in 16 bits, 32 bits or float -> L; values of no known range are scaled by their own."""
+    """Gray in 16 bits, 32 bits or float -> L; values without a known range are scaled by their own minimum and
+    maximum."""
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     low, high = _finite_range(image)
@@ -623,7 +627,7 @@ def _finite_range(image: Image.Image) -> tuple[float, float]:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """L, RGB, CMYK or LAB -> RGB in sRGB, through the picture's own ICC profile where one fits."""
+    """L, RGB, CMYK or LAB -> RGB in sRGB, through the picture's own ICC profile if that fits its mode."""
     if profile and image.mode in _SPACES:
         transform, note = _transform_to_srgb(profile, image.mode)
         if note:
@@ -639,14 +643,14 @@ def _in_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
 
 @cache
 def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
-    """As Pillow's `convert`, without the table by which LittleCMS is faster and twice as far off (4 levels)."""
+    """Like Pillow's `convert`, but without LittleCMS's table, which is faster and has twice the error (4 levels)."""
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return ImageCms.buildTransform(lab, srgb, "LAB", "RGB", flags=ImageCms.Flags.NOOPTIMIZE)
 
 
-@lru_cache(maxsize=16)  # photos of one camera share their profile, and building a transform takes its time
+@lru_cache(maxsize=16)  # photos of one camera share their profile, and building a transform is slow
 def _transform_to_srgb(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform | None, str | None]:
-    """(transform, note for the person); no transform where the profile is sRGB already, or is of no use."""
+    """(transform, note for the person). The transform is None if the profile is sRGB already or cannot be used."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = source.profile.xcolor_space.strip()
@@ -662,7 +666,7 @@ def _transform_to_srgb(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTran
         )
     except Exception:  # OSError, PyCMSError
         return None, "damaged colour profile ignored"
-    if mode == "RGB":  # sRGB profiles have many names; what they do tells them
+    if mode == "RGB":  # sRGB profiles have many names, and are recognised by their effect
         levels = np.arange(0, 256, 15, dtype=np.uint8)
         probe = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(len(levels), -1, 3)
         moved = np.asarray(transform.apply(Image.fromarray(probe))).astype(int) - probe
@@ -672,7 +676,7 @@ def _transform_to_srgb(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTran
 
 
 def _exif(image: Image.Image, notes: list[str]) -> tuple[bytes | None, int]:
-    """The harmless EXIF with orientation 1, or None; and the orientation that the picture had (or 1)."""
+    """The harmless EXIF data with orientation 1, or None; and the orientation that the picture had (1 if unknown)."""
     orientation = 1
     try:
         exif = image.getexif()
@@ -691,7 +695,7 @@ def _harmless(exif: Image.Exif) -> bytes | None:
     clean = Image.Exif()
     clean[_TAG.Orientation] = 1
     for tag, value in outer.items():
-        # texts as the bytes they were: Pillow reads them as Latin-1, and writes "?" for all but ASCII
+        # texts as their original bytes: Pillow reads them as Latin-1, and writes "?" for all but ASCII
         clean[tag] = value.encode("latin-1") if isinstance(value, str) else value
     if inner:
         clean[ExifTags.IFD.Exif] = inner
@@ -704,7 +708,7 @@ def _kept(tags: Mapping[int, object]) -> dict[int, object]:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """(H, W) of mode L, (H, W, 3) of mode RGB, uint8. `np.array(image)` would need the memory three times."""
+    """(H, W) for mode L, (H, W, 3) for mode RGB, uint8. `np.array(image)` would need three times the memory."""
     channels = (3,) if image.mode == "RGB" else ()
     pixels = np.empty((image.height, image.width, *channels), np.uint8)
     for rows, values in _strips(image):

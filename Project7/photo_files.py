@@ -1,7 +1,8 @@
 """Finds photos among files and folders, for training, measuring and colouring alike.
 
-Each real folder is searched once, however many links lead to it; what is named like a photo and is none is reported
-with the reason; pictures of other kinds are counted. Imports no Pillow: the command line looks at data without it.
+Each real folder is searched once, however many links lead to it. Files that are named like photos and are not photos
+are reported with the reason; pictures of other kinds are counted. Imports no Pillow: the command line lists data
+without it.
 """
 
 import importlib.util
@@ -23,19 +24,19 @@ _OTHERS = {
     **{name: name.upper() for name in ("cr2", "cr3", "nef", "arw", "dng", "orf", "rw2", "raf", "pef", "srw")},
     **{name: name for name in ("zip", "tar", "rar", "7z")},
 }
-# What servers, desktops and file systems keep for themselves: thumbnails and deleted files.
+# Folders that servers, desktops and file systems keep for themselves: thumbnails and deleted files.
 _NOBODYS = {"__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "system volume information"}
 
 
 @dataclass
 class LeftOut:
-    """What a search did not take."""
+    """What a search left out."""
 
     skipped: list[tuple[Path, str]] = field(default_factory=list)  # named like a photo or a folder, with the reason
     kinds: Counter[str] = field(default_factory=Counter)  # pictures of other kinds, and zips
 
     def lines(self, most: int = 3) -> list[str]:
-        """In words, one line for each sort of thing."""
+        """In words: a line for the kinds, and one for each of the first `most` files."""
         lines = []
         if self.kinds:
             lines.append("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common()))
@@ -47,13 +48,13 @@ class LeftOut:
 
 
 def is_photo_name(name: str) -> bool:
-    """Whether a file of this name is taken for a photo: by its suffix, in upper or lower case."""
+    """Whether a file of this name counts as a photo, by its suffix in upper or lower case."""
     return name.lower().endswith(photo_suffixes()) and is_visible(name.rsplit("/", 1)[-1])
 
 
 @cache
 def photo_suffixes() -> tuple[str, ...]:
-    """The suffixes of photos: of what Pillow always reads, and of AVIF and HEIC where this installation reads them."""
+    """The suffixes of the photos that Pillow always reads, and of AVIF and HEIC if this installation reads them."""
     heic = (".heic", ".heif", ".hif") if importlib.util.find_spec("pillow_heif") else ()
     avif = (".avif",) if importlib.util.find_spec("PIL._avif") else ()
     return (*IMAGE_SUFFIXES, *avif, *heic)
@@ -65,18 +66,18 @@ def is_visible(name: str) -> bool:
 
 
 def count_others(name: str, left_out: LeftOut) -> None:
-    """Counts a file that is no photo, where a person may have expected it to be one."""
+    """Counts a file that is not a photo if a person may have expected it to be used."""
     kind = _OTHERS.get(name.rsplit(".", 1)[-1].lower())
     if kind and is_visible(name.rsplit("/", 1)[-1]):
         left_out.kinds[kind] += 1
 
 
 def find_photos(paths: Iterable[Path], *, left_out: LeftOut, output: Path | None = None) -> list[tuple[Path, Path]]:
-    """The photos among files and folders, searched to the bottom: sorted (file, path in the folder given).
+    """The photos among files and folders, which are searched recursively: sorted (file, path within the folder given).
 
-    A file that is named directly counts whatever its suffix; `open_photo` looks at its content. output: a folder whose
-    content is not searched where it lies below one of the folders, because it holds earlier results. Raises UsageError
-    for a path that does not exist.
+    A file that is named directly counts whatever its suffix is; `open_photo` checks its content. output: a folder that
+    is not searched even if it lies below one of the folders, because it holds earlier results. Raises UsageError if a
+    path does not exist.
     """
     found: set[tuple[Path, Path]] = set()
     for path in map(Path, paths):
@@ -97,8 +98,8 @@ def find_photos(paths: Iterable[Path], *, left_out: LeftOut, output: Path | None
 
 
 def photos_below(root: Path, left_out: LeftOut, output: Path | None = None) -> Iterator[Path]:
-    """The photos in a folder and all below it, each real folder once: links are followed last, so that a folder counts
-    where it really is. output: see find_photos."""
+    """The photos in a folder and in all folders below it, each real folder once. Links are followed last, so that a
+    folder is found at its real place. output: see find_photos."""
     folders: list[Path] = [root]
     linked: list[Path] = []
     seen = {_identity(output)} if output and _identity(output) != _identity(root) else set()
@@ -135,7 +136,7 @@ def photos_below(root: Path, left_out: LeftOut, output: Path | None = None) -> I
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """A folder's device and number there, whatever its name; None where there is none."""
+    """A folder's device and inode number, which do not depend on its name; None if it does not exist."""
     try:
         status = os.stat(folder)
     except FileNotFoundError:
@@ -144,7 +145,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def unlike_file(mode: int) -> str:
-    """What something in a file system is that is no file."""
+    """The kind of something in a file system that is not a file."""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
 
@@ -156,6 +157,6 @@ def unreadable(error: Exception) -> str:
 
 
 def shown(path: Path | str) -> str:
-    """A path in a message: on one line, and printable even where the name is no text."""
+    """A path for a message: on one line, and printable even if the name is not valid text."""
     text = str(path)
     return text if text.isprintable() else repr(text)[1:-1]

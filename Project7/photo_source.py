@@ -37,7 +37,7 @@ class Source:
     is_zip: bool
     training: tuple[SourcePhoto, ...]
     validation: tuple[SourcePhoto, ...] | None  # None: the set is not divided
-    notes: tuple[str, ...] = ()  # what was found and is not used, in words
+    notes: tuple[str, ...] = ()  # what was found but is not used, in words
 
 
 def sample_photos() -> dict[str, Path]:
@@ -87,9 +87,9 @@ def _on_disk(root: Path, name: str) -> SourcePhoto:
 
 
 def scan_zip(path: Path, left_out: LeftOut) -> list[SourcePhoto]:
-    """The images of a zip, identified by their checksums: a zip that was moved or touched is still the same.
+    """The images of a zip, identified by their checksums, so that a zip that was moved or touched is still the same.
 
-    Raises UsageError for a zip that is damaged, encrypted, or compressed by a method that Python cannot undo.
+    Raises UsageError if the zip is damaged, encrypted, or compressed by a method that Python cannot read.
     """
     try:
         members = _archive(str(path)).infolist()
@@ -152,7 +152,7 @@ def _val_labels(root: str, is_zip: bool, name: str) -> dict[str, str]:
 
 
 def read_bytes(root: str, is_zip: bool, name: str) -> bytes:
-    """A photo's file. Raises PhotoError for one that is too large, in a zip before anything of it is unpacked."""
+    """The bytes of a photo's file. Raises PhotoError if it is too large; in a zip, before anything is unpacked."""
     from Project7.photo import MAX_BYTES, PhotoError, file_content
 
     if not is_zip:
@@ -161,7 +161,7 @@ def read_bytes(root: str, is_zip: bool, name: str) -> bytes:
     size = archive.getinfo(name).file_size
     if size > MAX_BYTES:
         raise PhotoError(
-            f"{shown(name)} takes {size >> 20:,} MiB unpacked, and {MAX_BYTES >> 20:,} are read; leave it out."
+            f"{shown(name)} takes {size >> 20:,} MiB unpacked, and at most {MAX_BYTES >> 20:,} are read; leave it out."
         )
     return archive.read(name)
 

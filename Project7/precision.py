@@ -1,4 +1,4 @@
-"""Which precision trains faster on this machine: measured on the model itself, not hoped for."""
+"""Chooses the precision that trains faster on this machine, by measuring the model itself."""
 
 import time
 
@@ -13,17 +13,18 @@ from Project7.config import RunConfig
 from Project7.methods import build_model
 from Project7.palette import Palette
 
-ENOUGH = 1.15  # times as fast: below that the exact numbers are worth more
-_PICTURES = 8  # of a measured step: with fewer, what is not arithmetic hides the gain
+ENOUGH = 1.15  # speed-up below which float32 is kept, because it is more exact
+_PICTURES = 8  # pictures per measured step: with fewer, the overhead hides the gain
 _ROUNDS = 3
-_HOPELESS = 0.7  # times as fast in a single convolution: no training step will gain then
+_HOPELESS = 0.7  # speed-up of a single convolution below which no training step can gain
 
 
 def settle_precision(config: RunConfig) -> tuple[RunConfig, str]:
-    """`--mixed-precision auto` -> the faster of float32 and bfloat16, and a sentence about it; else as it was, and "".
+    """Replaces `--mixed-precision auto` by the faster of float32 and bfloat16, and returns the configuration with a
+    sentence about the choice; any other setting is returned unchanged, with "".
 
-    On CUDA that is bfloat16 wherever the device has it. On a CPU some have it in name only, so a training step is
-    timed in both. Several processes follow the first.
+    On CUDA the choice is bfloat16 if the device supports it. Some CPUs support it only slowly, so on other devices a
+    training step is timed in both. Several processes follow the first.
     """
     if config.training.mixed_precision != "auto":
         return config, ""
@@ -41,9 +42,9 @@ def settle_precision(config: RunConfig) -> tuple[RunConfig, str]:
 
 
 def bfloat16_gain(config: RunConfig, device: torch.device) -> float:
-    """How many times as fast a training step is in bfloat16 as in float32. The two take turns; the best of each.
+    """How many times as fast a training step is in bfloat16 as in float32, by the best times of alternating steps.
 
-    A processor without bfloat16 takes a minute for such a step: there a single convolution has told enough.
+    A processor without bfloat16 takes a minute for such a step; a single convolution shows that beforehand.
     """
     if (gain := convolution_gain(device)) < _HOPELESS:
         return gain
@@ -67,7 +68,7 @@ def bfloat16_gain(config: RunConfig, device: torch.device) -> float:
 
 
 def convolution_gain(device: torch.device) -> float:
-    """How many times as fast a convolution is in bfloat16 as in float32, in the best of a few tries."""
+    """How many times as fast a convolution is in bfloat16 as in float32, by the best of a few tries each."""
     kernel = torch.ones(32, 32, 3, 3, device=device)
     pictures = torch.ones(4, 32, 32, 32, device=device)
     best = {}

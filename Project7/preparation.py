@@ -40,21 +40,21 @@ def describe(folder: ModelFolder, config: RunConfig, images, accelerator):
 
 
 def refuse_gray(training) -> None:
-    """Raises UsageError where all photos are gray: there is no colour in them to learn."""
+    """Raises UsageError if all photos are gray, because there is no colour in them to learn."""
     from Project7.metrics import ALL_GRAY, colorfulness
 
     some = training.images[:: max(1, len(training.images) // 256)]
     if (colorfulness(some) < ALL_GRAY).all():
         raise UsageError(
-            f"All {len(some)} of the {len(training.images)} training photos that were looked at are gray: there is no "
+            f"All {len(some)} of the {len(training.images)} training photos that were checked are gray: there is no "
             "colour in them to learn; give photos in colour with --data."
         )
 
 
 def settle_perceptual(config: RunConfig, console: Console, *, asking: bool) -> RunConfig:
-    """Sees that the perceptual term has its features before anything else is done.
+    """Makes sure that the features of the perceptual term are available before anything else is done.
 
-    Where they cannot be had, a person is asked how to go on; where nobody can be asked, WeightsMissing ends the run.
+    If they are not, a person is asked how to go on; if nobody can be asked, WeightsMissing ends the run.
     """
     from Project7.perceptual_loss import WeightsMissing, load_lpips, load_perceptual
 
@@ -75,7 +75,7 @@ def settle_perceptual(config: RunConfig, console: Console, *, asking: bool) -> R
 
 
 def starting_weights(config: RunConfig, images, console: Console) -> dict[str, Any] | None:
-    """What a new model begins with besides random weights: a palette, an encoder from elsewhere; None for nothing."""
+    """What a new model starts with besides random weights: a palette, a pretrained encoder; None for nothing."""
     from Project7.methods import METHODS
 
     method = METHODS[config.model.method]
@@ -83,7 +83,7 @@ def starting_weights(config: RunConfig, images, console: Console) -> dict[str, A
 
 
 def make_palette(config: RunConfig, images, console: Console):
-    """That of a file, or fitted to the training images."""
+    """The palette: read from a file, or fitted to the training images."""
     from Project7.counting import counting
     from Project7.palette import fit_palette, load_palette
 
@@ -98,7 +98,7 @@ def make_palette(config: RunConfig, images, console: Console):
 
 
 def look_at(config: RunConfig, images, cache_dir: Path | None, console: Console):
-    """What the encoder sees in the training images, where that is to be computed once and kept; else None."""
+    """The cached maps of the encoder for the training images with --cache-features; else None."""
     if not config.training.cache_features:
         return None
     from Project7.counting import counting
@@ -112,7 +112,7 @@ def look_at(config: RunConfig, images, cache_dir: Path | None, console: Console)
 
 
 def confirmed(config: RunConfig, images, how: dict[str, Any], console: Console) -> bool:
-    """Says how long it will take, and asks whether to start."""
+    """Says how long the run will take, and asks whether to start."""
     from rich.text import Text
 
     from Project7.run_time import in_words, measure

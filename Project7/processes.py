@@ -1,4 +1,4 @@
-"""One process of several: which one this is, and starting those that a launcher left out. No torch here."""
+"""Training with several processes: which one this is, and starting those that a launcher left out. No torch here."""
 
 import os
 import sys
@@ -18,15 +18,15 @@ def several_processes() -> bool:
 
 
 def own_share(items: Sequence[T]) -> Sequence[T]:
-    """Every N-th of them, for this one of N processes: each item is some process's, and only one's."""
+    """This process's part of the items: every N-th of them for N processes, so that each item has exactly one."""
     return items[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
 
 
 def start_missing_processes() -> None:
     """Makes `accelerate launch --num_processes N` mean N processes where there is no GPU.
 
-    Without a GPU accelerate's launcher starts one process whatever N is (it leaves the others to MPI), which would
-    train with a smaller batch than was asked for. This one then becomes torchrun, which starts all of them.
+    Without a GPU, accelerate's launcher starts a single process whatever N is (it leaves the others to MPI), which
+    would train with a smaller batch than was asked for. That process then becomes torchrun, which starts all of them.
     """
     if "MASTER_PORT" not in os.environ or "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ:
         return
@@ -39,7 +39,7 @@ def start_missing_processes() -> None:
 
 
 def _launched_with() -> int:
-    """The --num_processes of the `accelerate launch` that started this process; 1 where none did."""
+    """The --num_processes of the `accelerate launch` that started this process; 1 if none did."""
     import psutil  # comes with accelerate
 
     parent = psutil.Process().parent()

@@ -1,4 +1,4 @@
-"""How a program of this toolkit begins and ends: one clear sentence and an exit code, never a traceback.
+"""How a program of this toolkit starts and ends: errors become one clear sentence and an exit code, not a traceback.
 
 | code | meaning                                              |
 | ---- | ---------------------------------------------------- |
@@ -21,17 +21,17 @@ from typing import Any
 
 from Project7.errors import ProjectError, UsageError, printable, sentence
 
-_ECHO_SECONDS = 0.3  # torchrun passes on the Ctrl-C that its processes have had from the terminal already
+_ECHO_SECONDS = 0.3  # torchrun repeats the Ctrl-C that its processes have already received from the terminal
 
 
-# What every program needs, by the names that are imported; requirements.txt has the versions.
+# The packages that every program needs, by their import names; requirements.txt has the versions.
 _NEEDED = ("numpy", "PIL", "pydantic", "rich", "questionary", "filelock", "torch", "torchvision", "diffusers", "timm")
 
 
 def begin(name: str) -> None:
-    """Comes before all other imports of a script. name: the script's `__name__`.
+    """To be called before all other imports of a script. name: the script's `__name__`.
 
-    Until `run` there is nothing to clean up: Ctrl-C ends the program at once, without a traceback from an import. Where
+    Until `run` there is nothing to clean up, so Ctrl-C ends the program at once, without a traceback from an import. If
     this Python lacks what is needed, because the wrong interpreter was called, one sentence says so.
     """
     if name == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -51,28 +51,28 @@ def begin(name: str) -> None:
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """Calls `main` and turns whatever leaves it into an exit code and at most one sentence on stderr.
+    """Calls `main` and turns whatever it raises into an exit code and at most one sentence on stderr.
 
     SIGTERM unwinds like Ctrl-C, so that `finally` blocks remove their temporary files. PROJECT7_TRACEBACK=1
-    lets an unexpected error through with its traceback, for a bug report.
+    shows an unexpected error with its traceback, for a bug report.
     """
     signal.signal(signal.SIGTERM, _leave)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell ignores it for its background jobs
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell sets it to be ignored for background jobs
         signal.signal(signal.SIGINT, _leave)
     sys.unraisablehook = _leave_from_anywhere
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a name that this terminal cannot write is no error
+            stream.reconfigure(errors="replace")  # a name that this terminal cannot display is not an error
     try:
         code = main() or 0
         if sys.stdout:
-            sys.stdout.flush()  # here, where a reader that has left can still be met
+            sys.stdout.flush()  # here, so that a closed pipe is still caught below
         return code
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends what is left of the program
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the rest of the program
         print("\nStopped.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `project7 models | head`: the reader has left, and that is no error
+    except BrokenPipeError:  # `project7 models | head`: the reader has closed the pipe, which is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ProjectError, OSError) as error:
@@ -87,7 +87,8 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    """Ctrl-C or SIGTERM. An import is not unwound: libraries swallow what is raised in them, or abort."""
+    """Handles Ctrl-C and SIGTERM. During an import it exits at once: libraries swallow what is raised there, or
+    abort."""
     if _importing(frame):
         if signum == signal.SIGINT:
             os.write(2, b"\nStopped.\n")
@@ -106,7 +107,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _leave_from_anywhere(unraisable: Any) -> None:
-    """Python drops what is raised in a finalizer or a callback; a request to end is still one there."""
+    """Ends the program even if the request arrives in a finalizer or a callback, where Python drops exceptions."""
     error = unraisable.exc_value
     if isinstance(error, KeyboardInterrupt | SystemExit):
         os._exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0))
@@ -116,7 +117,7 @@ def _leave_from_anywhere(unraisable: Any) -> None:
 class StopSignals:
     """Turns the first Ctrl-C or SIGTERM into a polite request, so that a training step can finish and be saved.
 
-    The second Ctrl-C leaves at once: files are replaced whole or not at all, so nothing is damaged.
+    The second Ctrl-C ends the program at once: files are replaced whole or not at all, so nothing is damaged.
 
     >>> with StopSignals() as stop:
     ...     for progress in run:

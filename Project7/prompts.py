@@ -1,6 +1,7 @@
-"""The questions of the training scripts: they fill the same settings as the flags, and skip what a flag has said.
+"""The questions of the training scripts: they fill in the same settings as the flags, and skip those that were given.
 
-No torch here: the first question appears at once. Ctrl-C at a question raises KeyboardInterrupt; nothing is written.
+No torch here, so that the first question appears at once. Ctrl-C at a question raises KeyboardInterrupt; nothing is
+written.
 """
 
 import re
@@ -33,15 +34,15 @@ _HEADINGS = {
     "data": "Images",
     "objective": "Loss weights",
 }
-_EXPLANATIONS = {  # shown before that question
+_EXPLANATIONS = {  # shown before the question of this setting
     "mse_weight": """How much each objective counts. Good values to start with:
   MSE          1.0    the prediction itself; keep it at 1.0
   perceptual   0.1    colours that look right, by the features of VGG16; 0.2 to 0.5 if they stay wrong
   adversarial  0.01   colours that a discriminator takes for real; up to 0.05, and less stable""",
     "loss": """What is minimised:
   simple     LPIPS + Lab + twice ab: stable, with the features of a trained network to guide it
-  weighted   ab alone, saturated colours counting more than gray: needs no other network
-  enhanced   LPIPS + L + much ab + saturation, in presets: against sepia and purple""",
+  weighted   ab alone, with more weight on saturated colours than on gray: needs no other network
+  enhanced   LPIPS + L + much ab + saturation, with presets: against sepia and purple""",
 }
 _ORDER = ("loss", "model", "training", "data", "objective")
 BACK = "<"  # typed instead of an answer
@@ -52,7 +53,7 @@ STAGE_EPOCHS = {  # two-stage training asks for these instead of `epochs`: quest
 
 
 class Back(Exception):
-    """A person wants to go back to the question before."""
+    """A person wants to go back to the previous question."""
 
 
 def can_ask() -> bool:
@@ -71,7 +72,7 @@ def missing_flags(given: dict[str, Any], name: str | None, sections: Sections) -
         name
         for name, (section, _) in questions(sections).items()
         if name not in given
-        and name != "image_size"  # has a default that suits every set: older scripts do not name it
+        and name != "image_size"  # its default suits every set, and older scripts do not give it
         and not _idle(name, given)
         and default_of(name, sections[section], given) is not None
     ]
@@ -79,16 +80,16 @@ def missing_flags(given: dict[str, Any], name: str | None, sections: Sections) -
 
 
 def _idle(question: str, answers: dict[str, Any]) -> bool:
-    """Whether a question has no meaning after these answers: the weight of a discriminator that is not there."""
+    """Whether these answers make a question meaningless, such as the weight of a discriminator that is not used."""
     return question == "adversarial_weight" and not _yes(answers.get("gan", False))
 
 
 def default_of(name: str, config: type[BaseModel], answers: dict[str, Any]) -> Any:
-    """What a setting is if it is not given, after the answers so far; None: there is no such thing then."""
+    """The default of a setting after the answers so far; None if they leave no such setting."""
     known = {n: value for n, value in answers.items() if n in config.model_fields}
     try:
         return getattr(parse_settings(config, known), name)
-    except UsageError:  # said where the settings are built
+    except UsageError:  # reported later, when the settings are built
         return config.model_fields[name].default
 
 
@@ -99,16 +100,16 @@ def _yes(answer: Any) -> bool:
 def ask_model(
     models_dir: Path, continues: Callable[[ModelSummary], bool] | None = None, *, stages: bool = False
 ) -> tuple[str | None, bool]:
-    """Which model to resume, None to create a new one; and whether to train it in two stages, where there are any.
+    """Asks which model to resume. Returns its name, or None for a new one, and whether to train that in two stages.
 
     A person's own models come first, then those that come with the toolkit. continues: whether a model can be resumed
-    here; the others are named and not offered.
+    by this script; the others are named but not offered. stages: whether the script can train in two stages.
     """
     found = list_models(models_dir)
     models = [model for model in found if continues is None or continues(model)]
     models.sort(key=lambda model: bool(model.config and model.config.shipped))
     if others := [model.name for model in found if model not in models]:
-        message = f"Of other scripts (see `project7 models`), and not offered here: {', '.join(others)}."
+        message = f"Models of other scripts, which cannot be resumed here (see `project7 models`): {', '.join(others)}."
         make_console().print(message)
     if not found:
         message = f"There are no models in {models_dir} yet: this will be the first."
@@ -122,7 +123,8 @@ def ask_model(
 
 
 def _choose(question: str, choices: dict[str, Any], default: str | None = None, *, under: str = "") -> Any:
-    """A numbered list: line -> value, and what is said under it. The number keys work while there are nine or fewer."""
+    """Asks for one of a numbered list (line -> value) and returns its value. under: text below the list. The number
+    keys work if there are at most nine lines."""
     keys = len(choices) <= 9  # questionary then shows the numbers itself
     lines = [
         questionary.Choice(line if keys else f"{n}. {line}", value=value, shortcut_key=str(n) if keys else None)
@@ -131,7 +133,7 @@ def _choose(question: str, choices: dict[str, Any], default: str | None = None, 
     chosen = next((line for line, text in zip(lines, choices, strict=True) if text == default), None)
     if under:
         width = shutil.get_terminal_size().columns - 1  # the menu cuts off what is longer
-        whole = re.sub(r"(--[\w-]+) ", "\\1\0", under)  # a flag and its value stay in one line
+        whole = re.sub(r"(--[\w-]+) ", "\\1\0", under)  # a flag and its value stay on one line
         lines.append(
             questionary.Separator("\n" + textwrap.fill(whole, width, break_on_hyphens=False).replace("\0", " "))
         )
@@ -168,10 +170,10 @@ def ask_settings(
     given: dict[str, Any], sections_with: Callable[[dict[str, Any]], Sections], current: Any = None
 ) -> dict[str, str]:
     """Asks for each setting that has a question and was not given as a flag. An empty answer takes the default, and "<"
-    goes back to the question before; Back is raised at the first.
+    goes back to the previous question; at the first question it raises Back.
 
-    sections_with: the settings, with the defaults that the answers so far bring along. current: the settings of the
-    model so far, which are then the defaults.
+    sections_with: gives the settings with the defaults that follow from the answers so far. current: the present
+    settings of a resumed model, which then are the defaults.
     """
     answers: dict[str, str] = {}
     asked: list[str] = []
@@ -197,14 +199,14 @@ def ask_settings(
             answers.pop(asked.pop(), None)
             continue
         asked.append(name)
-        if answer and not (current and answer == default_text(default)):  # a repetition changes nothing
+        if answer and not (current and answer == default_text(default)):  # repeating the present value changes nothing
             answers[name] = answer
 
 
 def next_question(
     sections: Sections, known: dict[str, Any], skip: Collection[str]
 ) -> tuple[str, str, FieldInfo, Any] | None:
-    """The name, section, field and default of the first question that has a meaning; None where there is none left."""
+    """The name, section, field and default of the next meaningful question; None if there is none left."""
     for name, (section, field) in questions(sections).items():
         default = default_of(name, sections[section], known)
         if name not in skip and default is not None and not _idle(name, known):
@@ -213,7 +215,7 @@ def next_question(
 
 
 def ask_setting(name: str, field: FieldInfo, config: type, known: dict[str, Any], *, default: Any) -> str:
-    """known: the answers so far, without some of which this one has no meaning."""
+    """Asks for one setting and returns the answer. known: the answers so far, which the check may depend on."""
     yes_or_no = f"(y/n) [{'y' if default else 'n'}]"
     shown = yes_or_no if isinstance(default, bool) else f"[{default_text(default)}]"
     cleaned = _path if name == "data" else str.strip
@@ -227,7 +229,7 @@ def ask_setting(name: str, field: FieldInfo, config: type, known: dict[str, Any]
                 if name == "data":
                     scan(cleaned(text))
         except UsageError as error:
-            return str(error).removeprefix(flag).split("; give")[0]  # the line under a question is short
+            return str(error).removeprefix(flag).split("; give")[0]  # there is only one line under a question
         return True
 
     return cleaned(_ask(f"{declared(field, 'ask')} {shown}:", valid))
@@ -242,7 +244,7 @@ def _path(text: str) -> str:
 
 
 def ask_stage_epochs(given: dict[str, Any]) -> dict[str, str]:
-    """The epochs of both stages, where they were not given."""
+    """Asks for the epochs of both stages, unless they were given."""
     asked = {name: question for name, question in STAGE_EPOCHS.items() if name not in given}
     return {
         name: _ask(f"{question} [{default}]:", _is_number_of_epochs) or default
@@ -251,10 +253,11 @@ def ask_stage_epochs(given: dict[str, Any]) -> dict[str, str]:
 
 
 def ask_perceptual(reason: str, network: str, tiny: bool) -> dict[str, str]:
-    """The weights of the network of the perceptual term cannot be had: what to do. Returns settings of that term.
+    """Asks how to go on if the weights of the perceptual term's network are not available. Returns settings of that
+    term.
 
-    tiny: whether the small network that comes with the toolkit can stand in. What is asked stands first, why and how a
-    flag says the same under it.
+    reason: shown below the choices, with the flags that answer the question. tiny: whether the small network that comes
+    with the toolkit can stand in.
     """
     make_console().print(f"\nThe weights of {network} are not here.", style="yellow")
     choices = {"Compare the features of the small network that comes with the toolkit": "tiny"} if tiny else {}
@@ -272,7 +275,7 @@ def ask_perceptual(reason: str, network: str, tiny: bool) -> dict[str, str]:
 
 
 def agreed(question: str = "Start?", *, default: bool = True) -> bool:
-    """A question of yes or no."""
+    """Asks a yes-or-no question."""
 
     def valid(text: str) -> bool | str:
         return text.strip().lower() in ("", "y", "yes", "n", "no") or "Answer y or n."
@@ -298,13 +301,13 @@ def ask_epochs_to_add(model: str, done: int) -> str:
 
 
 def ask_schedule(schedule: str) -> str:
-    """The course of the learning rate in added epochs, where that of the run so far has come to its end."""
-    choices = {"cosine: falls to nothing again": "cosine", "constant": "constant", "one-cycle": "one-cycle"}
-    return _choose(f"The {schedule} learning rate has ended. Which course shall the new epochs have?", choices)
+    """Asks for the learning-rate schedule of added epochs when that of the run so far has ended."""
+    choices = {"cosine: falls to 0 again": "cosine", "constant": "constant", "one-cycle": "one-cycle"}
+    return _choose(f"The {schedule} schedule has ended. Which schedule shall the new epochs have?", choices)
 
 
 def _ask(message: str, validate: Callable[[str], bool | str], *, back: bool = True) -> str:
-    """The answer, checked at Enter. Raises Back where a person types "<"."""
+    """The answer, checked when Enter is pressed. Raises Back if a person types "<"."""
 
     def valid(text: str) -> bool | str:
         return (back and text.strip() == BACK) or validate(text)
@@ -316,9 +319,9 @@ def _ask(message: str, validate: Callable[[str], bool | str], *, back: bool = Tr
 
 
 def _answer(question: questionary.Question) -> Any:
-    """Ctrl-D, the end of the input, means the same as Ctrl-C."""
+    """The answer to a question. Ctrl-D, the end of the input, means the same as Ctrl-C."""
     bindings = question.application.key_bindings
-    if isinstance(bindings, KeyBindings):  # of a list to choose from, which knows no Ctrl-D
+    if isinstance(bindings, KeyBindings):  # those of a list of choices, where Ctrl-D is not bound
         bindings.add("c-d")(lambda event: event.app.exit(exception=EOFError))
     try:
         return question.unsafe_ask()

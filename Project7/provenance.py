@@ -1,6 +1,7 @@
-"""How a picture was made, kept in the picture: a text in the file that says which model, seed, settings and hints.
+"""How a picture was made, stored as a text in its file: the model, seed, settings and hints.
 
-Never a path, nor a file's name. Dropped back onto the page, or given to `colorize --like`, the work goes on from there.
+It never contains a path or a file's name. If the picture is dropped onto the page, or given to `colorize --like`, work
+continues from there.
 """
 
 import json
@@ -18,10 +19,10 @@ from Project7.mark import SAID
 from Project7.photo import XMP, xmp_text
 from Project7.settings import explain
 
-KEY = "project7"  # of the text in a picture
+KEY = "project7"  # key of the text in a picture
 MOST_HINTS = 1000
 TONE = ("saturation", "warmth", "denoise", "levels", "mark")  # settings of every method
-OPTIONS = ("sampler", "steps", "guidance", "candidates", "calm", "temperature", "variety")  # of the methods
+OPTIONS = ("sampler", "steps", "guidance", "candidates", "calm", "temperature", "variety")  # options of some methods
 
 
 class GivenHint(BaseModel):
@@ -38,13 +39,13 @@ class GivenHint(BaseModel):
 
 
 class Provenance(BaseModel):
-    """What it takes to make the same picture again from its lightness."""
+    """Everything needed to make the same picture again from its lightness."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)  # of later versions too
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)  # later versions may add fields
 
     version: str = Field(__version__, max_length=40)
-    model: str = Field("", max_length=64)  # its name, and of the file of its weights:
-    model_sha256: str = Field("", max_length=64)
+    model: str = Field("", max_length=64)  # name of the model
+    model_sha256: str = Field("", max_length=64)  # of the file of its weights
     method: str = Field("", max_length=40)
     noise: str = Field("", max_length=64)  # the digest of the picture that keys the noise
     width: int = Field(ge=1)
@@ -68,17 +69,17 @@ class Provenance(BaseModel):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """As settings of `colorize`, without those that were left to their defaults."""
+        """The settings of `colorize`, without those that were left to their defaults."""
         own = {name: getattr(self, name) for name in ("seed", *TONE, "working_size")}
         return {name: value for name, value in (own | self.options).items() if value is not None}
 
     def as_text(self) -> dict[str, str]:
-        """For the text of a picture."""
+        """The texts to be stored in the file of a picture, by their keys."""
         return {KEY: self.model_dump_json()} | ({"Comment": SAID} if self.mark else {})
 
 
 def parse_hint(text: str) -> tuple[float, float, str]:
-    """`X,Y,COLOUR` as a person types it. Raises UsageError."""
+    """Reads `X,Y,COLOUR` as a person types it. Raises UsageError if it is not of this form."""
     x, y, name = (*text.split(",", 2), "", "")[:3]
     try:
         return GivenHint(x=x, y=y, color=name.strip()).as_hint()
@@ -87,24 +88,27 @@ def parse_hint(text: str) -> tuple[float, float, str]:
 
 
 def read_hints(text: str) -> list[tuple[float, float, str]]:
-    """A JSON list of hints, as text. Raises UsageError that says which one is wrong."""
+    """Reads hints from the text of a JSON list. Raises UsageError, which says what is wrong."""
     try:
         values = json.loads(text)
         if not isinstance(values, list) or len(values) > MOST_HINTS:
-            raise UsageError(f'hints are a list of at most {MOST_HINTS} of {{"x": 10, "y": 20, "color": "#aa3322"}}.')
+            raise UsageError(
+                f'hints must be a list of at most {MOST_HINTS}, each like {{"x": 10, "y": 20, "color": "#aa3322"}}.'
+            )
         return [GivenHint(**value).as_hint() if isinstance(value, dict) else _no_hint(value) for value in values]
     except ValidationError as error:
         raise UsageError(f"a hint is wrong: {explain(error).replace('--', '')}.") from None
     except (ValueError, RecursionError):
-        raise UsageError('hints are no JSON; write [{"x": 10, "y": 20, "color": "#aa3322"}].') from None
+        raise UsageError('hints are not valid JSON; write [{"x": 10, "y": 20, "color": "#aa3322"}].') from None
 
 
 def _no_hint(value: Any) -> Any:
-    raise UsageError(f'{str(value)[:40]} is no hint; write {{"x": 10, "y": 20, "color": "#aa3322"}}.')
+    raise UsageError(f'{str(value)[:40]} is not a hint; write {{"x": 10, "y": 20, "color": "#aa3322"}}.')
 
 
 def read_provenance(source: Path | BinaryIO) -> Provenance | None:
-    """What a picture says of how it was made; None where it says nothing, or nothing of use. No pixel is decoded."""
+    """What a picture's file says about how it was made; None if it says nothing, or nothing usable. No pixel is
+    decoded."""
     try:
         with Image.open(source, formats=("PNG", "JPEG", "WEBP", "TIFF")) as image:
             if image.format == "PNG":
@@ -112,13 +116,13 @@ def read_provenance(source: Path | BinaryIO) -> Provenance | None:
             tiff: Any = image
             packet = tiff.tag_v2[XMP] if image.format == "TIFF" else image.info["xmp"]
             return Provenance.model_validate_json(xmp_text(packet, KEY) or "")
-    except Exception:  # foreign bytes: Pillow and pydantic raise a dozen kinds, and none is more than "nothing of use"
+    except Exception:  # foreign bytes: Pillow and pydantic raise a dozen kinds, which all mean "nothing usable"
         return None
 
 
 def differences(made: Provenance, wanted: Provenance) -> list[str]:
-    """What tells two recipes apart, in words for a file's name: ["base-classification"], ["seed1", "steps20"]; []
-    where they give the same picture. A digest that is not known (\"\") is taken for the same."""
+    """What distinguishes two recipes, in words for a file's name: ["base-classification"], ["seed1", "steps20"]; [] if
+    they give the same picture. An unknown digest (\"\") counts as the same."""
     words = []
     if (made.model, made.model_sha256) != (wanted.model, wanted.model_sha256):
         words.append(wanted.model if made.model != wanted.model else f"{wanted.model}-{wanted.model_sha256[:6]}")

@@ -50,7 +50,7 @@ def main(recipe: Recipe, argv: list[str] | None = None) -> int:
     try:
         with model_folder.locked(request.folder) as reserved:
             if not reserved:
-                said = "knows no locks: see that no second training runs in this folder"
+                said = "does not support locks: make sure that no second training runs in this folder"
                 make_console(wrap=False).print(f"The file system of {request.folder.path} {said}.", style="yellow")
             return train_request(recipe, request, arguments)
     finally:
@@ -81,7 +81,7 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
         "--cache-dir", type=Path, metavar="DIR", help="folder for decoded images ($PROJECT7_CACHE or ~/.cache/project7)"
     )
     run.add_argument(
-        "--replan", action="store_true", help="with --resume and --epochs: allow the run to end before what was planned"
+        "--replan", action="store_true", help="with --resume and --epochs: allow the run to end earlier than planned"
     )
     run.add_argument("--allow-data-change", action="store_true", help="allow resuming on other images than before")
     if recipe.stages:
@@ -97,7 +97,7 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
 
 
 def regression(script: str, description: str, *, loss: str, outputs: str) -> Recipe:
-    """The recipe of direct regression: its training settings are those that go with the loss. The defaults differ."""
+    """The recipe of direct regression, whose training settings follow from the loss. loss, outputs: their defaults."""
 
     def following(given: dict[str, Any]) -> Sections:
         brought = LOSS_TRAINING.get(given.get("loss", loss).strip(), {})
@@ -135,7 +135,7 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
     complete = resume.check_remaining(checkpoint, config, new_schedule="lr_schedule" in request.settings)
     if complete:
         if is_main_process() and resume.mend_history(request.source, checkpoint):
-            console.print(f"{request.source.history.name} is written anew, from the checkpoint.")
+            console.print(f"{request.source.history.name} was written again from the checkpoint.")
         console.print(f"{request.source.name} is {complete}")
         return 0
     if request.folder != request.source and is_main_process():
@@ -144,7 +144,7 @@ def train_request(recipe: Recipe, request: Request, arguments: argparse.Namespac
 
 
 def train_anew(recipe: Recipe, request: Request, arguments: argparse.Namespace, console: Console) -> int:
-    """Begins a run again that ended before its first save, from the configuration that it has left."""
+    """Starts a run again that ended before its first save, from the configuration that it left."""
     from Project7 import resume
 
     source = request.source
@@ -236,7 +236,7 @@ def train_and_show(
 
 
 def watch(run, folder: ModelFolder, config: RunConfig, accelerator, console: Console, *, seconds: float = math.inf):
-    """Trains, and shows it, to the end of the run, until a person or the system stops it, or for so many seconds.
+    """Trains and shows the progress until the run ends, a person or the system stops it, or the `seconds` are over.
 
     Returns the report.Report, and the program.StopSignals that says whether it was stopped.
     """
@@ -265,7 +265,7 @@ def stop_together(stop: StopSignals, accelerator) -> bool:
 
 
 def summarize(folder: ModelFolder, report, console: Console) -> None:
-    """Where everything is, at the end."""
+    """Prints where the results of the run are."""
     summary = model_folder.summarize(folder)
     best = "" if summary.best_val_loss is None else f", best validation loss {summary.best_val_loss:.4f}"
     console.print(f"\nDone: {counted(summary.epochs, 'epoch')}{best}.")

@@ -1,7 +1,7 @@
-"""A photo that others take after, by what a network sees in both: its colours or its hints become theirs.
+"""Carries the colours or the hints of a reference photo over to other photos, by features that a network sees in both.
 
-A place of the photo gets the colour of the place in the reference whose features are most alike, where each is the
-other's best match (as in He et al. 2018, Deep Exemplar-based Colorization, without its training). What comes out are
+A place of the photo gets the colour of the place in the reference with the most similar features, if each is the
+other's best match (as in He et al. 2018, Deep Exemplar-based Colorization, without its training). The results are
 ordinary hints, which a person may move or remove.
 """
 
@@ -20,23 +20,24 @@ from Project7.opened import OpenPhoto, as_hex
 from Project7.painting import full_lightness
 from Project7.photo import Photo
 
-_SIZE = 256  # short side of what the encoder is shown
-_MOST = 40  # hints
+_SIZE = 256  # short side in pixels at which the encoder sees a photo
+_MOST = 40  # largest number of hints
 _LIKELIHOOD = 0.35  # cosine below which two places are not alike
 _APART = 2  # cells between two hints
-_KIN = 0.55  # cosine from which a hint is carried over: unlike photos stay below 0.5, those of one scene above 0.6
-_SAME = 0.6  # cosine from which two places of one photo show the same
-_L_WEIGHT = 0.6  # of the local lightness beside the features
+_KIN = 0.55  # cosine from which a hint is carried over: unrelated photos stay below 0.5, those of a scene above 0.6
+_SAME = 0.6  # cosine from which two places of one photo show the same thing
+_L_WEIGHT = 0.6  # weight of the local lightness relative to the features
 
 
 def hints_from(opened: OpenPhoto, reference: Photo) -> list[Hint]:
-    """20 to 40 hints as a rule, fewer where little is alike: x, y in pixels of the open photo, and a colour."""
+    """Hints for the open photo from the colours of the reference: usually 20 to 40, fewer if little is alike. Each is
+    (x, y, colour), in pixels of the open photo."""
     mine, theirs = (features(L, opened.colorizer.device) for L in (opened.seen, full_lightness(reference.rgb)))
     a, b = mine.flatten(1), theirs.flatten(1)  # (C, N), (C, M)
     alike = a.T @ b  # (N, M) cosines
     best, back = alike.argmax(dim=1), alike.argmax(dim=0)
     grid = mine.shape[-2:]
-    mutual = distance(back[best], torch.arange(len(best)), grid[1]) <= 1.5  # or a neighbour of it
+    mutual = distance(back[best], torch.arange(len(best)), grid[1]) <= 1.5  # the place itself or a neighbour
     score = alike.amax(dim=1) * mutual
     chroma = reference_chroma(reference, theirs.shape[-2:])  # (2, h', w')
     hints: list[Hint] = []
@@ -57,17 +58,17 @@ def hints_from(opened: OpenPhoto, reference: Photo) -> list[Hint]:
 
 
 class Hinted:
-    """A photo with hints that are for other photos, too."""
+    """A photo whose hints are carried over to other photos."""
 
     def __init__(self, photo: Photo, hints: Sequence[Hint]):
-        """hints: x and y in pixels of this photo. Raises UsageError for one outside it, or a colour that is none."""
+        """hints: x and y in pixels of this photo. Raises UsageError if one lies outside it or its colour is unknown."""
         find_spots(hints, photo.rgb.shape[:2], torch.zeros(1, 1, 1, 1))
         self.photo, self.hints = photo, tuple(hints)
         self._features: Tensor | None = None
 
     def hints_for(self, opened: OpenPhoto) -> list[Hint]:
-        """Each hint where the open photo is most like the hinted place; left out where nothing is alike, or where that
-        place is more like another thing of this photo."""
+        """Each hint at the place where the open photo is most like the hinted place. A hint is left out if nothing is
+        alike, or if that place is more like something else in this photo."""
         device = opened.colorizer.device
         if self._features is None:
             self._features = features(full_lightness(self.photo.rgb), device)
@@ -77,7 +78,7 @@ class Hinted:
         cells = [int(y * h / height) * w + int(x * w / width) for x, y, _ in self.hints]
         hinted = theirs.flatten(1)[:, cells]  # (C, K)
         alike, best = (mine.flatten(1).T @ hinted).max(dim=0)  # (K,)
-        back = (theirs.flatten(1).T @ mine.flatten(1)[:, best]).argmax(dim=0)  # (K,) what each is most like in turn
+        back = (theirs.flatten(1).T @ mine.flatten(1)[:, best]).argmax(dim=0)  # (K,) the best match of each in turn
         same = (theirs.flatten(1)[:, back] * hinted).sum(dim=0)
         found: dict[int, tuple[float, str]] = {}  # cell of the open photo -> the hint that is most alike
         for place, sure, kin, (_, _, colour) in zip(best.tolist(), alike, same, self.hints, strict=True):
@@ -93,7 +94,7 @@ def encoder_on(device: torch.device) -> Any:
 
 
 def features(L: Tensor, device: torch.device) -> Tensor:
-    """(C, h, w) of unit length, on the grid of stride 8: what the three maps see, and how light it is."""
+    """(C, h, w), of unit length, on the grid of stride 8: the encoder's three maps and the local lightness."""
     encoder = encoder_on(device)
     with torch.no_grad():
         maps = [m.float().cpu() for m in encoder(encoder.view(L.to(device)))]
@@ -106,20 +107,20 @@ def features(L: Tensor, device: torch.device) -> Tensor:
 
 
 def distance(places: Tensor, others: Tensor, width: int) -> Tensor:
-    """Between places of a grid, in cells."""
+    """The distance between places of a grid, in cells."""
     rows, columns = places // width - others // width, places % width - others % width
     return torch.maximum(rows.abs(), columns.abs()).float()
 
 
 def reference_chroma(reference: Photo, size: torch.Size) -> Tensor:
-    """(2, h, w) the mean ab of each cell, in Lab units."""
+    """(2, h, w): the mean ab of each cell, in Lab units."""
     height, width = size
     rgb = F.adaptive_avg_pool2d(color.channels_first(reference.rgb)[None].float() / 255, (height, width))
     return color.rgb_to_lab(rgb)[0, 1:]
 
 
 def cell(opened: OpenPhoto, place: int, grid: Sequence[int]) -> Spot:
-    """The spot of the working picture in the middle of a cell of the grid (h, w)."""
+    """The spot of the working picture in the middle of a cell. grid: (h, w)."""
     row, column = divmod(place, grid[1])
     h, w = opened.small.shape[-2:]
     return Spot(int((row + 0.5) * h / grid[0]), int((column + 0.5) * w / grid[1]), (0.0, 0.0))

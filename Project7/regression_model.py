@@ -1,7 +1,7 @@
-"""RegressionColorizer: a U-Net (Ronneberger et al. 2015) straight from L to ab, or to all of Lab.
+"""RegressionColorizer: a U-Net (Ronneberger et al. 2015) directly from L to ab, or to all of Lab.
 
-It answers with one colour for each pixel, an average of what is plausible: safer and more muted than a diffusion model.
-With outputs `lab` it learns besides to give a faded photo its lightness back.
+It predicts one colour per pixel, the average of the plausible ones: safer and more muted than a diffusion model. With
+outputs `lab` it also learns to restore the lightness of a faded photo.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from Project7.neck import Neck, drop_features
 
 
 class RegressionColorizer(nn.Module):
-    """`forward` is a training step, `colorize` colours in one pass. Any picture size."""
+    """`forward` is a training step, `colorize` colours in one pass. Pictures may have any size."""
 
-    OPTIONS = ()  # of colorize
+    OPTIONS = ()  # options of colorize
     LOSS = "mse"
-    METRICS = ()  # of a step, that validation reports besides
+    METRICS = ()  # further measures of a step that validation reports
 
     ab_mean: Tensor  # (2,)
     ab_std: Tensor
@@ -43,27 +43,27 @@ class RegressionColorizer(nn.Module):
             self.neck = Neck(self.encoder.channels, inputs, config.neck_width)
             inputs += config.neck_width
         self.unet = UNet(inputs, 3 if self.restores else 2, widths, config.layers)
-        with torch.device("cpu"):  # constants are real even where the weights are not yet: checkpoints.rebuild
+        with torch.device("cpu"):  # checkpoints.rebuild builds the network without memory, but needs the constants
             constants = {"ab_mean": torch.tensor(config.ab_mean), "ab_std": torch.tensor(config.ab_std)}
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
 
     @property
     def restores(self) -> bool:
-        """Whether it changes lightness too."""
+        """Whether the model changes lightness too."""
         return self.config.outputs == "lab"
 
     @staticmethod
     def first_weights(config: RegressionConfig, make_palette: Callable[[], Any]) -> dict[str, Tensor]:
-        """What a new model begins with besides random weights."""
+        """What a new model starts with besides random weights."""
         return encoder.first_weights(config.encoder, config.encoder_weights)
 
     def comparison_options(self) -> dict[str, Any]:
-        """Options of `colorize` for the pictures of a run."""
+        """Options of `colorize` for the comparison pictures of a run."""
         return {}
 
     def export_parts(self) -> ExportParts:
-        """One graph: L -> ab, after the change of L where it is restored."""
+        """One graph: L -> ab, preceded by the change of L if lightness is restored."""
 
         def answer(L: Tensor, view: Tensor | None = None) -> Tensor:
             return self.answer(L, None if view is None else self.encoder(view))
@@ -72,7 +72,7 @@ class RegressionColorizer(nn.Module):
         return one_pass(answer, outputs, sees=bool(self.config.encoder))
 
     def forward(self, batch: Batch) -> Step:
-        """The mean squared error of ab, and of L where it is restored; the losses of losses.py act on the estimate."""
+        """The mean squared error of ab, and of L if it is restored; the losses of losses.py act on the estimate."""
         L = self.shown(batch.L, batch.random)
         maps = self.look(L) if batch.maps is None else batch.maps
         if maps is not None and self.training:
@@ -100,19 +100,19 @@ class RegressionColorizer(nn.Module):
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> ab (B, 2, H, W), in the network's range; the same for every generator.
 
-        With outputs `lab` (B, 3, H, W): first the change of L, for color.join. maps: what `look` has seen, of the photo
-        itself where that is larger than L; None looks at L.
+        With outputs `lab`, (B, 3, H, W): first the change of L, for color.join. maps: the result of `look`, from the
+        photo itself if that is larger than L; None computes it from L. Raises ValueError if hints are given.
         """
         if hints is not None:
             raise ValueError("a regression model cannot take colour hints")
         return self.answer(L, self.look(L) if maps is None else maps)
 
     def look(self, view: Tensor) -> Maps | None:
-        """What the encoder sees in L (B, 1, H, W) of any size; None without an encoder. Once per photo is enough."""
+        """The encoder's maps of L (B, 1, H, W) of any size; None without an encoder. Needed only once per photo."""
         return None if self.encoder is None else self.encoder(self.encoder.view(view))
 
     def answer(self, L: Tensor, maps: Maps | None = None) -> Tensor:
-        """L (B, 1, H, W) -> (B, 2 or 3, H, W): ab, after the change of L where it is restored."""
+        """L (B, 1, H, W) -> (B, 2 or 3, H, W): ab, preceded by the change of L if it is restored."""
         full = pad_to_multiple(L, self.config.chroma_scale)
         inputs = F.pixel_unshuffle(full, self.config.chroma_scale)  # (B, scale^2, h, w)
         if self.neck is not None:
@@ -120,9 +120,10 @@ class RegressionColorizer(nn.Module):
         return self.expand(self.unet(inputs), L)
 
     def shown(self, L: Tensor, random: BatchRandom) -> Tensor:
-        """What the network is shown of a training photo: L itself; where it is restored, paler, lighter or darker.
+        """The lightness that the network sees of a training photo: L itself, or an artificially faded L if the model
+        restores lightness.
 
-        contrast L + (1 - contrast) level: contrast between 1 - fade and 1, level between black and white.
+        contrast L + (1 - contrast) level, with contrast between 1 - fade and 1, and level between black and white.
         """
         if not self.restores:
             return L
@@ -131,18 +132,18 @@ class RegressionColorizer(nn.Module):
         return contrast * L + (1 - contrast) * level
 
     def shrink(self, ab: Tensor) -> Tensor:
-        """ab (B, 2, H, W) at the resolution at which it is learnt."""
+        """ab (B, 2, H, W) -> ab (B, 2, h, w) at the resolution at which it is learnt."""
         return shrink(ab, self.config.chroma_scale)
 
     def expand(self, ab: Tensor, L: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, H, W), along the edges of L."""
+        """(B, C, h, w) -> (B, C, H, W), enlarged along the edges of L."""
         return expand(ab, L, self.config.chroma_scale)
 
 
 class UNet(nn.Module):
-    """(B, inputs, H, W) -> (B, outputs, H, W), any H and W: residual blocks, self-attention on the lowest level.
+    """(B, inputs, H, W) -> (B, outputs, H, W), any H and W: residual blocks, self-attention on the coarsest level.
 
-    widths: channels of the levels, fine to coarse, each half the size of the one before.
+    widths: channels of the levels, fine to coarse; each level has half the resolution of the one before.
     """
 
     def __init__(self, inputs: int, outputs: int, widths: list[int], layers: int):

@@ -97,7 +97,7 @@ class Report:
         return f"{line}  {entry['images_per_second']:.0f} images/s"
 
     def write_comparison(self, progress) -> None:
-        """Writes gray | colour | truth, a row per photo, to pictures/ and to TensorBoard."""
+        """Writes gray | colour | truth, one row per photo, to pictures/ and to TensorBoard."""
         shown = progress.comparison
         picture = sheet([shown.gray, shown.colour, shown.truth])
         self.folder.pictures.mkdir(exist_ok=True)
@@ -129,14 +129,14 @@ class Report:
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Curves that a killed run drew past its last save are dropped: no step is shown twice.
+            # Points that a killed run wrote after its last save are dropped, so that no step is shown twice.
             self.writer = SummaryWriter(str(self.folder.logs), purge_step=self.step)
         return self.writer
 
 
 def step_line(progress, psnr: float, width: int) -> str:
-    """Where a run stands, in one line of at most `width` characters: what there is no room for is left out, the
-    learning rate and the terms of the loss first."""
+    """Where a run stands, in one line shorter than `width` characters. Parts without room are left out, the learning
+    rate and the terms of the loss first."""
     phase = "validating" if progress.phase == "validate" else f"epoch {progress.epoch}/{progress.epochs}"
     losses = progress.losses
     texts = {
@@ -175,9 +175,10 @@ def numbers(progress, psnr: float) -> str:
 
 
 def terms(losses: dict[str, float], *, only_loss: bool = False) -> str:
-    """loss 0.2893 = mse 0.2711 + perceptual 0.0182 (0.1823) ...: each term weighted, and in brackets unweighted.
+    """loss 0.2893 = mse 0.2711 + perceptual 0.0182 (0.1823) ...: each term weighted, with its unweighted value in
+    brackets if that differs.
 
-    Then the other measures (such as the outputs of the discriminator), unless only_loss.
+    The other measures follow (such as the outputs of the discriminator), unless only_loss.
     """
     weighted = {n.removeprefix(WEIGHTED): v for n, v in losses.items() if n.startswith(WEIGHTED)}
     parts = []

@@ -1,4 +1,4 @@
-"""What a person wants to be trained: flags, and questions for what they leave open. No torch here."""
+"""What a person wants to train: the flags, and questions for what they leave open. No torch here."""
 
 import argparse
 import functools
@@ -23,14 +23,14 @@ STRATEGIES = ("resume", "new", "two-stage")
 class Recipe:
     """A training script."""
 
-    script: str  # how a person calls it
+    script: str  # its path, as in the command that a person types
     description: str
     sections: Sections  # its settings
     stages: bool = False  # whether it can train in two stages
-    following: Callable[[dict[str, Any]], Sections] | None = None  # the sections, with defaults that answers bring
+    following: Callable[[dict[str, Any]], Sections] | None = None  # sections whose defaults follow from the answers
 
     def sections_with(self, given: dict[str, Any]) -> Sections:
-        """The settings, once these are known."""
+        """The settings, with the defaults that follow from the given ones."""
         return self.following(given) if self.following else self.sections
 
 
@@ -39,14 +39,15 @@ class Request:
     """What a person wants: a new model, or an old one continued."""
 
     folder: ModelFolder
-    settings: dict[str, Any]  # as given: flags and answers
+    settings: dict[str, Any]  # those given by flags and answers
     source: ModelFolder | None  # the model to resume
 
 
 def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
-    """Flags, and questions for what they leave open. "<" goes back to the question before.
+    """Collects the request from the flags, and from questions for what they leave open. "<" goes back to the previous
+    question.
 
-    Raises UsageError where an answer is missing and nobody can be asked.
+    Raises UsageError if an answer is missing and nobody can be asked.
     """
     given = {
         name: value for config in recipe.sections.values() for name, value in flags.given(arguments, config).items()
@@ -58,7 +59,7 @@ def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
     named = resume or arguments.name or two_stages or arguments.start_from
     decided = named or (recipe.stages and arguments.strategy)
     if asking:
-        make_console().print("Enter takes what stands in brackets; < goes back to the question before.")
+        make_console().print("Enter takes the default in brackets; < goes back to the previous question.")
     while True:
         if asking and not decided:
             stages = recipe.stages and "epochs" not in given
@@ -73,7 +74,7 @@ def gather(recipe: Recipe, arguments: argparse.Namespace) -> Request:
 
 
 def can_continue(recipe: Recipe, model: model_folder.ModelSummary) -> bool:
-    """Whether the script can resume a model. One whose settings cannot be read is refused later, with the reason."""
+    """Whether the script can resume a model. If its settings cannot be read, it is refused later, with the reason."""
     try:
         return model.config is None or bool(for_recipe(model.config, recipe.sections))
     except UsageError:
@@ -84,14 +85,16 @@ def gather_new(
     recipe: Recipe, arguments: argparse.Namespace, given: dict[str, Any], two_stages: bool, asking: bool
 ) -> Request:
     if two_stages:
-        given |= {"epochs": None}  # asked for, and counted, stage by stage
+        given |= {"epochs": None}  # asked for and counted per stage
     open_sections = left_open(recipe, arguments)
     missing = prompts.missing_flags(given, arguments.name, open_sections(given))
     if two_stages:
         there = vars(arguments) | given
         missing += ["--" + n.replace("_", "-") for n in prompts.STAGE_EPOCHS if n not in there]
     if missing and not asking and not arguments.yes:
-        raise UsageError(f"No terminal to ask in, and no answer for {', '.join(missing)}; give these flags, or --yes.")
+        raise UsageError(
+            f"There is no terminal to ask in, and no answer for {', '.join(missing)}; give these flags, or --yes."
+        )
     while True:
         name, settings = arguments.name, dict(given)
         if not name:
@@ -113,14 +116,14 @@ def gather_new(
 
 
 def left_open(recipe: Recipe, arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Sections]:
-    """The settings to ask for: not those of the network where it is another model's."""
+    """The settings to ask for: without those of the network if it comes from another model (--start-from)."""
     if not arguments.start_from:
         return recipe.sections_with
     return lambda given: {name: config for name, config in recipe.sections_with(given).items() if name != "model"}
 
 
 def wants_two_stages(arguments: argparse.Namespace, given: dict[str, Any]) -> bool:
-    """Whether the flags ask for two-stage training. Raises UsageError where they contradict each other."""
+    """Whether the flags ask for two-stage training. Raises UsageError if they contradict each other."""
     staged = "stage1_epochs" in given or "stage2_epochs" in arguments
     strategy = arguments.strategy or ("two-stage" if staged else None)
     if staged and strategy != "two-stage":
@@ -131,7 +134,7 @@ def wants_two_stages(arguments: argparse.Namespace, given: dict[str, Any]) -> bo
             f"--resume {arguments.resume} --epochs N, without the flags of stages, is the second."
         )
     if strategy == "two-stage" and "epochs" in given:
-        raise UsageError("--epochs says nothing about two stages; use --stage1-epochs and --stage2-epochs.")
+        raise UsageError("--epochs does not divide into two stages; use --stage1-epochs and --stage2-epochs.")
     if strategy == "resume" and not arguments.resume:
         raise UsageError("--strategy resume needs the model to continue: --resume NAME.")
     if strategy == "new" and arguments.resume:
@@ -140,13 +143,15 @@ def wants_two_stages(arguments: argparse.Namespace, given: dict[str, Any]) -> bo
 
 
 def stage_epochs(arguments: argparse.Namespace, given: dict[str, Any], asking: bool) -> dict[str, str]:
-    """The epochs of the first stage and of both, as settings."""
+    """The settings for the epochs of the first stage, and of both stages together."""
     flags_given = {name: value for name, value in (vars(arguments) | given).items() if name in prompts.STAGE_EPOCHS}
     rest = prompts.ask_stage_epochs(flags_given) if asking else {}
     epochs = {name: default for name, (_, default) in prompts.STAGE_EPOCHS.items()} | flags_given | rest
     for name, value in epochs.items():
         if not (value.strip().isdecimal() and int(value) > 0):
-            raise UsageError(f"--{name.replace('_', '-')} {value}: epochs are a whole number above 0.")
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value}: the number of epochs must be a whole number above 0."
+            )
     first, second = int(epochs["stage1_epochs"]), int(epochs["stage2_epochs"])
     return {"stage1_epochs": str(first), "epochs": str(first + second)}
 
@@ -164,7 +169,7 @@ def gather_resume(
     if summary.config and asking:
         for_recipe(summary.config, recipe.sections)  # refused before anything is asked
     shipped = bool(summary.config and summary.config.shipped)
-    if shipped and not name:  # it stays as it is
+    if shipped and not name:  # the shipped model stays unchanged, and is continued in a copy
         name = prompts.ask_name(arguments.models_dir, f"my-{resume}") if asking else f"my-{resume}"
     folder = model_folder.open_folder(arguments.models_dir, name) if name else source
     if name and folder.exists() and is_main_process():
@@ -173,7 +178,7 @@ def gather_resume(
             f"copy of {resume!r}."
         )
     stored: Any = summary.config
-    if shipped and "data" not in given:  # what it was trained on lies elsewhere
+    if shipped and "data" not in given:  # the photos that it was trained on are on another machine
         given |= own_photos(recipe, resume, stored.data, given, asking)
     if summary.complete and "epochs" not in given and asking:
         given["epochs"] = prompts.ask_epochs_to_add(resume, summary.epochs)
@@ -189,7 +194,7 @@ def gather_resume(
 
 
 def own_photos(recipe: Recipe, resume: str, stored: DataConfig, given: dict[str, Any], asking: bool) -> dict[str, Any]:
-    """The photos that a shipped model is to go on with: not those of the machine that it was trained on."""
+    """The photos that a shipped model is to be continued with, which are not those that it was trained on."""
     if asking:
         section = {"data": with_defaults(recipe.sections["data"], image_size=stored.image_size)}
         return {"data": SAMPLES} | prompts.ask_settings(given, lambda _: section)
@@ -197,5 +202,7 @@ def own_photos(recipe: Recipe, resume: str, stored: DataConfig, given: dict[str,
         for source in stored.data:
             scan(source)
     except UsageError:
-        raise UsageError(f"{resume} comes with the toolkit; say which photos to go on with: --data PATH.") from None
+        raise UsageError(
+            f"{resume} comes with the toolkit; say which photos to continue it with: --data PATH."
+        ) from None
     return {}

@@ -1,4 +1,4 @@
-"""What a resumed run inherits, what may be changed on the way, and what is refused."""
+"""What a resumed run inherits, which settings may change, and which changes are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from Project7.model_folder import ModelFolder, read_history, set_aside, write_hi
 from Project7.processes import is_main_process
 from Project7.settings import Sections, declared, inherited, parse_settings, setting_fields
 
-_SCHEDULE = ("learning_rate", "warmup_steps")  # may be new together with an explicit --lr-schedule
+_SCHEDULE = ("learning_rate", "warmup_steps")  # may change together with an explicit --lr-schedule
 
 
 def load_for_resume(folder: ModelFolder) -> tuple[dict[str, Any], list[str]]:
-    """The checkpoint to continue from, and what to tell the person: last_model.pth, else best_model.pth with a
-    warning."""
+    """The checkpoint to continue from, and notes for the person: last_model.pth, or else best_model.pth with a warning.
+    Raises CheckpointError if neither can be read."""
     notes = []
     for path in (folder.last, folder.best):
         if not path.exists():
@@ -40,7 +40,7 @@ def load_for_resume(folder: ModelFolder) -> tuple[dict[str, Any], list[str]]:
 
 
 def mend_history(folder: ModelFolder, checkpoint: dict[str, Any]) -> bool:
-    """Writes a history that was lost, or set aside, anew from the checkpoint. True where that was needed."""
+    """Writes a history that was lost or set aside again, from the checkpoint. Returns whether that was needed."""
     needed = bool(checkpoint.get("history")) and not folder.history.exists()
     if needed:
         write_history(folder, checkpoint["history"])
@@ -52,11 +52,11 @@ def merge(
 ) -> RunConfig:
     """The configuration of the continued run: the stored one, with the flags that were given.
 
-    A flag that repeats the stored value is accepted; one that contradicts it is refused with all such flags listed,
-    unless the setting is free (device, workers, ...) or part of a new learning-rate schedule. `epochs` is added to
-    the epochs that are done, and a plan is cut short only with `replan`; without it the plan stays. A model without an
-    objective of its own gets that of the recipe, where `sections` has one. Of a shipped model, which is continued in a
-    copy on a person's own photos with a fresh optimizer, only the network is fixed.
+    A flag that repeats the stored value is accepted. Flags that contradict it are refused with UsageError, which lists
+    them all, unless the setting is free (device, workers, ...) or part of a new learning-rate schedule. `epochs` is
+    added to the epochs that are done, and shortens the planned run only with `replan`. A model without an objective
+    gets that of the recipe, if `sections` has one. A shipped model is continued in a copy on a person's own photos with
+    a fresh optimizer, so that only its network is fixed.
     """
     stored = for_recipe(from_dict(checkpoint["config"], source), sections)
     if stored.shipped and "data" in given:
@@ -87,7 +87,7 @@ def merge(
         raise UsageError(
             f"A resumed run keeps its settings: {'; '.join(refused)}. Leave those flags out, or train a new model."
         )
-    # Built anew rather than copied: what goes together is checked together.
+    # Built again rather than copied, so that settings which depend on each other are checked together.
     merged = {n: parse_settings(sections[n], inherited(getattr(stored, n), new) | new) for n, new in changes.items()}
     whole = {name: getattr(stored, name) for name in RunConfig.model_fields}
     plain = {name: part.model_dump() for name, part in merged.items()}  # a recipe's defaults have done their part
@@ -95,15 +95,15 @@ def merge(
 
 
 def for_other_photos(stored: RunConfig) -> RunConfig:
-    """The configuration without what was said of the single sources that a model was trained on."""
+    """The configuration without the settings for each source (shares, crops) that the model was trained on."""
     crops = stored.data.crops if len(stored.data.crops) == 1 else (1,)
     data = stored.data.model_copy(update={"shares": None, "crops": crops})
     return stored.model_copy(update={"data": data})
 
 
 def check_plan(stored: RunConfig, done: int, epochs: int, *, new_schedule: bool) -> None:
-    """Raises UsageError where a run would end before what was planned, and nothing else says that this is meant: a new
-    schedule of the learning rate does, as long as the second of two stages is not lost."""
+    """Raises UsageError if a run would end earlier than planned without being told so. A new learning-rate schedule
+    tells so, as long as the second of two stages is not lost."""
     planned, first = stored.training.epochs, stored.objective.stage1_epochs if stored.objective else 0
     loses_a_stage = epochs <= first < planned
     if new_schedule and not loses_a_stage:
@@ -117,10 +117,10 @@ def check_plan(stored: RunConfig, done: int, epochs: int, *, new_schedule: bool)
 
 
 def starting_point(weights: Path, kind: type[BaseModel], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What a new model takes over from the one in the file `weights`: its network settings with the flags that were
-    given (`kind` is the recipe's config model of them), and its weights and buffers.
+    """What a new model takes over from the one in the file `weights`: its network settings, changed by the flags that
+    were given, and its weights and buffers. kind: the recipe's class of network settings.
 
-    Raises UsageError where they do not fit the recipe or the flags.
+    Raises UsageError if they do not fit the recipe or the flags.
     """
     stored = load_checkpoint(weights)
     config = from_dict(stored["config"], weights).model
@@ -141,13 +141,14 @@ def starting_point(weights: Path, kind: type[BaseModel], given: dict[str, Any]) 
         changed = [n for n in given if getattr(settings, n) != getattr(config, n)]
         flags = ", ".join("--" + name.replace("_", "-") for name in changed)
         raise UsageError(
-            f"The weights of --start-from {weights} do not fit a network with other {flags}; leave that out."
+            f"The weights of --start-from {weights} do not fit a network with another {flags}; leave that out."
         ) from error
     return settings, model.state_dict()
 
 
 def related(name: str, given: dict[str, Any], stored: RunConfig, sections: Sections) -> dict[str, Any]:
-    """The settings without which a given one has no meaning: of the loss all; of a noise schedule the stored ones."""
+    """The settings that a given one is checked with: for a loss, all of the loss; for a noise schedule, its stored
+    ones."""
     if setting_fields(sections)[name][0] == "loss":
         new = {n: value for n, value in given.items() if n in sections["loss"].model_fields}
         return (inherited(stored.loss, new) if stored.loss else {}) | new
@@ -162,7 +163,8 @@ def _show(value: Any) -> str:
 def check_remaining(checkpoint: dict[str, Any], config: RunConfig, *, new_schedule: bool) -> str | None:
     """Checks that there is something left to do. Returns a sentence if the run is complete, else None.
 
-    A cosine or one-cycle schedule has an end; going past it needs an explicit new one, which begins here.
+    A cosine or one-cycle schedule has an end; continuing past it needs an explicit new one, which begins here. Raises
+    UsageError if that is missing.
     """
     done, planned = checkpoint.get("epoch", 0), config.training.epochs
     if done >= planned:
@@ -181,7 +183,7 @@ def check_remaining(checkpoint: dict[str, Any], config: RunConfig, *, new_schedu
 
 
 def check_data(checkpoint: dict[str, Any], images: tuple[ImageSet, ImageSet], *, allowed: bool) -> None:
-    """Raises UsageError if the images are not those that the model was trained on, unless that is `allowed`."""
+    """Raises UsageError if the images are not those that the model was trained on, unless `allowed`."""
     before = checkpoint.get("data_fingerprint")
     now = [part.fingerprint for part in images]
     if before and before != now and not allowed:

@@ -1,6 +1,7 @@
-"""One photo after the other, with what a person says of it: hints, an earlier picture's recipe, a reference photo.
+"""Colours files one by one with a person's hints, an earlier picture's recipe, or a reference photo.
 
-`colorize_files` is for many photos at once; this keeps each one open, and can write maps and comparisons beside it.
+`colorize_files` is for many photos at once; this module keeps each one open, and can write maps and comparisons beside
+it.
 """
 
 import dataclasses
@@ -19,15 +20,15 @@ from Project7.reference import Hinted, hints_from
 from Project7.scan import in_colour
 from Project7.sheet import side_by_side
 
-_DOUBT = 40.0  # Lab units that are white in a map of ambiguity
+_DOUBT = 40.0  # Lab units of doubt that are shown white in a map of ambiguity
 
 
 @dataclasses.dataclass(frozen=True)
 class Retouch:
     hints: Sequence[Hint] = ()
-    like: Provenance | None = None  # whose noise, hints and strokes are taken, where the photo has the same size
+    like: Provenance | None = None  # its noise, hints and strokes are used if the photo has the same size
     reference: Photo | None = None
-    hinted: Hinted | None = None  # whose hints are carried over to what is alike
+    hinted: Hinted | None = None  # its hints are carried over to places that are alike
     side_by_side: bool = False
     ambiguity: bool = False
 
@@ -49,7 +50,7 @@ def retouch_files(
     mark: bool = False,
     **settings: Any,
 ) -> Iterator[Outcome]:
-    """As colorize_files. settings: those of OpenPhoto."""
+    """Like colorize_files, with a `retouch`. settings: further arguments of OpenPhoto."""
     planned = {path for job in jobs for path in job.targets}
     wanted = {"both": retouch.side_by_side, "ambiguity": retouch.ambiguity, "confidence": confidence}
     also = [word for word, asked in wanted.items() if asked]
@@ -68,12 +69,12 @@ def retouch_files(
                 ready = answered(ready, opened, retouch, seeds, confidence=confidence)
                 ready = dataclasses.replace(ready, seconds=time.perf_counter() - begin)
             yield ready
-        except Exception as error:  # of this photo alone
+        except Exception as error:  # concerns only this photo
             yield Outcome(job, "failed", reason(error))
 
 
 def open_retouched(colorizer: Colorizer, photo: Photo, retouch: Retouch, **settings: Any) -> OpenPhoto:
-    """The photo with the hints that are meant for it. Raises UsageError for one that lies outside it."""
+    """The photo with the hints that are meant for it. Raises UsageError if one lies outside it."""
     like = retouch.like if retouch.like and (retouch.like.height, retouch.like.width) == photo.rgb.shape[:2] else None
     opened = OpenPhoto(colorizer, photo, digest=like.noise if like else None, **settings)
     hints = [hint.as_hint() for hint in like.hints] if like else []
@@ -99,7 +100,7 @@ def answered(job: Job, opened: OpenPhoto, retouch: Retouch, seeds: Sequence[int]
     made = [opened.provenance(seed) for seed in seeds]
     outcome = write(job, opened.photo, pictures, made, maps, levels=opened.levels)
     if retouch.hinted is not None and not opened.hints:
-        said = "nothing in it is like the places that are hinted in --hints-from"
+        said = "nothing in it is like the hinted places of --hints-from"
         outcome = dataclasses.replace(outcome, text="; ".join(filter(None, [outcome.text, said])))
     if not (retouch.side_by_side and outcome.kind == "done"):
         return outcome

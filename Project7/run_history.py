@@ -1,4 +1,4 @@
-"""What a run writes down: where it stands, the means of its steps, and one entry of the history per epoch."""
+"""What a run records: where it stands, the means of its steps, and one entry of the history per epoch."""
 
 import dataclasses
 import math
@@ -8,8 +8,8 @@ from Project7 import health
 from Project7.atomic_file import as_json
 from Project7.comparison import Comparison
 
-WEIGHTED = "weighted_"  # before the name of a term: times its weight in the objective
-WINDOWS = 20  # per epoch, of ten steps at least: the means that health.py reads
+WEIGHTED = "weighted_"  # prefix of the name of a term that is multiplied by its weight in the objective
+WINDOWS = 20  # windows per epoch, of at least ten steps each: health.py reads their means
 
 
 @dataclasses.dataclass
@@ -22,13 +22,13 @@ class RunState:
     accumulation: int = 1  # micro-steps per step; doubled when memory runs out
     best_val_loss: float = math.inf
     scored_under: str = ""  # the identity of the objective that best_val_loss was measured under
-    stage: int = 0  # of a two-stage training: 1, then 2; 0 where there are none
+    stage: int = 0  # of a two-stage training: 1, then 2; 0 if there are no stages
     critic_start: int = -1  # the step at which the discriminator began; -1: not yet
     schedule_start: int = 0  # the step at which the learning-rate schedule began
     schedule_steps: int = 0  # its length
     sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of the current epoch's measures
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # of the steps that had each
-    window: dict[str, float] = dataclasses.field(default_factory=dict)  # sums of the one that is not full yet
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # number of steps that had each measure
+    window: dict[str, float] = dataclasses.field(default_factory=dict)  # sums of the window that is not full yet
     windows: list[Any] = dataclasses.field(default_factory=list)  # of the current epoch, as health.Window
     rate_scale: float = 1.0  # of the learning rate; lowered by each rollback
     rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -36,16 +36,16 @@ class RunState:
     skipped_in_a_row: int = 0
 
     def forget_means(self) -> None:
-        """Means are those of one objective in one epoch."""
+        """Clears the sums, because a mean must not mix two objectives."""
         self.sums, self.counts, self.window, self.windows = {}, {}, {}, []
 
     def next_epoch(self) -> None:
         self.epoch, self.position, self.seconds = self.epoch + 1, 0, 0.0
-        self.sums, self.counts, self.windows = {}, {}, []  # a window goes on across epochs
+        self.sums, self.counts, self.windows = {}, {}, []  # the unfinished window continues across epochs
 
 
 def count_step(state: RunState, measures: dict[str, float]) -> None:
-    """Adds a step to the epoch's sums; one without a finite gradient or loss counts as skipped."""
+    """Adds a step to the epoch's sums; a step without a finite gradient or loss counts as skipped."""
     sums = state.sums
     if _is_bad(measures):
         sums["skipped"] = sums.get("skipped", 0) + 1
@@ -60,7 +60,7 @@ def count_step(state: RunState, measures: dict[str, float]) -> None:
 
 
 def count_window(state: RunState, measures: dict[str, float], *, step: int, steps_per_epoch: int) -> None:
-    """Adds step number `step` to the window that is not full yet, and begins a new one where it is."""
+    """Adds step number `step` to the unfinished window, and begins a new one when that is full."""
     window = state.window
     if _is_bad(measures):
         values = {"skipped": 1.0}
@@ -87,13 +87,14 @@ def _is_bad(measures: dict[str, float]) -> bool:
 def history_entry(
     state: RunState, validation: dict[str, float], comparison: Comparison | None, **facts: Any
 ) -> dict[str, Any]:
-    """The epoch in numbers, as JSON can hold them; means are over the steps with a finite gradient.
+    """The epoch in numbers that JSON can hold; means are over the steps with a finite gradient.
 
-    validation: its means. comparison: of the pictures, where this process has them. facts: what only the caller knows.
+    validation: the means of the validation. comparison: that of the fixed pictures, if this process made it. facts:
+    further entries from the caller.
     """
     sums = state.sums
     steps = sums.get("steps", 0)
-    # A term that came in late has its mean over its own steps; its part of the loss, over all.
+    # A term that began late is averaged over its own steps, but its part of the loss over all steps.
     over = {n: steps if n.startswith(WEIGHTED) else state.counts.get(n, steps) for n in sums}
     mean = {name: value / over[name] if over[name] else math.nan for name, value in sums.items()}
     terms = {n: mean[n] for n in sums if n not in ("steps", "skipped", "loss", "loss_squared", "grad_norm")}

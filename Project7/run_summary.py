@@ -9,7 +9,7 @@ from Project7.config import RunConfig
 from Project7.counting import counted
 from Project7.model_folder import ModelFolder
 
-_NARROW = 16  # channels
+_NARROW = 16  # channels below which a level of the U-Net is unusually narrow
 
 
 def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validation: int, device: str) -> Table:
@@ -34,7 +34,7 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
 
 
 def warnings_of(config: RunConfig, *, training: int, processes: int, done: int = 0) -> list[str]:
-    """What a person should know before the first step. training: images; done: epochs."""
+    """Warnings before the first step. training: number of training images. done: number of epochs done."""
     said = []
     settings, objective = config.training, config.objective
     if objective and objective.gan:

@@ -1,4 +1,4 @@
-"""How long a run will take: measured in a few of its own steps, whose results are thrown away."""
+"""How long a run will take: measured by a few of its own steps, whose results are thrown away."""
 
 import contextlib
 import copy
@@ -14,27 +14,27 @@ from Project7.image_set import ImageSet
 from Project7.model_folder import ModelFolder
 from Project7.trainer import train
 
-_STEPS = 4  # that are measured, after one in which buffers are allocated
-_SECONDS = 20.0  # after which the measuring ends
-_VALIDATING = 0.35  # of a training step: what a batch of validation takes, which has no gradient
+_STEPS = 4  # steps that are measured, after a first one in which buffers are allocated
+_SECONDS = 20.0  # after which the measurement ends
+_VALIDATING = 0.35  # time of a batch of validation, which has no gradient, as a share of a training step
 
 
 @dataclasses.dataclass(frozen=True)
 class RunTime:
-    """Seconds of an epoch, its validation included, and how many are left."""
+    """Seconds per epoch, including its validation, and the number of epochs left."""
 
-    epoch: float  # NaN: there was no time to measure it
+    epoch: float  # NaN if there was no time to measure it
     epochs: int
 
 
 def measure(config: RunConfig, images: tuple[ImageSet, ImageSet], *, accelerator, resume=None, **how: Any) -> RunTime:
-    """Takes some steps of the run in a folder that is removed again. Arguments: those of `trainer.train`."""
+    """Takes some steps of the run in a temporary folder. The arguments are those of `trainer.train`."""
     quiet = {"image_interval": 0, "on_collapse": "warn", "compile": False, "save_minutes": 1e6}
     trial = config.model_copy(update={"training": config.training.model_copy(update=quiet)})
     ends: list[float] = []
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
-        trial_resume = copy.deepcopy(resume)  # a run goes on in the tensors that it is given
+        trial_resume = copy.deepcopy(resume)  # a run changes the tensors that it is given
         folder = ModelFolder(Path(place) / "trial")
         run = train(trial, folder, images, accelerator=accelerator, resume=trial_resume, **how)
         with contextlib.closing(run):
@@ -52,7 +52,7 @@ def measure(config: RunConfig, images: tuple[ImageSet, ImageSet], *, accelerator
 
 
 def in_words(time: RunTime) -> str:
-    """An epoch takes about 2 minutes here, all 50 about 2 hours."""
+    """The estimate in words: an epoch takes about 2 minutes here, all 50 about 2 hours."""
     if not math.isfinite(time.epoch):
         return "too short a run, or too slow a machine, to be measured beforehand"
     whole = "" if time.epochs == 1 else f", all {time.epochs} about {duration(time.epoch * time.epochs)}"
@@ -60,7 +60,7 @@ def in_words(time: RunTime) -> str:
 
 
 def duration(seconds: float) -> str:
-    """40 seconds, 3 minutes, 2.5 hours, 4 days."""
+    """A duration in words: 40 seconds, 3 minutes, 2.5 hours, 4 days."""
     for unit, size, most in (("second", 1, 90), ("minute", 60, 90), ("hour", 3600, 48), ("day", 86400, math.inf)):
         value = seconds / size
         if value < most:

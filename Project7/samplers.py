@@ -17,20 +17,20 @@ from Project7.answer_config import SAMPLERS
 from Project7.errors import UsageError
 from Project7.model_config import DiffusionConfig
 
-_PUBLISHED_STEPS = 1000  # the length that the published betas are for
+_PUBLISHED_STEPS = 1000  # number of timesteps of the published betas
 _BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "squaredcos_cap_v2": (1e-4, 0.02)}
-_NOISE = -4.5  # log(signal / noise), natural: 1 % of signal, as good as none
-_FIELD = 256  # cells a side, of the noise that all sizes of a grid share
-_LEFT_AT_THE_END = 0.02  # largest sqrt(abar_T): what may be left of the picture in the last step
+_NOISE = -4.5  # natural log(signal / noise): 1 % of signal, practically none
+_FIELD = 256  # cells per side of the noise that all sizes of a grid share
+_LEFT_AT_THE_END = 0.02  # largest sqrt(abar_T): the share of the picture that may be left at the last step
 
 # name -> diffusers' class and its settings. Trailing spacing starts at the last trained step, which is pure noise
-# (Lin et al. 2023, section 3.3); leading spacing would start where some of the picture still stands.
+# (Lin et al. 2023, section 3.3); leading spacing would start where some of the picture is still left.
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    # First-order DPM-Solver++ is DDIM (Lu et al. 2022, section 4.1). diffusers' DDIMScheduler itself goes wrong with
-    # trailing spacing where the steps do not divide the timesteps: its step length is rounded down, its places are not.
+    # First-order DPM-Solver++ is DDIM (Lu et al. 2022, section 4.1). diffusers' own DDIMScheduler is wrong with
+    # trailing spacing if the steps do not divide the timesteps: it rounds its step length down, but not its timesteps.
     "ddim": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 1}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # at places of its own: even_places
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # with its own timesteps: even_places
     "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
@@ -39,14 +39,14 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_noise_scheduler(config: DiffusionConfig):
-    """The forward process: a diffusers DDPMScheduler, its published betas fitted to the number of timesteps.
+    """The forward process: a diffusers DDPMScheduler whose published betas are fitted to the number of timesteps.
 
-    Raises UsageError where more than 2 % of the picture would be left at the last step (sqrt(abar_T) > 0.02).
+    Raises UsageError if more than 2 % of the picture would be left at the last step (sqrt(abar_T) > 0.02).
     """
     from diffusers import DDPMScheduler
 
     beta_start, beta_end = _BETAS[config.beta_schedule]
-    noise_scheduler: Any = DDPMScheduler(  # diffusers' types leave its betas and its configuration out
+    noise_scheduler: Any = DDPMScheduler(  # the types of diffusers lack its betas and its configuration
         num_train_timesteps=_PUBLISHED_STEPS,
         beta_start=beta_start,
         beta_end=beta_end,
@@ -75,8 +75,8 @@ def make_noise_scheduler(config: DiffusionConfig):
 def respaced_betas(betas: Tensor, timesteps: int) -> Tensor:
     """(1000,) betas -> (timesteps,) betas that follow the same curve of abar, in fewer or more steps.
 
-    As Nichol & Dhariwal 2021 (Improved DDPM, eq. 19) do for sampling: beta'_k = 1 - abar_{S_k} / abar_{S_{k-1}}, and
-    like them close to 1000 / T times as large where T is large. Without this, T of 100 would leave 60 % of the picture.
+    As Nichol & Dhariwal 2021 (Improved DDPM, eq. 19) do for sampling: beta'_k = 1 - abar_{S_k} / abar_{S_{k-1}}, which
+    is about 1000 / T times as large for a large T. Without this, T = 100 would leave 60 % of the picture.
     """
     log_abar = torch.cat([torch.zeros(1, dtype=torch.float64), (1 - betas.double()).log().cumsum(0)])
     place = torch.arange(timesteps + 1, dtype=torch.float64) * (len(betas) / timesteps)
@@ -89,8 +89,8 @@ def shifted_betas(betas: Tensor, shift: float) -> Tensor:
     """The schedule whose signal-to-noise ratio abar / (1 - abar) is divided by shift^2 at every timestep.
 
     As Hoogeboom et al. 2023 (Simple Diffusion, section 3.1) do for large pictures, whose smooth parts survive the
-    noise. Chroma is all smooth: without a shift the noisy picture gives its colours away at nearly every timestep,
-    and what L says about them is hardly learnt (benchmarks/RESULTS.md).
+    noise. Chroma is smooth everywhere: without a shift the noisy picture reveals its colours at nearly every timestep,
+    and the network hardly learns what L tells about them (benchmarks/RESULTS.md).
     """
     abar = (1 - betas.double()).cumprod(0)
     abar = abar / (abar + shift**2 * (1 - abar))
@@ -99,7 +99,8 @@ def shifted_betas(betas: Tensor, shift: float) -> Tensor:
 
 
 def make_sampler(name: str, noise_scheduler, *, steps: int):
-    """diffusers' scheduler called `name`, on the schedule that the model was trained with, set to `steps` steps."""
+    """diffusers' scheduler for the sampler `name`, with the noise schedule of the model, set to `steps` steps. Raises
+    UsageError for an unknown sampler, or a number of steps out of range."""
     import diffusers
 
     if name not in _SCHEDULERS:
@@ -120,7 +121,8 @@ def make_sampler(name: str, noise_scheduler, *, steps: int):
 
 
 def _falling(sampler):
-    """diffusers puts 2^-24 for the zero at the end of abar; a shifted schedule may be below that just before it."""
+    """The sampler with an abar that falls to its end: diffusers replaces the 0 there by 2^-24, and a shifted schedule
+    may be below that one step earlier."""
     abar = sampler.alphas_cumprod
     if abar[-1] >= abar[-2]:
         abar[-1] = abar[-2] / 4
@@ -128,12 +130,12 @@ def _falling(sampler):
 
 
 def even_places(abar: Tensor, steps: int) -> list[int]:
-    """The timesteps at which DPM-Solver++ stops: abar (T,) -> `steps` of them, falling, evenly spaced in log-SNR.
+    """The timesteps of DPM-Solver++: abar (T,) -> `steps` timesteps, falling, evenly spaced in log-SNR.
 
-    So Lu et al. 2022 (section 4) space them; with trailing spacing few steps of every solver give too little spread,
-    which is muted colour. Where the last timestep is pure noise its log-SNR is minus infinity (2^-24 in diffusers'
-    place of it): the way from there to a signal of 1 % tells nothing, and is made in one step instead of a third of
-    them (benchmarks/RESULTS.md).
+    Lu et al. 2022 (section 4) space them so; with trailing spacing, a few steps of any solver give too little spread,
+    which means muted colours. If the last timestep is pure noise, its log-SNR is minus infinity (2^-24 in diffusers).
+    The way from there to a signal of 1 % holds no information, and is taken in one step instead of a third of them
+    (benchmarks/RESULTS.md).
     """
     last = len(abar) - 1
     log_snr = (abar.double() / (1 - abar.double())).log() / 2
@@ -145,7 +147,7 @@ def even_places(abar: Tensor, steps: int) -> list[int]:
 
 
 def distinct(timesteps: list[int]) -> list[int]:
-    """Falling timesteps, of which some coincide -> as many different ones, moved apart as little as need be."""
+    """Falling timesteps, of which some may coincide -> as many distinct ones, moved apart as little as possible."""
     apart = itertools.accumulate((t + k for k, t in enumerate(timesteps)), min)
     return [max(t - k, len(timesteps) - 1 - k) for k, t in enumerate(apart)]
 
@@ -160,10 +162,11 @@ def sample(
     device: torch.device | str = "cpu",
     noise: Tensor | None = None,
 ) -> Tensor:
-    """From noise to data. `denoise(x_t, t)` gives the network's prediction, of the kind the sampler was made for.
+    """Denoises from x_T to x_0, (B, C, h, w). `denoise(x_t, t)` gives the network's prediction, of the type that the
+    sampler expects (epsilon or v).
 
-    With one generator per picture, a picture does not depend on its company in the batch. Generators on the CPU give
-    the same noise on every device. noise: (B, C, h, w) to begin with, instead of that of the generators.
+    With one generator per picture, a picture does not depend on the others in its batch. Generators on the CPU give the
+    same noise on every device. noise: (B, C, h, w) to start from, instead of that of the generators.
     """
     from diffusers.utils.torch_utils import randn_tensor
 
@@ -178,11 +181,11 @@ def sample(
 
 
 def scalable_noise(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
-    """White noise (B, C, h, w) whose coarse part is the same at every size of the grid: a photo worked on at another
-    size gets the same colours in more or less detail, not those of another seed.
+    """White noise (B, C, h, w) whose coarse part is the same at every size of the grid, so that a photo gets the same
+    colours at another working size, in more or less detail.
 
     One field of 256 x 256 (or a multiple) covers every picture; a cell is the sum of the field over its own part of it,
-    at unit variance. Parts do not overlap, so cells are independent.
+    scaled to unit variance. The parts do not overlap, so the cells are independent.
     """
     height, width = shape[-2:]
     sides = [_FIELD * math.ceil(side / _FIELD) for side in (height, width)]

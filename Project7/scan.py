@@ -1,5 +1,5 @@
-"""A photo as the network is to see it, and what a scan tells before it is coloured: that it is in colour already, that
-it has faded, where its white border is."""
+"""The lightness of a photo for the network, and checks of a scan before it is coloured: whether it is in colour
+already, whether it has faded, where its white border is."""
 
 import functools
 
@@ -13,21 +13,21 @@ from Project7 import color
 from Project7.painting import deep_lightness, full_lightness, paint, shrink, without_grain
 from Project7.photo import Photo
 
-_TINT = 6.0  # Lab units: a picture in one tint stays below, however its tint depends on lightness
-_FADED = 50.0  # Lab units between the darkest and the lightest percent of a photo
-_ENDS = (0.01, 0.99)  # the shares of the pixels that are black and white after --levels
-_SIDE = 512  # pixels of the long side at which a border is looked for
-_WHITE = 85.0  # L of a border, at least
-_ALIKE = 6.0  # Lab units by which a border's lightness varies
-_THIN, _WIDE = 0.008, 0.3  # of the side: how wide a border is
+_TINT = 6.0  # Lab units: a picture in one tint stays below, even if the tint varies with lightness
+_FADED = 50.0  # Lab units between the darkest and the lightest percent, below which a photo counts as faded
+_ENDS = (0.01, 0.99)  # quantiles of lightness that become black and white with --levels
+_SIDE = 512  # pixels of the long side at which a border is searched for
+_WHITE = 85.0  # smallest L of a border
+_ALIKE = 6.0  # Lab units by which a border's lightness may vary
+_THIN, _WIDE = 0.008, 0.3  # smallest and largest width of a border as a share of the side
 
 
 class Lightness:
-    """The lightness of a photo: as it is kept, and as the network is to see it."""
+    """The lightness of a photo: that of the result (L), and that which the network sees (seen)."""
 
     def __init__(self, photo: Photo, *, denoise: float = 0.0, levels: str = "off", lightness: Tensor | None = None):
-        """levels: "auto" stretches the contrast of both, "network" that of the network's copy. lightness: L
-        (1, 1, H, W) of the photo, where it is known."""
+        """levels: "auto" stretches the contrast of both, "network" only that of the network's copy. lightness: L
+        (1, 1, H, W) of the photo, if it is known already."""
         self.photo, self.denoise, self.levels = photo, denoise, levels
         self.plain = full_lightness(photo.rgb) if lightness is None else lightness  # (1, 1, H, W)
         self.L = levelled(self.plain, self.border) if levels == "auto" else self.plain
@@ -39,20 +39,21 @@ class Lightness:
         return white_border(self.plain)
 
     def border_at(self, size: tuple[int, ...]) -> Tensor:
-        """(1, 1, h, w) in [0, 1]: the share of each place that is white border."""
+        """(1, 1, h, w) in [0, 1]: the share of each cell that is white border."""
         if self.border is None:
             return torch.zeros(1, 1, *size)
         return F.interpolate(self.border, size, mode="bilinear", antialias=True)
 
     def guide(self, small: Tensor) -> Tensor:
-        """`small` (1, 1, h, w), the copy that the network saw, as it is in the picture: what chroma is enlarged by."""
+        """The lightness of the result at the size of `small` (1, 1, h, w), which the network saw: the guide by which
+        chroma is enlarged."""
         if self.levels != "network":
             return small
         return shrink(without_grain(self.L, self.denoise), tuple(small.shape[-2:]))
 
     def paint(self, small: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor, *, deep: bool = False) -> np.ndarray:
-        """The picture (H, W, 3) with the chroma ab (1, 2, h, w) that was found on `small`: uint8, or uint16 of a photo
-        of 16 bits if `deep`."""
+        """The picture (H, W, 3) with the chroma ab (1, 2, h, w) that was found on `small`: uint8, or uint16 if `deep`
+        and the photo has 16 bits."""
         scanned = self.photo.deep if deep else None
         L = self.L
         if scanned is not None:
@@ -62,7 +63,7 @@ class Lightness:
 
 
 def in_colour(rgb: np.ndarray) -> bool:
-    """Whether a photo (H, W, 3) uint8 has colours of its own: more than one tint, such as sepia, at every lightness."""
+    """Whether a photo (H, W, 3) uint8 has colours of its own, rather than a single tint such as sepia."""
     step = max(1, max(rgb.shape[:2]) // 96)
     small = np.asarray(Image.fromarray(rgb).reduce(step))
     lab = color.rgb_to_lab(color.channels_first(small)).double()
@@ -73,7 +74,7 @@ def in_colour(rgb: np.ndarray) -> bool:
 
 
 def ends(L: Tensor, border: Tensor | None = None) -> tuple[float, float]:
-    """The lightness of the darkest and the lightest percent of L (1, 1, H, W), its border left out; in [-1, 1]."""
+    """The quantiles 0.01 and 0.99 of L (1, 1, H, W) without its border, in [-1, 1]."""
     small = L if max(L.shape[-2:]) <= _SIDE else F.interpolate(L, size_of(L), mode="bilinear", antialias=True)
     inside = small if border is None else small[F.interpolate(border, small.shape[-2:]) < 0.5]
     low, high = torch.quantile(inside.flatten(), torch.tensor(_ENDS)).tolist()
@@ -81,7 +82,7 @@ def ends(L: Tensor, border: Tensor | None = None) -> tuple[float, float]:
 
 
 def faded(L: Tensor, border: Tensor | None = None) -> bool:
-    """Whether a photo has neither black nor white: its contrast is that of an old print that has lost its ink."""
+    """Whether a photo has so little contrast that it has neither black nor white, like a faded print."""
     low, high = ends(L, border)
     return float(color.level(torch.tensor(high)) - color.level(torch.tensor(low))) < _FADED
 
@@ -96,9 +97,10 @@ def stretched(L: Tensor, low: float, high: float) -> Tensor:
 
 
 def white_border(L: Tensor) -> Tensor | None:
-    """(1, 1, h, w) in [0, 1]: where L (1, 1, H, W) is the white border of a print or a page; None where it has none.
+    """(1, 1, h, w) in [0, 1]: where L (1, 1, H, W) is the white border of a print or a page; None if it has none.
 
-    A border is light, plain, and on three sides at least; then it is all that is connected with the edge and alike.
+    A border is light and plain, and on at least three sides; it consists of everything that is connected with the edge
+    and of similar lightness.
     """
     from scipy.ndimage import label
 
@@ -116,7 +118,7 @@ def white_border(L: Tensor) -> Tensor | None:
 
 
 def border_level(values: np.ndarray) -> float | None:
-    """The lightness of a white border along the first row of L (h, w) in Lab units; None where there is none."""
+    """The lightness of a white border along the first row of L (h, w), in Lab units; None if there is none."""
     level = float(np.median(values[0]))
     plain = np.mean(np.abs(values - level) < _ALIKE, axis=1) > 0.98  # (h,)
     width = len(plain) if plain.all() else int(plain.argmin())
@@ -124,6 +126,6 @@ def border_level(values: np.ndarray) -> float | None:
 
 
 def size_of(L: Tensor) -> tuple[int, int]:
-    """The size at which L (1, 1, H, W) is looked at."""
+    """The size (h, w) at which L (1, 1, H, W) is examined."""
     scale = min(1.0, _SIDE / max(L.shape[-2:]))
     return max(1, round(L.shape[-2] * scale)), max(1, round(L.shape[-1] * scale))

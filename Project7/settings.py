@@ -1,4 +1,4 @@
-"""What a setting is: a field of a frozen pydantic model, which is the flag, the question, the help and the JSON key.
+"""A setting is a field of a frozen pydantic model: its flag, question, help line, default, bounds and JSON key.
 
 No torch here, so that `--help` and the first question appear at once.
 """
@@ -24,20 +24,20 @@ def setting(
     follows: tuple[str, ...] = (),
     **bounds: Any,
 ) -> Any:
-    """A field. `ask` is its question; `fixed` says that a model keeps it for life (a resumed run inherits it);
-    `follows` names the settings that bring its value along where they change."""
+    """A field of a settings model. about: its help line. ask: its question. fixed: whether a model keeps the value for
+    life (a resumed run inherits it). follows: the settings that determine its value when they change."""
     said: dict[str, Any] = {"ask": ask, "fixed": fixed, "follows": follows}
     return Field(default, description=about, json_schema_extra=said, **bounds)
 
 
-Sections = dict[str, type[BaseModel]]  # parts of RunConfig, by their names there: the settings of one recipe
+Sections = dict[str, type[BaseModel]]  # the settings of one recipe: parts of RunConfig by their names there
 
 
 def with_defaults(
     config: type[BaseModel], *, hide: tuple[str, ...] = (), ask: dict[str, str] | None = None, **defaults: Any
 ) -> type[BaseModel]:
-    """`config` with other defaults, for a recipe of its own; what is in `hide` is a flag, but not asked for, and what
-    is in `ask` (setting -> question) is."""
+    """`config` with other defaults, for a recipe. hide: settings that are flags but not asked for. ask: setting ->
+    question, for settings that are to be asked for."""
     changed: dict[str, Any] = {}
     asked = dict.fromkeys(hide) | (ask or {})
     for name in {*asked, *defaults}:
@@ -61,26 +61,26 @@ def setting_fields(sections: Sections) -> dict[str, tuple[str, Any]]:
 
 
 def declared(field: Any, key: str) -> Any:
-    """`ask` or `fixed` of a field made by `setting`."""
+    """What a field made by `setting` declares: its `ask`, `fixed` or `follows`."""
     return (field.json_schema_extra or {}).get(key)
 
 
 def inherited(stored: BaseModel, new: Iterable[str]) -> dict[str, Any]:
-    """What is inherited beside new settings: all but what follows from one of them."""
+    """The stored settings that stay valid beside `new` ones: all except those that follow from one of them."""
     fields, names = type(stored).model_fields, set(new)
     return {n: v for n, v in stored.model_dump().items() if not set(declared(fields[n], "follows") or ()) & names}
 
 
 def parse_text(text: str, kind: Any) -> Any:
-    """What a person types for a value of type `kind`: commas make a list of numbers, 'none' is no value; pydantic does
-    the rest."""
+    """Reads what a person types for a value of type `kind`: commas separate the numbers of a list, and 'none' means no
+    value; pydantic does the rest."""
     text = text.strip()
     choices = get_args(kind)
     if type(None) in choices:
         if text.lower() == "none":
             return None
         kind = next(choice for choice in choices if choice is not type(None))
-    if get_origin(kind) is tuple:  # one width, one number: a list all the same
+    if get_origin(kind) is tuple:  # a single number is a list, too
         item = get_args(kind)[0]
         is_text = (get_args(item) or (item,))[0] is str  # a path may hold commas
         return text if is_text else [part.strip() for part in text.strip("[]() ").split(",")]
@@ -90,7 +90,8 @@ def parse_text(text: str, kind: Any) -> Any:
 
 
 def parse_settings(config: type[BaseModel], values: dict[str, Any]) -> Any:
-    """`config(**values)` with texts read as a person types them. Raises UsageError: one line with all that is wrong."""
+    """`config(**values)`, with texts read as a person types them. Raises UsageError, which says on one line everything
+    that is wrong."""
     kinds = {name: field.annotation for name, field in config.model_fields.items()}
     values = {name: parse_text(v, kinds.get(name)) if isinstance(v, str) else v for name, v in values.items()}
     try:
@@ -114,5 +115,5 @@ def explain(error: ValidationError) -> str:
         given = item["input"]
         shown = f" {given}" if isinstance(given, str | int | float | bool) else ""
         line = f"--{flag.replace('_', '-')}{shown}: {rule[0].lower()}{rule[1:]}" if flag else rule
-        parts.setdefault(flag or line, line)  # what follows from the first fault of a value is left out
+        parts.setdefault(flag or line, line)  # further faults of the same value are left out
     return "; ".join(parts.values())

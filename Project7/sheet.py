@@ -12,18 +12,18 @@ _LETTERS = 14  # pixels
 
 
 def side_by_side(pictures: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
-    """Pictures (H, W_i, 3) uint8 of one height in a row, with white gaps -> (H, W, 3) uint8."""
+    """Pictures (H, W_i, 3) uint8 of the same height in a row, with white gaps -> (H, W, 3) uint8."""
     if not pictures or len({picture.shape[0] for picture in pictures}) > 1:
         heights = [picture.shape[0] for picture in pictures]
-        raise ProjectError(f"pictures of one height go side by side, not of heights {heights}.")
+        raise ProjectError(f"pictures side by side must have the same height, not the heights {heights}.")
     white = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
     row = [part for picture in pictures for part in (white, picture)][1:]
     return np.concatenate(row, axis=1)
 
 
 def sheet(columns: list[np.ndarray], *, smallest: int = 128, titles: Sequence[str] = ()) -> np.ndarray:
-    """Columns of pictures (K, H, W, 3) uint8, all of one size -> one sheet (H', W', 3) with a row per photo. Pictures
-    narrower than `smallest` pixels are enlarged by a whole factor. titles: of the columns."""
+    """Columns of pictures (K, H, W, 3) uint8, all of the same size -> one sheet (H', W', 3) with one row per photo.
+    Pictures narrower than `smallest` pixels are enlarged by a whole factor. titles: those of the columns."""
     scale = max(1, smallest // columns[0].shape[1])
     rows = [
         side_by_side([np.kron(p, np.ones((scale, scale, 1), np.uint8)) for p in row])
@@ -35,8 +35,8 @@ def sheet(columns: list[np.ndarray], *, smallest: int = 128, titles: Sequence[st
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], titles: Sequence[str], *, side: int) -> np.ndarray:
-    """Pictures (H, W, 3) of one size, uint8 or uint16, in rows of four at most, each with its title above it; their
-    long sides have at most `side` pixels."""
+    """Pictures (H, W, 3) of the same size, uint8 or uint16, in rows of at most four, each with its title above it. They
+    are reduced so that their long sides have at most `side` pixels."""
     small = []
     for picture in pictures:
         image = Image.fromarray((picture >> 8).astype(np.uint8) if picture.dtype == np.uint16 else picture)

@@ -1,4 +1,4 @@
-"""Colour pictures with 16 bits per channel, PNG and TIFF, of which Pillow reads the upper half and writes nothing."""
+"""PNG and TIFF in colour with 16 bits per channel: Pillow reads only their upper bytes, and cannot write them."""
 
 import io
 import itertools
@@ -14,7 +14,7 @@ from PIL import Image
 _SIGNATURE = 8  # bytes of a PNG before its first chunk
 _XMP, _DESCRIPTION = 700, 270  # tags of a TIFF
 
-# Pillow decodes such a picture to the upper byte of each sample; in the other order of bytes, to the lower one.
+# Pillow decodes such a picture to the upper byte of each sample; read in the other byte order, to the lower one.
 _OTHER_ORDER = {
     f"{mode};16{order}": f"{mode};16{other}"
     for mode in ("RGB", "RGBA")
@@ -23,8 +23,8 @@ _OTHER_ORDER = {
 
 
 def has_low_bytes(image: Any) -> bool:
-    """Whether a picture that Pillow has opened, and not loaded yet, has 16 bits per channel in colour."""
-    tiles = getattr(image, "tile", ())  # none where it was made in memory
+    """Whether a picture that Pillow has opened but not yet loaded is in colour with 16 bits per channel."""
+    tiles = getattr(image, "tile", ())  # empty for a picture made in memory
     return bool(tiles) and all(_order(tile.args) in _OTHER_ORDER for tile in tiles)
 
 
@@ -36,7 +36,7 @@ def load_low_bytes(image: Any) -> Image.Image:
 
 
 def _order(arguments: Any) -> str:
-    """Of a tile's arguments, which are this name alone (PNG) or begin with it (TIFF)."""
+    """The raw mode in a tile's arguments, which are this name alone (PNG) or begin with it (TIFF)."""
     return arguments if isinstance(arguments, str) else arguments[0] if arguments else ""
 
 
@@ -46,9 +46,9 @@ def _in_other_order(arguments: Any) -> Any:
 
 
 def as_png(rgb: np.ndarray, alpha: np.ndarray | None, options: Mapping[str, object]) -> bytes:
-    """rgb (H, W, 3) uint16 and alpha (H, W) uint8 -> a PNG. options: Pillow's, whose chunks come before the pixels.
+    """rgb (H, W, 3) uint16 and alpha (H, W) uint8 -> a PNG. options: those of Pillow's `save`.
 
-    Pillow writes a PNG of one pixel with all that is said of the picture; its header and its pixels are exchanged.
+    Pillow writes a PNG of one pixel with all metadata; its header and its pixels are then replaced.
     """
     small = io.BytesIO()
     Image.new("RGB" if alpha is None else "RGBA", (1, 1)).save(small, "PNG", **options)
@@ -73,7 +73,7 @@ def chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def compressed(values: np.ndarray) -> bytes:
-    """(H, W, C) uint16 -> the data of IDAT: every row as its difference from the one above (filter 2, Up)."""
+    """(H, W, C) uint16 -> the data of IDAT: each row as its difference from the row above (filter 2, Up)."""
     rows = values.astype(">u2").view(np.uint8).reshape(len(values), -1)
     packer = zlib.compressobj(1)
     parts = [packer.compress(b"\2" + rows[0].tobytes())]
@@ -118,7 +118,7 @@ def as_tiff(
 
 
 def texts(exif: bytes | None) -> dict[int, str]:
-    """The tags of EXIF data that are texts of the picture itself, by their numbers. TIFF holds ASCII alone."""
+    """The texts among the main tags of EXIF data, by tag number. Only ASCII, because TIFF holds nothing else."""
     tags = Image.Exif()
     tags.load(exif or b"")
     return {tag: text for tag, text in tags.items() if isinstance(text, str) and text.isascii()}

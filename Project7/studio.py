@@ -1,4 +1,4 @@
-"""What a server keeps in memory: the models that are in use, and the photos that are open."""
+"""What a server keeps in memory: the models in use, and the open photos."""
 
 import copy
 import dataclasses
@@ -27,10 +27,10 @@ from Project7.provenance import OPTIONS, TONE, Provenance, read_provenance
 from Project7.scan import faded, white_border
 from Project7.settings import SETTINGS
 
-_MODELS = 3  # that are kept loaded
+_MODELS = 3  # number of models that stay loaded
 _ASKED = (*OPTIONS, *TONE, "seed", "working_size")
 
-# What may be asked of a model, with the bounds of `colorize`; what is not given is the model's to choose.
+# The options of a request, with the bounds of `colorize`; those that are not given take the model's defaults.
 _fields: dict[str, Any] = {
     name: (field.annotation, field) for name, field in ColorizeConfig.model_fields.items() if name in _ASKED
 }
@@ -39,45 +39,45 @@ Asked: Any = create_model("Asked", __config__=SETTINGS, **_fields)
 
 
 def model_options(asked: Any, colorizer: Colorizer) -> dict[str, Any]:
-    """The options that the model's method has. Raises UsageError where one was given that it has not."""
+    """The options that the model's method has. Raises UsageError if one was given that it does not have."""
     known = colorizer.model.OPTIONS
     if strange := [name for name in OPTIONS if name in asked.model_fields_set and name not in known]:
-        raise UsageError(f"{strange[0]} is no option of a {colorizer.config.model.method} model; leave it out.")
+        raise UsageError(f"{strange[0]} is not an option of a {colorizer.config.model.method} model; leave it out.")
     return {name: value for name in known if (value := getattr(asked, name, None)) is not None}
 
 
 class NotHere(ProjectError):
-    """A model or a photo of a name that there is not (HTTP 404)."""
+    """There is no model or photo of this name (HTTP 404)."""
 
 
 class Unusable(ProjectError):
-    """A model that is there, and cannot be used now (HTTP 503)."""
+    """The model exists but cannot be used now (HTTP 503)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a server takes upon itself."""
+    """The limits of a server."""
 
-    upload: int = 100 << 20  # bytes of a request
-    pixels: int = 50_000_000  # of a photo
-    upload_seconds: float = 60.0  # in which a request has to have arrived
-    job_seconds: float = 300.0  # of one job, from where it begins
-    waiting: int = 8  # jobs before the one that runs
-    photos: int = 12  # that are open at a time; the one longest unused is closed
-    open_pixels: int = 120_000_000  # of all of them together
-    variants: int = 16  # answers in one request
+    upload: int = 100 << 20  # bytes per request
+    pixels: int = 50_000_000  # per photo
+    upload_seconds: float = 60.0  # within which a request must have arrived
+    job_seconds: float = 300.0  # for one job, from its start
+    waiting: int = 8  # jobs that wait while one runs
+    photos: int = 12  # open at the same time; the one unused for longest is closed
+    open_pixels: int = 120_000_000  # of all open photos together
+    variants: int = 16  # answers per request
 
 
 @dataclasses.dataclass(eq=False)
 class Shelved:
-    """A photo that is open, for all models."""
+    """An open photo, for all models."""
 
     id: str
     photo: Photo
     L: Tensor  # (1, 1, H, W)
     digest: str  # keys the noise
-    made: Provenance | None  # how it was made, where it is a picture of ours
-    faded: bool  # whether levels would help it
+    made: Provenance | None  # how it was made, if it is a picture of this toolkit
+    faded: bool  # whether stretching its contrast (levels) would help
     by_model: dict[Any, OpenPhoto] = dataclasses.field(default_factory=dict)
 
     @property
@@ -102,7 +102,8 @@ class Studio:
     # -- models ------------------------------------------------------------------------------------------------------
 
     def models(self) -> list[model_folder.ModelSummary]:
-        """Those of the folder, and those that come with the toolkit; `base` first. A folder without weights is none."""
+        """The models of the folder and those that come with the toolkit, `base` first; without those that have no
+        weights yet."""
         found = {m.name: m for m in [*model_folder.shipped_models(), *model_folder.list_models(self.models_dir)]}
         ready = [model for model in found.values() if model.config and model.folder.best.exists()]
         return sorted(ready, key=lambda model: (model.name != "base", model.name))
@@ -114,14 +115,14 @@ class Studio:
         return names[0]
 
     def weights(self, name: str) -> Path:
-        """The file of a model. Raises NotHere."""
+        """The file of a model's weights. Raises NotHere if there is no such model."""
         try:
             return model_folder.existing_folder(self.models_dir, name).best
         except UsageError:
             raise NotHere(f"there is no model {name[:64]!r} here; GET /api/models lists those there are.") from None
 
     def colorizer(self, name: str) -> Colorizer:
-        """The model, loaded once; again after its file was replaced. Raises NotHere or Unusable."""
+        """The model, loaded once, and again if its file was replaced. Raises NotHere or Unusable."""
         file = self.weights(name)
         try:
             stat = file.stat()
@@ -144,7 +145,7 @@ class Studio:
     # -- photos ------------------------------------------------------------------------------------------------------
 
     def read(self, content: bytes) -> Shelved:
-        """A photo that is not kept. Raises PhotoError."""
+        """Reads a photo without keeping it open. Raises PhotoError."""
         photo = open_photo(content, most=self.limits.pixels)
         made = read_provenance(io.BytesIO(content)) if content.startswith(b"\x89PNG") else None
         if made and (made.height, made.width) != photo.rgb.shape[:2]:
@@ -154,7 +155,7 @@ class Studio:
         return Shelved(secrets.token_urlsafe(9), photo, L, digest, made, faded(L, white_border(L)))
 
     def keep(self, shelved: Shelved) -> None:
-        """Keeps a photo open, and closes those longest unused that are too many."""
+        """Keeps a photo open, and closes those unused for longest if there are too many."""
         with self._lock:
             self._photos[shelved.id] = shelved
             while len(self._photos) > 1 and (
@@ -164,7 +165,7 @@ class Studio:
                 self._photos.popitem(last=False)
 
     def find(self, id: str) -> Shelved:
-        """Raises NotHere."""
+        """An open photo. Raises NotHere if it is not open any longer."""
         with self._lock:
             if id not in self._photos:
                 raise NotHere("this photo is not open any longer; open it again.")
@@ -176,7 +177,8 @@ class Studio:
             self._photos.pop(id, None)
 
     def opened(self, shelved: Shelved, asked: Any, hints: Sequence[Hint]) -> OpenPhoto:
-        """The photo before a model, with what is asked for (Asked). All of one photo and model share what they find."""
+        """The photo opened for a model, with the requested options (Asked). Requests for the same photo and model share
+        their results."""
         colorizer = self.colorizer(asked.model or self.default_model())
         key = colorizer.sha256, asked.working_size, asked.denoise, asked.levels
         if key not in shelved.by_model:

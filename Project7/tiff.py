@@ -1,4 +1,4 @@
-"""The kinds of TIFF that Pillow reads wrongly or not at all, through tifffile: scanners, microscopes and painting
+"""Reads the kinds of TIFF that Pillow reads wrongly or not at all, through tifffile: scanners, microscopes and painting
 programs write them.
 
 Pillow takes 16-bit WhiteIsZero for BlackIsZero, 16-bit planes for pixels, and gray of 12 bits in 16 for nearly black;
@@ -17,27 +17,29 @@ _BITS, _PHOTOMETRIC, _PLANES, _FORMAT = 258, 262, 284, 339  # tags
 
 
 class UnsupportedTiff(Exception):
-    """A sound TIFF of a kind that is not read; the message names the kind."""
+    """A sound TIFF of a kind that cannot be read; the message names the kind."""
 
 
 def pillow_reads(tags: Any) -> bool:
-    """Whether Pillow gives the right pixels for a page with these tags: 1 to 8 bits, and whole numbers of 16 bits pixel
-    by pixel. (Gray of 12 bits in 16 is for `widened` all the same.)"""
+    """Whether Pillow gives the right pixels for a page with these tags: 1 to 8 bits, and 16-bit integers stored pixel
+    by pixel. (12-bit gray in 16 bits still needs `widened`.)"""
     bits = tags.get(_BITS, (1,))
     bits = max(bits) if isinstance(bits, tuple) else bits
     if bits <= 8:
         return True
     if bits == 32 and tags.get(277, 1) == 1 and tags.get(_PHOTOMETRIC) == _BLACK_IS_ZERO:
-        return True  # whole or real numbers of their own range
+        return True  # integers or real numbers, whose range is found later
     plain = bits == 16 and set(np.atleast_1d(tags.get(_FORMAT, 1))) == {1} and tags.get(_PLANES, 1) == 1
     return plain and tags.get(_PHOTOMETRIC) != _WHITE_IS_ZERO
 
 
 def read(content: bytes, most: int) -> tuple[Image.Image, tuple[str, ...]]:
-    """The first page: a picture in I;16, F, LA, RGB or RGBA, with its profile and orientation, and what is to be said.
+    """The first page as a picture in I;16, F, LA, RGB or RGBA, with its profile and orientation, and notes for the
+    person.
 
-    Integers come in the range of their bits, real numbers as they are where gray and from [0, 1] where coloured.
-    Raises UnsupportedTiff, also for one of more than `most` pixels, and what tifffile raises on damaged files.
+    Integers are scaled by the range of their bits; real numbers are kept in gray pictures and taken from [0, 1] in
+    colour pictures. Raises UnsupportedTiff, also for more than `most` pixels, and what tifffile raises for damaged
+    files.
     """
     import tifffile
 
@@ -95,8 +97,8 @@ def _picture(colour: np.ndarray, alpha: np.ndarray | None, associated: bool) -> 
 
 
 def widened(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(H, W, C): gray of 8, 10 or 12 bits that was stored in 16, in the whole range; and what is to be said. Other
-    values come back as they are."""
+    """Gray values (H, W, C) of 8, 10 or 12 bits that were stored in 16, scaled to the whole range, and notes for the
+    person. Other values are returned unchanged."""
     if values.dtype == np.uint16 and values.shape[-1] == 1 and values.size:
         largest = int(values.max())
         bits = next((bits for bits in (8, 10, 12) if largest < 1 << bits), 16)

@@ -3,7 +3,7 @@
 
 python Project7/train_classification.py                               asks what it needs
 python Project7/train_classification.py --name m --data PATH --yes    asks nothing; the palette is fitted first
-python Project7/train_classification.py --resume m                    goes on where it stopped
+python Project7/train_classification.py --resume m                    continues where it stopped
 """
 
 import sys
@@ -22,7 +22,7 @@ from Project7.model_config import ClassificationConfig
 from Project7.settings import with_defaults
 from Project7.training_config import ObjectiveConfig
 
-# No perceptual term unless it is asked for; a discriminator, where it is wanted, on three scales and by its features.
+# No perceptual term unless it is asked for. A discriminator, if wanted, has three scales and feature matching.
 _OBJECTIVE = with_defaults(
     ObjectiveConfig,
     hide=("mse_weight", "perceptual_weight"),

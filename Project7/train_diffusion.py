@@ -3,7 +3,7 @@
 
 python Project7/train_diffusion.py                                    asks what it needs
 python Project7/train_diffusion.py --name m --data PATH --yes         asks nothing
-python Project7/train_diffusion.py --resume m                         goes on where it stopped
+python Project7/train_diffusion.py --resume m                         continues where it stopped
 """
 
 import sys

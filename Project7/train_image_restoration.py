@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Recipe: restoring photos: direct regression to all of Lab with the enhanced loss; faded ones become clear again.
+"""Recipe: photo restoration by direct regression to all of Lab with the enhanced loss; faded photos become clear again.
 
 python Project7/train_image_restoration.py                                    asks what it needs
-python Project7/train_image_restoration.py --name m --data PATH --fade 0.7 --yes     photos that have faded much
+python Project7/train_image_restoration.py --name m --data PATH --fade 0.7 --yes     for strongly faded photos
 """
 
 import sys

@@ -1,8 +1,8 @@
 """The one training loop. `train` is a generator: it yields a `Progress` after each optimizer step, and the caller
 shows it.
 
-Leaving the loop (under contextlib.closing) is how a run is cancelled: the folder then holds a checkpoint of the last
-whole step. What is random is keyed by (seed, step, sample), so a resumed run continues bit for bit on the CPU.
+A run is cancelled by leaving the loop (under contextlib.closing): the folder then holds a checkpoint of the last whole
+step. Randomness is keyed by (seed, step, sample), so a resumed run continues bit for bit on the CPU.
 """
 
 import contextlib
@@ -41,10 +41,10 @@ from Project7.validation import validate
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What can be said after a step, or between two parts of a validation."""
+    """The state of a run after a step, or between two batches of a validation."""
 
     phase: str  # "train" or "validate"
-    epoch: int  # the one that is going on, from 1
+    epoch: int  # the current one, from 1
     epochs: int
     step: int  # optimizer steps done in all
     total_steps: int
@@ -68,7 +68,7 @@ _LAUNCHER_SETTINGS = (
 
 
 def make_accelerator(training: TrainingConfig) -> Accelerator:
-    """Device, precision and processes. Raises UsageError where the machine cannot do what is asked."""
+    """Sets up device, precision and processes. Raises UsageError if the machine does not support a setting."""
     device = training.device
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device, True):
@@ -77,7 +77,7 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     if training.mixed_precision == "fp16" and (on_cpu or not available["cuda"]):
         raise UsageError("--mixed-precision fp16 works on CUDA only; use bf16, or no.")
     if training.mixed_precision == "auto":
-        raise UsageError("--mixed-precision auto is to be settled first (precision.settle_precision).")
+        raise UsageError("--mixed-precision auto must be settled first (precision.settle_precision).")
     if training.compile and (on_cpu or not available["cuda"]):
         raise UsageError("--compile is for CUDA only: on other devices compiling takes minutes and gains nothing.")
     ignore_launcher_settings()
@@ -85,10 +85,10 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
 
 
 def ignore_launcher_settings() -> None:
-    """Takes back what `accelerate launch` or its saved configuration would change in a run behind its back.
+    """Removes the environment variables by which `accelerate launch` or its saved configuration would change a run.
 
-    How a run computes stands in its own settings; the launcher says only which processes there are. Raises UsageError
-    for a way to distribute a model that is not supported.
+    How a run computes is determined by its own settings; the launcher determines only the processes. Raises UsageError
+    if it asks for a way of distributing a model that is not supported.
     """
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("1", "true", "yes"):
@@ -111,19 +111,20 @@ def train(
     start: dict[str, Tensor] | None = None,
     features: FeatureCache | None = None,
 ) -> Generator[Progress]:
-    """Trains until `config.training.epochs` epochs are finished in all, and keeps `folder` resumable at every instant.
+    """Trains until `config.training.epochs` epochs are finished in total, and keeps `folder` resumable at every
+    instant.
 
     images: training and validation. resume: a checkpoint (see checkpoints.py) to continue from. start: weights and
-    buffers that a new model begins with (a palette, a pretrained encoder); the others are random. features: what the
-    encoder sees in the training images, where that was computed before.
+    buffers that a new model starts with (a palette, a pretrained encoder); the others are random. features: the cached
+    maps of the encoder for the training images.
     Raises TrainingFailed when no step has had a finite gradient for a while.
     """
     yield from Run(config, folder, images, accelerator, resume, start, features).progress()
 
 
 def compile_networks(model: nn.Module) -> None:
-    """torch.compile of the parts of a method, in place: what is random around them stays as it is, and so do the
-    names of the weights."""
+    """Compiles the networks of a method with torch.compile, in place: the randomness around them and the names of the
+    weights stay the same."""
     for part in model.children():
         for network in part if isinstance(part, nn.ModuleList) else [part]:
             network.compile()
@@ -153,7 +154,7 @@ class Run:
         if start and not resume:
             model.load_state_dict(model.state_dict() | start)
         if accelerator.device.type == "cuda":
-            model.to(memory_format=torch.channels_last)  # what its convolutions are fastest with
+            model.to(memory_format=torch.channels_last)  # the fastest format for its convolutions
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay, fused=True
@@ -186,7 +187,7 @@ class Run:
         self.saved_at = self.clock = time.monotonic()
         self.examine_data()
         if self.settings.on_collapse != "rollback":
-            self.folder.healthy.unlink(missing_ok=True)  # of an earlier part of the run: too far back by now
+            self.folder.healthy.unlink(missing_ok=True)  # from an earlier part of the run: too far back by now
         elif not (self.state.step and self.folder.healthy.exists()):
             self.save_last()
             self.mark_healthy()
@@ -216,8 +217,8 @@ class Run:
         yield from self.end_epoch()
 
     def begin_epoch(self) -> Iterator[Progress]:
-        """Which objective and which learning-rate schedule hold from here on, and which validation loss is to be
-        beaten: where the objective has changed, that of the weights as they come in."""
+        """Sets the objective and the learning-rate schedule of the epoch. If the objective has changed, it validates
+        the present weights first: theirs is then the best validation loss so far."""
         state, stage = self.state, self.objective.begin(self.state.epoch)
         if stage != state.stage or not state.schedule_steps:
             until = self.config.objective.stage1_epochs if stage == 1 else self.settings.epochs
@@ -238,14 +239,14 @@ class Run:
                 yield self.report(phase="validate")
             state.best_val_loss = score if math.isfinite(score) else math.inf
             self.notes.append(
-                f"The weights as they come in score {score:.4f} under this objective ({self.objective.score_name}): "
-                "that is the best to beat."
+                f"The present weights score {score:.4f} under this objective ({self.objective.score_name}): that is "
+                "the best validation loss so far."
             )
         state.scored_under = self.objective.score_key
 
     def batches(self) -> Iterator[tuple[int, np.ndarray, Tensor, np.ndarray]]:
-        """The rest of the epoch: each whole batch's size, this process's places in it, their pictures (b, S, S, 3) and
-        the numbers of those in the data set (b,)."""
+        """The remaining batches of the epoch: the size of the whole batch, this process's places in it, their pictures
+        (b, S, S, 3), and the indices of these in the data set (b,)."""
         order = self.training.order(self.settings.seed, self.state.epoch)[self.state.position :]
         whole = [order[i : i + self.global_batch] for i in range(0, len(order), self.global_batch)]
         places = [self.share(len(indices)) for indices in whole]
@@ -257,7 +258,7 @@ class Run:
     def share(self, count: int) -> np.ndarray:
         """This process's places in a batch of `count`.
 
-        With more processes than pictures, one without repeats the first.
+        If there are more processes than pictures, a process without one repeats the first.
         """
         mine = np.array_split(np.arange(count), self.accelerator.num_processes)[self.accelerator.process_index]
         return mine if len(mine) else np.arange(1)
@@ -276,7 +277,7 @@ class Run:
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.gradient_clip)
         bad = (~norm.isfinite()).float()  # clipping does not cure a NaN
         self.consistent = False
-        # Fused AdamW leaves weights and moments alone where this is 1; torch declares it nowhere.
+        # Fused AdamW leaves weights and moments unchanged if this is 1; torch's types do not declare it.
         self.raw_optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -286,7 +287,7 @@ class Run:
         self.update_ema(1 - bad)
         self.state.step += 1
         self.state.position += count
-        if self.pending and len(measures) + 2 != len(self.names):  # a term has come in
+        if self.pending and len(measures) + 2 != len(self.names):  # a term has been added
             self.read_back()
         self.names = [*measures, "grad_norm", "skipped"]
         self.pending.append(torch.stack([*measures.values(), norm.float(), bad]))
@@ -296,9 +297,9 @@ class Run:
 
     @torch.no_grad()
     def update_ema(self, good: Tensor) -> None:
-        """ema += (1 - decay) (weights - ema), nothing where `good` is 0.
+        """ema += (1 - decay) (weights - ema); unchanged if `good` is 0.
 
-        The decay rises to its full value over the run.
+        The decay rises to its full value during the run.
         """
         decay = min(self.settings.ema_decay, (1 + self.state.step) / (10 + self.state.step))
         change = torch._foreach_sub(self.parameters, self.ema_parameters)
@@ -309,7 +310,7 @@ class Run:
         self, count: int, places: np.ndarray, rgb: Tensor, indices: np.ndarray | None = None
     ) -> dict[str, Tensor]:
         """The gradient of the mean loss over a whole batch of `count`. Returns this process's part of each mean."""
-        share = 1 / count if self.accelerator.process_index < count else 0.0  # a repeated picture counts for nothing
+        share = 1 / count if self.accelerator.process_index < count else 0.0  # a repeated picture has no weight
         pieces = np.array_split(np.arange(len(places)), min(self.state.accumulation, len(places)))
         measures: dict[str, Tensor] = {}
         for piece in pieces:
@@ -318,7 +319,7 @@ class Run:
             with contextlib.nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(self.model):
                 step: Step = self.model(batch)
                 found, loss = self.loss_of(step)
-                # DDP averages over the processes, and each has only its part of the sum
+                # DDP averages over the processes, but each process has only its part of the sum
                 self.accelerator.backward(loss * (share * self.accelerator.num_processes))
             if self.objective.has_critic:
                 with self.accelerator.autocast():
@@ -328,7 +329,7 @@ class Run:
         return measures
 
     def loss_of(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
-        """What the objective makes of a step: named measures, and the sum over the samples that is minimised."""
+        """The objective of a step: named measures (B,), and the weighted sum over the samples that is minimised."""
         weights = self.objective.weights(self.state.step - self.state.critic_start)
         with self.accelerator.autocast():
             terms = self.objective.terms(step, self.ema.ab_mean, self.ema.ab_std, weights)
@@ -340,7 +341,7 @@ class Run:
         return measures, loss
 
     def prepare(self, rgb: Tensor, indices: np.ndarray | None = None, *, first: int, count: int) -> Batch:
-        """uint8 pictures (b, S, S, 3) -> what a method trains on, on the device: mirrored at random, L and ab."""
+        """uint8 pictures (b, S, S, 3) -> the Batch that a method trains on, on the device: augmented, as L and ab."""
         device = self.accelerator.device
         random = BatchRandom(self.settings.seed, self.state.step, first, len(rgb), count, str(device))
         rgb = rgb.to(device, non_blocking=True).movedim(-1, 1)  # (b, 3, S, S)
@@ -374,7 +375,7 @@ class Run:
     # -- the end of an epoch -----------------------------------------------------------------------------------------
 
     def end_epoch(self) -> Iterator[Progress]:
-        """Validates, writes the epoch's line of the history, keeps the best weights, saves."""
+        """Validates, writes the epoch's entry of the history, keeps the best weights, and saves."""
         for running_means in self.validate():
             means = running_means
             yield self.report(phase="validate")
@@ -406,7 +407,7 @@ class Run:
         return validate(self.ema, self.objective, images, seed=seed, accelerator=self.accelerator)
 
     def compare(self) -> Comparison | None:
-        """Only the main process colours pictures; the others go on and meet it at the next step."""
+        """Colours the comparison pictures. Only the main process does so; the others wait for it at the next step."""
         if not self.accelerator.is_main_process:
             return None
         return compare(self.ema, self.truth, seed=self.settings.seed, accelerator=self.accelerator)
@@ -445,19 +446,20 @@ class Run:
     # -- health ------------------------------------------------------------------------------------------------------
 
     def examine_data(self) -> None:
-        """Gray photos teach gray answers: said before the first step, not after the last."""
+        """Warns before the first step if many photos are gray, because they teach gray answers."""
         every = max(1, len(self.training.images) // 256)
         self.gray_share = float((colorfulness(self.training.images[::every]) < health.GRAY).mean())
         if finding := health.gray_share_finding(self.gray_share):
             self.notes.append(f"Health: {finding.line()}")
 
     def mark_healthy(self) -> None:
-        """The state that was just saved is where a rollback goes."""
+        """Keeps the state that was just saved as the target of a rollback."""
         if self.settings.on_collapse == "rollback" and self.accelerator.is_main_process:
             copy_file(self.folder.last, self.folder.healthy)
 
     def roll_back(self, failure: Collapsed) -> bool:
-        """Goes back to the last healthy state with a lower learning rate. False: not wanted, or not again."""
+        """Goes back to the last healthy state with a lower learning rate. Returns False if that is not wanted, or was
+        done too often already."""
         if not collapse.may_roll_back(self.state, self.settings):
             return False
         past, scale = self.state.rollbacks, self.state.rate_scale * collapse.ROLLBACK_RATE
@@ -506,7 +508,7 @@ class Run:
         return interval > 0 and self.state.step % interval == 0
 
     def steps_left(self, until: int | None = None) -> int:
-        """Steps to the end of epoch `until`; of the run, if it is None."""
+        """Number of steps to the end of epoch `until`, or of the run if it is None."""
         images, epochs = len(self.training.images), self.settings.epochs if until is None else until
         if self.state.epoch >= epochs:
             return 0
@@ -515,17 +517,17 @@ class Run:
 
     @property
     def global_batch(self) -> int:
-        """Pictures a step: over all micro-steps and processes."""
+        """Pictures per step, over all micro-steps and processes."""
         return self.settings.batch_size * self.settings.gradient_accumulation * self.accelerator.num_processes
 
     @property
     def raw_optimizer(self) -> torch.optim.Optimizer:
-        return getattr(self.optimizer, "optimizer", self.optimizer)  # within accelerate's wrapper
+        return getattr(self.optimizer, "optimizer", self.optimizer)  # without accelerate's wrapper
 
     # -- saving and resuming -----------------------------------------------------------------------------------------
 
     def checkpoint(self) -> dict[str, Any]:
-        """What both files hold; the keys are those of the source document."""
+        """The content that best_model.pth and last_model.pth share; the keys are those of the source document."""
         latest = self.history[-1] if self.history else {}
         return {
             "epoch": self.state.epoch,
@@ -542,7 +544,8 @@ class Run:
         }
 
     def save_epoch(self, is_best: bool) -> None:
-        """best_model.pth first: a kill between the two files repeats the epoch's end, and finds the same best."""
+        """Saves both files, best_model.pth first: if the process is killed between them, the end of the epoch is
+        repeated and gives the same best weights."""
         if is_best and self.accelerator.is_main_process:
             save_checkpoint(self.folder.best, self.checkpoint())
         self.save_last()
@@ -552,12 +555,12 @@ class Run:
             model_folder.write_history(self.folder, self.history)
             self.history_trouble = ""
         except (OSError, ProjectError) as error:  # last_model.pth holds the history too
-            if not self.history_trouble:  # said once, not after each epoch
+            if not self.history_trouble:  # reported once, not after each epoch
                 self.history_trouble = f"The history could not be written: {sentence(error)}"
                 self.notes.append(self.history_trouble)
 
     def save_last(self) -> None:
-        """last_model.pth: the raw weights and the place in the data besides, for an exact continuation."""
+        """Saves last_model.pth, which also holds the raw weights and the position in the data, for exact resuming."""
         if self.pending:
             self.read_back()  # a collective call: all processes save at the same step
         if not self.accelerator.is_main_process:
@@ -571,17 +574,18 @@ class Run:
         self.saved_at = time.monotonic()
 
     def save_after_an_error(self) -> None:
-        """What was trained since the last save is not lost with a loader's worker or a picture that cannot be written.
+        """Saves after an error, such as a dead loader worker, so that the training since the last save is not lost.
 
-        Not in the middle of a step, and not one of several processes, which would wait for the others.
+        It does nothing in the middle of a step, or with several processes, where one would wait for the others.
         """
         if not self.consistent or self.accelerator.num_processes > 1:
             return
-        with contextlib.suppress(OSError, ProjectError):  # the error that ends the run is the one to be said
+        with contextlib.suppress(OSError, ProjectError):  # the error that ends the run is the one to report
             self.save_last()
 
     def restore(self, checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Continues exactly from last_model.pth; from best_model.pth with the EMA, at the end of its epoch."""
+        """Continues exactly from last_model.pth, or with the averaged weights from best_model.pth, at the end of its
+        epoch."""
         ema = checkpoint["model_state_dict"]
         check_weights(model, ema, self.folder.path)
         self.ema.load_state_dict(ema)
@@ -601,7 +605,7 @@ class Run:
         if missing:
             without = ", no ".join(missing)
             self.notes.append(
-                f"The checkpoint has no {without}: it goes on from the averaged weights, at an epoch's end."
+                f"The checkpoint has no {without}: it continues from the averaged weights, at the end of an epoch."
             )
         if "progress" not in checkpoint:
             steps = max((int(moments["step"]) for moments in optimizer.state.values()), default=0)

@@ -1,4 +1,4 @@
-"""The settings of a training run: its images, its course, and what it minimises beside the method's own loss.
+"""The settings of a training run: its images, its optimization, and its terms beside the method's own loss.
 
 No torch here, so that `--help` and the first question appear at once.
 """
@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, model_v
 from Project7.settings import SETTINGS, setting
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp")
-# A setting that is mostly one value, and may be one for each source of images: one is written as itself.
+# A setting that is usually one value, and may be one per source of images; a single value is stored without a list.
 _AS_TUPLE = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,))
 _ONE_AS_ITSELF = PlainSerializer(lambda values: values[0] if len(values) == 1 else values)
 Sources = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _AS_TUPLE, _ONE_AS_ITSELF]
@@ -28,26 +28,34 @@ class DataConfig(BaseModel):
         min_length=1,
     )
     shares: tuple[Annotated[float, Field(gt=0)], ...] | None = setting(
-        None, "how often the photos of each --data are trained on, such as 2,1 (default: by their number)", min_length=1
+        None,
+        "how often the photos of each --data are trained on, such as 2,1 (default: in proportion to their number)",
+        min_length=1,
     )
     image_size: int = setting(64, "side of the training squares in pixels", ge=8, le=1024)
     limit: int | None = setting(None, "use only this many training images", ge=1)
     min_colorfulness: float = setting(
-        0.0, "leave out images less colourful than this (Hasler & Suesstrunk; 10 drops the gray ones)", ge=0, le=150
+        0.0,
+        "leave out images with a colorfulness below this (Hasler & Suesstrunk; 10 leaves out gray ones)",
+        ge=0,
+        le=150,
     )
     crops: PerSource = setting(
         (1,),
-        "1: the centre square of a photo; N: N random squares of it, for small sets; one number, or one per --data",
+        "squares per photo: 1 is the centre square, N are N random squares, for small sets; one number, or one per "
+        "--data",
         min_length=1,
     )
-    val_fraction: float = setting(0.05, "share of the images kept for validation where the set has none", gt=0, le=0.5)
-    val_limit: int = setting(1000, "validation images at most, of each --data", ge=1)
+    val_fraction: float = setting(
+        0.05, "share of the images kept for validation if the set has no validation images", gt=0, le=0.5
+    )
+    val_limit: int = setting(1000, "largest number of validation images, per --data", ge=1)
 
     @model_validator(mode="after")
     def _combinations(self):
         count = len(self.data)
         if len(set(self.data)) < count:
-            raise ValueError("data names one source twice; use --shares to train on it more often")
+            raise ValueError("data names the same source twice; use --shares to train on it more often")
         if self.shares and len(self.shares) != count:
             raise ValueError(
                 f"shares has {len(self.shares)} numbers for {count} sources of images; give one for each --data"
@@ -72,41 +80,41 @@ class TrainingConfig(BaseModel):
     lr_schedule: Literal["constant", "cosine", "one-cycle"] = setting("constant", "learning-rate schedule")
     warmup_steps: int = setting(100, "steps over which the learning rate rises from 0", ge=0)
     gradient_clip: float = setting(1.0, "largest norm of the gradient; a longer one is clipped", gt=0)
-    ema_decay: float = setting(0.999, "decay of the weight average that is saved and sampled with", ge=0, lt=1)
+    ema_decay: float = setting(0.999, "decay of the average of the weights that is saved and sampled with", ge=0, lt=1)
     seed: int = setting(0, "random seed of the weights, the order of the data and the noise", ge=0, lt=2**63)
     mirror: bool = setting(True, "mirror half of the training photos at random")
     zoom: float = setting(
         1.0,
-        "side of the smallest random crop of a training photo, as a share of its side; 1 shows it whole",
+        "side of the smallest random crop of a training square, as a share of its side; 1 shows it whole",
         gt=0.1,
         le=1,
     )
     old_photos: float = setting(
         0.0,
-        "share of the training photos whose lightness is blurred, faded, grainy and compressed like an old one",
+        "share of the training photos whose lightness is blurred, faded, grainy and compressed as in an old photo",
         ge=0,
         le=1,
     )
     mixed_precision: Literal["no", "auto", "bf16", "fp16"] = setting(
         "no",
-        "arithmetic of the networks (autocast); auto measures at the start whether "
-        "bf16 is faster here (fp16 only on CUDA)",
+        "precision of the networks (autocast); auto measures at the start whether bf16 is faster here (fp16 only on "
+        "CUDA)",
         fixed=False,
     )
     compile: bool = setting(
-        False, "torch.compile the networks, on CUDA (some minutes before the first step)", fixed=False
+        False, "compile the networks with torch.compile, on CUDA (some minutes before the first step)", fixed=False
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "device to compute on", fixed=False)
     cache_features: bool = setting(
-        False, "compute what the encoder sees once, and keep it on the disk (50 to 200 kB per photo)", fixed=False
+        False, "compute the encoder's features once and keep them on disk (50 to 200 kB per photo)", fixed=False
     )
     num_workers: int = setting(0, "processes that read images (the cache needs none)", fixed=False, ge=0, le=256)
-    image_interval: int = setting(250, "steps between comparison pictures; 0 is none", fixed=False, ge=0)
+    image_interval: int = setting(250, "steps between comparison pictures; 0 turns them off", fixed=False, ge=0)
     save_minutes: float = setting(10.0, "minutes between saves within an epoch", fixed=False, gt=0)
     on_collapse: Literal["warn", "stop", "rollback"] = setting(
         "warn",
-        "where training destroys what it had learnt: say so; stop; or go back to the last healthy weights with a lower "
-        "learning rate, twice at most",
+        "what to do if training destroys what it has learnt: warn; stop; or go back to the last healthy weights with a "
+        "lower learning rate, at most twice",
         fixed=False,
     )
 
@@ -114,8 +122,8 @@ class TrainingConfig(BaseModel):
     def _combinations(self):
         if self.cache_features and (self.zoom < 1 or self.old_photos):
             raise ValueError(
-                "cache_features keeps what the encoder sees of each photo as it is, and zoom and old_photos change it "
-                "at every step; leave out --cache-features, or --zoom and --old-photos"
+                "cache_features stores the encoder's features of each photo once, and zoom and old_photos change the "
+                "photo at every step; leave out --cache-features, or --zoom and --old-photos"
             )
         return self
 
@@ -127,7 +135,12 @@ class ObjectiveConfig(BaseModel):
 
     mse_weight: float = setting(1.0, "weight of the method's own loss", ask="MSE weight", fixed=False, gt=0, le=1000)
     perceptual_weight: float = setting(
-        0.1, "weight of the VGG16 perceptual term; 0 is none", ask="Perceptual weight", fixed=False, ge=0, le=1000
+        0.1,
+        "weight of the VGG16 perceptual term; 0 turns it off",
+        ask="Perceptual weight",
+        fixed=False,
+        ge=0,
+        le=1000,
     )
     gan: bool = setting(False, "train against a PatchGAN discriminator", ask="Use GAN discriminator?", fixed=False)
     adversarial_weight: float = setting(
@@ -135,8 +148,8 @@ class ObjectiveConfig(BaseModel):
     )
     perceptual_net: Literal["vgg16", "tiny", "random"] = setting(
         "vgg16",
-        "features to compare: vgg16 as trained on ImageNet; tiny, the toolkit's own small network, without a download; "
-        "or random, untrained ones (weaker)",
+        "network of the perceptual term: vgg16, trained on ImageNet; tiny, the toolkit's own small network, without a "
+        "download; or random, which is untrained (weaker)",
         fixed=False,
     )
     perceptual_weights: str | None = setting(
@@ -146,14 +159,14 @@ class ObjectiveConfig(BaseModel):
         min_length=1,
     )
     image_share: float = setting(
-        0.25, "share of the timesteps, the least noisy, at which the image-space terms act", fixed=False, gt=0, le=1
+        0.25, "share of the timesteps, the least noisy ones, at which image-space terms act", fixed=False, gt=0, le=1
     )
     gan_learning_rate: float = setting(2e-4, "peak learning rate of the discriminator (AdamW)", fixed=False, gt=0, le=1)
     gan_start: int = setting(500, "steps that the discriminator trains before its term counts", fixed=False, ge=0)
     gan_warmup: int = setting(500, "steps over which the weight of that term then rises from 0", fixed=False, ge=0)
     gan_scales: int = setting(
         1,
-        "discriminators, each on half the size of the one before; as many as the size allows",
+        "number of discriminators, each at half the size of the one before; fewer if the size does not allow it",
         fixed=False,
         ge=1,
         le=3,

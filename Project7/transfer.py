@@ -1,8 +1,8 @@
-"""The colours of an edited copy on the untouched lightness of the original.
+"""Transfers the colours of an edited copy to the untouched lightness of the original.
 
-A diffusion editor or a painter gives back a copy of another size, a little shifted and with its details changed. Only
-its chroma is taken: found where it belongs (phase correlation of gradients, then an affine refinement), brought to
-full size along the edges of the original's L.
+A diffusion editor or a painter returns a copy of another size, a little shifted and with changed details. Only its
+chroma is used: it is aligned (phase correlation of gradients, then an affine refinement) and enlarged to full size
+along the edges of the original's L.
 """
 
 import math
@@ -17,16 +17,16 @@ from Project7.errors import ProjectError
 from Project7.painting import full_lightness, paint, shrink
 from Project7.photo import Photo
 
-_SIDE = 384  # long side at which the copies are compared, and at which chroma is taken over
-_STEPS = 40  # of the refinement
-_LEAST = 0.25  # correlation of the edges below which the copy is of another picture
-_STRETCH = 1.15  # sides of the copies may differ so much
+_SIDE = 384  # long side in pixels at which the copies are compared and chroma is taken
+_STEPS = 40  # steps of the refinement
+_LEAST = 0.25  # correlation of the edges below which the copy shows another picture
+_STRETCH = 1.15  # largest ratio between the aspect ratios of the two
 
 
 def transfer(original: Photo, edited: Photo) -> np.ndarray:
     """(H, W, 3) uint8: the original's lightness in the edited copy's colours.
 
-    Raises ProjectError where the two do not show the same.
+    Raises ProjectError if the two do not show the same picture.
     """
     L = full_lightness(original.rgb)
     height, width = L.shape[-2:]
@@ -45,8 +45,8 @@ def transfer(original: Photo, edited: Photo) -> np.ndarray:
     theta, alike = align(small, L_copy)
     if alike < _LEAST:
         raise ProjectError(
-            f"the edited copy does not show what the original shows (edges agree by {alike:.2f}, and {_LEAST:g} is "
-            "the least); give the copy that was made from it."
+            f"the edited copy does not show what the original shows (their edges agree by {alike:.2f}, and must by at "
+            f"least {_LEAST:g}); give the copy that was made from it."
         )
     return paint(L, small, warp(ab, theta), torch.zeros(2), torch.ones(2))
 
@@ -56,8 +56,8 @@ def _as_float(photo: Photo) -> Tensor:
 
 
 def align(L: Tensor, other: Tensor) -> tuple[Tensor, float]:
-    """Where the places of L (1, 1, h, w) lie in `other` of the same size: an affine map (2, 3) for `warp`, and how well
-    the edges agree then, -1 to 1."""
+    """The affine map (2, 3) for `warp` from L (1, 1, h, w) to `other` of the same size, and the correlation of their
+    edges after it, -1 to 1."""
     from skimage.registration import phase_cross_correlation
 
     h, w = L.shape[-2:]
@@ -73,7 +73,7 @@ def align(L: Tensor, other: Tensor) -> tuple[Tensor, float]:
 
 
 def refine(first: Tensor, second: Tensor, theta: Tensor) -> tuple[Tensor, float]:
-    """Gradient ascent of the agreement, from coarse to fine (as Evangelidis & Psarakis 2008, ECC)."""
+    """Gradient ascent of the agreement, from coarse to fine (like Evangelidis & Psarakis 2008, ECC)."""
     best, most = theta, float(agreement(first, second, theta))
     for blur in (9, 3):
         a, b = (F.avg_pool2d(x, blur, stride=1, padding=blur // 2, count_include_pad=False) for x in (first, second))
@@ -97,13 +97,13 @@ def agreement(first: Tensor, second: Tensor, theta: Tensor) -> Tensor:
 
 
 def warp(picture: Tensor, theta: Tensor) -> Tensor:
-    """(1, C, h, w) at the places that an affine map (2, 3) of [-1, 1] coordinates names; the border goes on."""
+    """Samples a picture (1, C, h, w) through an affine map (2, 3) of coordinates in [-1, 1]; its border is extended."""
     grid = F.affine_grid(theta[None], list(picture.shape), align_corners=False)
     return F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def edges(L: Tensor) -> Tensor:
-    """(1, 1, h, w): how steep L is, whatever the contrast of the place."""
+    """(1, 1, h, w): the magnitude of the gradient of L, normalised by the local contrast."""
     x = F.pad(L, (1, 1, 1, 1), mode="replicate")
     steep = ((x[..., 1:-1, 2:] - x[..., 1:-1, :-2]).square() + (x[..., 2:, 1:-1] - x[..., :-2, 1:-1]).square()).sqrt()
     side = 2 * (min(L.shape[-2:]) // 8) + 1

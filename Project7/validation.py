@@ -1,4 +1,4 @@
-"""The validation loss: averaged weights, noise and timesteps that never change, and no opinion of a discriminator."""
+"""The validation loss of the averaged weights, with fixed noise and timesteps, without the discriminator's terms."""
 
 from collections.abc import Iterator
 

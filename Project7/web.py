@@ -1,4 +1,4 @@
-"""Colour over HTTP: a page at /, its API, and a router for somebody's own backend.
+"""Colouring over HTTP: a page at /, its API, and a router for another backend.
 
 >>> app.include_router(Project7.web.router, prefix="/project7")     # the page is at /project7/ then
 """
@@ -39,9 +39,9 @@ from Project7.sheet import side_by_side
 from Project7.studio import Asked, NotHere, Shelved, Studio
 
 _STATIC = Path(__file__).resolve().parent / "static"
-_SCALE = 128  # steps of a Lab unit in which the page gets its fields
-_LARGEST = 4096  # pixels of the long side of what the page shows; more is only written
-_STRONG = 30.0  # Lab units: chroma from which the layer of colour is opaque
+_SCALE = 128  # steps per Lab unit in the fields that the page receives
+_LARGEST = 4096  # pixels of the long side that the page shows; only files are larger
+_STRONG = 30.0  # Lab units of chroma from which the exported colour layer is opaque
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'"
 _SAMPLE = "coffee"
 
@@ -49,7 +49,7 @@ router = APIRouter(route_class=GuardedRoute)
 
 
 async def find_studio(request: Request) -> Studio:
-    """That of the app, `app.state.studio`; one with the usual settings where it has none."""
+    """The studio of the app, `app.state.studio`; one with the default settings if it has none."""
     if not hasattr(request.app.state, "studio"):
         request.app.state.studio = Studio()
     return request.app.state.studio
@@ -70,7 +70,7 @@ class Uploaded(Asked):
 
 
 class OfPhoto(Asked):
-    """What is asked of an open photo."""
+    """The fields of a request about an open photo."""
 
     hints: tuple[GivenHint, ...] = Field((), max_length=MOST_HINTS)
 
@@ -101,13 +101,13 @@ class Export(OfPhoto):
 
 @router.get("/api/health")
 async def health(studio: InStudio) -> dict[str, Any]:
-    """That it lives, and how much it has to do."""
+    """Whether the server is alive, and how many jobs it has."""
     return {"status": "ok", "version": __version__, "jobs": studio.heavy.count, "waiting": studio.limits.waiting}
 
 
 @router.get("/api/models")
 async def models(studio: InStudio) -> dict[str, Any]:
-    """The models there are, the default first, and what each can do."""
+    """The available models, the default first, and what each can do."""
     return {"models": [about(model) for model in studio.models()], "limits": {"pixels": studio.limits.pixels}}
 
 
@@ -126,7 +126,7 @@ def about(model: ModelSummary) -> dict[str, Any]:
 
 
 def knows(kind: MethodConfig) -> bool:
-    """Whether such a model has a distribution: its suggestions cost no denoising."""
+    """Whether such a model predicts a distribution of colours, so that suggestions need no denoising."""
     return kind.method == "classification" or getattr(kind, "head", "none") == "classes"
 
 
@@ -147,7 +147,7 @@ async def colorize(request: Request, asked: Annotated[Uploaded, Form()], studio:
         opened = studio.opened(studio.read(content), asked, hints)
         options = opened.colorizer.model.OPTIONS
         if asked.variants > 1 and not options:
-            raise UsageError(f"variants {asked.variants}: this model has one answer only; leave it out.")
+            raise UsageError(f"variants {asked.variants}: this model has only one answer; leave variants out.")
         if asked.variants > 1 and "variety" in options:
             opened.options.setdefault("variety", 1.0)
         images: list[dict[str, Any]] = []
@@ -175,7 +175,7 @@ def picture(png: bytes) -> Response:
 
 
 def watch(job: Job, opened: OpenPhoto, show: Callable[[OpenPhoto, Answer], dict[str, Any]] | None) -> Callable:
-    """Ends the denoising within a step where nobody waits for it, and says at each step how far it is."""
+    """A callback for each denoising step: it reports the progress, and ends the job if nobody waits for it."""
     done, steps = 0, opened.options.get("steps", 1)
 
     def step(x_0) -> None:
@@ -197,7 +197,7 @@ def forming(opened: OpenPhoto, answer: Answer) -> dict[str, Any]:
 
 
 async def finished(job: Job, request: Request) -> Any:
-    """The result of a job; cancelled where the client has gone."""
+    """The result of a job, which is cancelled if the client disconnects."""
     try:
         while True:
             event = await job.next(0.5)
@@ -210,7 +210,7 @@ async def finished(job: Job, request: Request) -> Any:
 
 
 async def events(job: Job, result: Callable[[Any], Any]) -> AsyncIterator[str]:
-    """A job as server-sent events. result: what "done" carries."""
+    """A job as server-sent events. result: makes the data of "done" from the job's result."""
     try:
         async with contextlib.aclosing(job.events()) as said:
             async for kind, value in said:
@@ -228,7 +228,7 @@ def event(kind: str, value: Any) -> str:
 
 @router.post("/api/photos", status_code=201)
 async def open_photo(request: Request, studio: InStudio, image: Annotated[UploadFile, File()]) -> dict[str, Any]:
-    """Opens a photo. faded: levels would help it. made: how it was made, where it is a picture of ours."""
+    """Opens a photo. faded: whether levels would help it. made: how it was made, if it is a picture of this toolkit."""
     content = await image.read()
     shelved = await finished(studio.light.submit(lambda job: studio.read(content)), request)
     studio.keep(shelved)
@@ -279,9 +279,9 @@ def gray_png(shelved: Shelved, levels: str) -> bytes:
 
 @router.post("/api/photos/{id}/answers", response_class=StreamingResponse)
 async def answers(id: str, asked: Answers, studio: InStudio) -> StreamingResponse:
-    """Server-sent events: `first` (what there is at once), `step` (the first answer forming), `answer` for each seed.
+    """Server-sent events: `first` (available at once), `step` (the first answer forming), `answer` for each seed.
 
-    Each carries what `OpenPhoto.fields` gives: int16, little endian, 128 to a Lab unit, base64.
+    Each carries the result of `OpenPhoto.fields`: int16, little endian, 128 steps per Lab unit, base64.
     """
     shelved = studio.find(id)
 
@@ -312,7 +312,7 @@ def fields(opened: OpenPhoto, answer: Answer) -> dict[str, Any]:
 
 @router.post("/api/photos/{id}/suggest")
 async def suggest(id: str, asked: Place, request: Request, studio: InStudio) -> dict[str, Any]:
-    """Likely colours at (x, y), at its lightness, the likeliest first."""
+    """Likely colours at (x, y), at the lightness of that pixel, the likeliest first."""
 
     def work(opened: OpenPhoto) -> list[tuple[str, float]]:
         return opened.suggest(asked.x, asked.y)
@@ -334,7 +334,7 @@ async def ambiguity(id: str, asked: OfPhoto, request: Request, studio: InStudio)
 
 
 async def of_photo(id: str, asked: Any, request: Request, studio: Studio, work: Callable[[OpenPhoto], Any]) -> Any:
-    """Work on an open photo: at once where the model knows a distribution, in the queue where it has to denoise."""
+    """Runs work on an open photo: at once if the model predicts a distribution, in the queue if it has to denoise."""
     shelved, name = studio.find(id), asked.model or studio.default_model()
     quick = any(model.name == name and knows(model.config.model) for model in studio.models() if model.config)
     worker = studio.light if quick else studio.heavy
@@ -350,7 +350,7 @@ async def reference(
     image: Annotated[UploadFile, File()],
     model: Annotated[str, Form()] = "",
 ) -> dict[str, Any]:
-    """The colours of another photo as hints, by what is alike in both."""
+    """The colours of another photo as hints, at the places that are alike in both."""
     shelved, content = studio.find(id), await image.read()
     asked = OfPhoto(model=model or None)
 
@@ -363,7 +363,7 @@ async def reference(
 
 @router.post("/api/photos/{id}/carried")
 async def carried(id: str, asked: Carried, request: Request, studio: InStudio) -> dict[str, Any]:
-    """The hints of another open photo, each where this photo is most like the place that it was given for."""
+    """The hints of another open photo, each at the place where this photo is most like the hinted one."""
     shelved, hinted = studio.find(id), Hinted(studio.find(asked.source).photo, asked.all_hints())
 
     def work(job: Job) -> list[tuple[float, float, str]]:
@@ -396,7 +396,7 @@ async def export(id: str, asked: Export, request: Request, studio: InStudio) -> 
 def written(opened: OpenPhoto, kind: str) -> bytes:
     """The bytes of a PNG that says how it was made."""
     if kind == "layer":
-        opened.mark = False  # it goes over another picture
+        opened.mark = False  # the layer is put over another picture
     rgb, alpha, text = opened.picture(), opened.photo.alpha, opened.provenance().as_text()
     if kind == "side":
         gray_rgb = color.channels_last(color.gray(color.channels_first(opened.photo.rgb)[None]))[0]
@@ -434,8 +434,8 @@ def static_file(name: str) -> FileResponse:
 
 
 def make_app(studio: Studio, *, names: tuple[str, ...] = ()) -> FastAPI:
-    """The whole server: the router, its documentation at /docs, and nothing for other sites' pages. names: what it may
-    be called besides localhost and addresses."""
+    """The whole server: the router and its documentation at /docs; requests from other sites' pages are refused. names:
+    host names that are accepted besides localhost and addresses."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -456,9 +456,9 @@ def make_app(studio: Studio, *, names: tuple[str, ...] = ()) -> FastAPI:
 
 
 def serve(studio: Studio, *, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or Ctrl-C, then lets what runs come to its end. ready: is called with the address.
+    """Serves until SIGTERM or Ctrl-C, then waits for the running job to end. ready: is called with the address.
 
-    Raises UsageError where the port is not to be had.
+    Raises UsageError if the port is not available.
     """
     import uvicorn
 
@@ -466,11 +466,11 @@ def serve(studio: Studio, *, host: str, port: int, ready: Callable[[str], None])
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise UsageError(
-            f"--host {host} --port {port} cannot be had ({error.strerror}); choose another --port."
+            f"--host {host} --port {port} is not available ({error.strerror}); choose another --port."
         ) from None
     settings: dict[str, Any] = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": 60}
     server = uvicorn.Server(uvicorn.Config(make_app(studio, names=(host,)), **settings))
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it once more when it has come to its end
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal once more after it has ended
         signal.signal(number, lambda *_: None)
     shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     with listening:

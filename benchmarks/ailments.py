@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Does the doctor find what is wrong, and nothing where nothing is? Small runs, each with one bad setting or with none.
+"""Does the doctor find what is wrong, and nothing in healthy runs? Small runs, each with one bad setting or with none.
 
     python benchmarks/ailments.py --data PATH [--only NAME ...] [--seeds 2]
 
-Prints a row a run: what was provoked, what the doctor says at the end of the last epoch, whether that is right.
+Prints one row per run: what was provoked, what the doctor found in any epoch or at the end, whether that is right.
 """
 
 import argparse
@@ -38,7 +38,7 @@ NO_NETWORK = {"perceptual_net": "random"}
 
 
 def run_config(model=REGRESSION, *, loss=None, objective=None, **training) -> RunConfig:
-    """loss, objective: settings as a dict."""
+    """A small run. loss, objective: settings as a dict."""
     loss = LossConfig(**NO_NETWORK, **loss) if loss is not None else None
     objective = ObjectiveConfig(**NO_NETWORK, **objective) if objective is not None else None
     parts = {"loss": loss, "objective": objective, "training": TrainingConfig(**TRAINING | training)}
@@ -53,7 +53,7 @@ def tinted(images: np.ndarray, a: float, b: float, *, chroma: float = 1.0) -> np
 
 
 WEIGHTED, ENHANCED = {"loss": "weighted"}, {"loss": "enhanced"}
-# provoked: (what the doctor must say, the run, what is done to the training photos)
+# what is provoked: (the ailments of which the doctor must find one, the run, the change of the training photos)
 SICK = {
     "learning rate 500 times too high": (
         {"oscillation", "divergence", "NaN", "constant output"},
@@ -118,7 +118,7 @@ HEALTHY = {
 
 
 def examined(config: RunConfig, images, change=None) -> tuple[set[str], str]:
-    """Trains, and returns the ailments that were found in any epoch or at the end, and how it ended."""
+    """Trains, and returns the ailments that were found in any epoch or at the end, and how the run ended."""
     training = images[0]
     if change:
         training = dataclasses.replace(training, images=change(np.array(training.images)))
@@ -142,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--only", nargs="*", help="parts of the names of runs")
-    parser.add_argument("--seeds", type=int, default=2, help="of each healthy run")
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds for each healthy run")
     arguments = parser.parse_args()
     settings = DataConfig(data=arguments.data, image_size=SIZE, limit=PHOTOS, val_limit=64)
     images = open_dataset(settings, seed=0)

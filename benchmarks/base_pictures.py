@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""The pictures of a model card: what a model makes of photos that it has never seen, chosen by their order alone.
+"""The pictures of a model card: photos that the model has never seen, coloured by it, and chosen only by their order.
 
     python benchmarks/base_pictures.py MODEL_FOLDER --tiny TINY_IMAGENET --photos PHOTOS --large LARGE [--to FOLDER]
 
 validation.jpg: the first 32 of the validation photos that `project7 evaluate` measures on, gray | colour | truth.
 photos.jpg: the first 24 validation photos of PHOTOS, at full size, gray | colour | truth.
-old.jpg: the next twelve, blurred, faded, grainy and compressed like old ones, as they look | colour | truth.
+old.jpg: the next twelve, blurred, faded, grainy and compressed like old ones, aged | colour | truth.
 large.jpg: the first eight of the photos that a run on LARGE keeps for validation, at full size, gray | colour | truth.
-seeds.jpg: eight validation photos of PHOTOS, gray | four seeds | told ten true colours | truth.
+seeds.jpg: eight validation photos of PHOTOS, gray | four seeds | with ten true colours as hints | truth.
 
-Every colour is the first answer, as `project7 colorize` gives it by default.
+Every colour is the first answer, with the defaults of `project7 colorize`.
 """
 
 import argparse
@@ -40,7 +40,7 @@ BATCH = 16
 
 
 def blocks(columns: list[np.ndarray], count: int, *, smallest: int) -> np.ndarray:
-    """A sheet of gray | ... | truth, its photos in `count` blocks beside each other."""
+    """A sheet of gray | ... | truth, with its photos in `count` blocks side by side."""
     parts = np.array_split(np.arange(len(columns[0])), count)
     sheets = [sheet([column[part] for column in columns], smallest=smallest) for part in parts]
     gap = np.full((sheets[0].shape[0], GAP, 3), 255, np.uint8)

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""All benchmarks in one run, into one table with the machine and the versions: `make bench`.
+"""Runs all benchmarks, and writes one table with the machine and the versions: `make bench`.
 
     python benchmarks/bench.py [--data samples] [--model NAME] [--only start step ...] [--quick] [--output FILE]
 
-Each part is a script of its own beside this one, and is started as a process of its own, one after the other. Times
-are for ratios within a part only. --quick makes every part short: to see that it works, not to quote it.
+Each part is a script beside this one, which runs as a separate process, one after the other. Compare times only as
+ratios within a part. --quick makes every part short: it shows that the scripts work, and its numbers are not to be
+quoted.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from Project7.model_folder import default_models_dir, find_weights
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow")
 SMALL = ["--features", "16,32,64", "--chroma-scale", "2", "--batch-size", "32"]
 
-# part -> (what it shows, [arguments of the script, and what --quick changes of them]); {data} and {model} are filled in
+# part -> (what it shows, [(arguments of the script, those that --quick adds)]); {data} and {model} are filled in
 PARTS: dict[str, tuple[str, list[tuple[list[str], list[str]]]]] = {
     "start": ("How soon a command answers", [(["start_up.py"], ["--rounds", "2"])]),
     "step": (
@@ -58,7 +59,7 @@ PARTS: dict[str, tuple[str, list[tuple[list[str], list[str]]]]] = {
 
 
 def machine() -> list[str]:
-    """The lines that a table needs to be understood: what it ran on, with what, and of which commit."""
+    """The lines that say where the table comes from: machine, versions and commit."""
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
@@ -80,7 +81,7 @@ def gpu() -> str:
 
 
 def trained_model(name: str | None) -> str | None:
-    """The folder of a model to colour with; None where there is none yet."""
+    """The folder of a model to colour with; None if there is none yet."""
     models = default_models_dir()
     try:
         return str(find_weights(name or default_model(models), models).parent)
@@ -91,7 +92,7 @@ def trained_model(name: str | None) -> str | None:
 
 
 def run_part(name: str, *, data: str, model: str | None, quick: bool) -> Iterator[str]:
-    """Runs the scripts of a part and yields the lines of its section, as they come."""
+    """Runs the scripts of a part and yields the lines of its section as they are printed."""
     title, scripts = PARTS[name]
     yield f"\n## {title}\n"
     for command, shorter in scripts:
@@ -106,15 +107,15 @@ def run_part(name: str, *, data: str, model: str | None, quick: bool) -> Iterato
         for line in process.stdout:
             yield line.rstrip("\n")
         if process.wait():
-            yield f"\nIt ended with exit code {process.returncode}: these numbers are not whole."
+            yield f"\nIt ended with exit code {process.returncode}: these numbers are not complete."
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="samples", help="photos to train and colour (the built-in ones)")
-    parser.add_argument("--model", help="a trained diffusion model (base, or the only one there is)")
+    parser.add_argument("--model", help="a trained diffusion model (base, or the only existing one)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="take a few steps of everything, to see that it works")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks.md"))
     arguments = parser.parse_args()
     model = trained_model(arguments.model)
@@ -127,7 +128,7 @@ def main() -> int:
             lines.append(line)
             failed |= line.startswith("\nIt ended with")
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.output, "\n".join(lines) + "\n")  # what is done is kept
+        write_text(arguments.output, "\n".join(lines) + "\n")  # after each part, so that nothing is lost
     print(f"\nTable: {arguments.output}")
     return int(failed)
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Which of several answers to show, and how calm: read-outs of one model's samples, side by side.
+"""Compares ways of choosing among several answers of a model, and of calming the chosen one.
 
     python benchmarks/choosing.py MODEL --data PATH [--photos 400] [--size 64] [--candidates 8]
         [--guidance 1] [--sheet FILE.png]
 
-The samples are drawn once; each row settles them in another way. `class` is the share of photos in which JudgeResNet
-sees the same class as in the true photo.
+The samples are drawn once; each row makes a picture of them in another way. `class` is the share of photos in which
+JudgeResNet sees the same class as in the true photo.
 """
 
 import argparse
@@ -32,7 +32,8 @@ SHEET = 24
 
 @torch.no_grad()
 def draw(colorizer: Colorizer, photos, count: int, guidance: float, batch: int = 16):
-    """Small L (N, 1, h, w), the samples (N, K, 2, h', w') and the head's mean in Lab units, its likelihoods (N, K)."""
+    """Returns small L (N, 1, h, w), the samples (N, K, 2, h', w') and the mean of the head in Lab units, and the
+    log-likelihoods of the samples under the head (N, K)."""
     model, found = colorizer.model, []
     for start in range(0, len(photos.images), batch):
         L = color.lightness(color.channels_first(np.array(photos.images[start : start + batch])))
@@ -48,7 +49,7 @@ def draw(colorizer: Colorizer, photos, count: int, guidance: float, batch: int =
 
 
 def readouts(lab, head, likelihood):
-    """name -> ab (N, 2, h', w') in Lab units."""
+    """Name of a way -> the ab (N, 2, h', w') that it gives, in Lab units."""
     rows = torch.arange(len(lab))
     mean = lab.mean(dim=1)
     found = {"one sample": lab[:, 0], "agreement": lab[rows, choose(lab)]}

@@ -1,10 +1,9 @@
-"""PSNR after so many hints: at the places that `best_click` names, and at random ones.
+"""PSNR after a number of hints: at the places that `best_click` names, and at random ones.
 
     python benchmarks/clicks.py --model base --data data/tiny-imagenet-200 --limit 100 --sizes 64 128
 
-Each hint tells the true colour of its pixel. Of a data set that is divided, the validation photos are taken. The
-intervals are those of 95 % by the bootstrap over photos; the gain of the best click over random ones is paired, photo
-by photo.
+Each hint gives the true colour of its pixel. If the data set is divided, its validation photos are used. The intervals
+are 95 % bootstrap intervals over photos; the gain of the best click over random ones is paired, photo by photo.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from Project7.dataset import open_photos
 from Project7.opened import OpenPhoto
 from Project7.photo import from_array
 
-RESAMPLES = 10_000  # of the bootstrap
+RESAMPLES = 10_000  # bootstrap resamples
 
 
 def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
@@ -36,7 +35,7 @@ def told(truth: np.ndarray, x: int, y: int) -> tuple[int, int, str]:
 
 
 def curve(opened: OpenPhoto, truth: np.ndarray, place, counts: list[int]) -> list[float]:
-    """PSNR at each of the counts; place(opened) names the next pixel."""
+    """The PSNR after each number of hints in `counts`; place(opened) gives the next pixel."""
     found = []
     for count in range(max(counts) + 1):
         if count in counts:
@@ -58,14 +57,14 @@ def at_random(key: str):
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """values (photos, counts) -> the ends of the 95 % interval of their means (Efron 1979)."""
+    """values (photos, counts) -> the ends of the 95 % interval of their means by the bootstrap (Efron 1979)."""
     picks = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5], axis=0)
     return low, high
 
 
 def curves(colorizer: Colorizer, images, counts: list[int]) -> dict[str, np.ndarray]:
-    """The PSNR (photos, counts) of both ways to choose the places."""
+    """The PSNR (photos, counts) for both ways of choosing the places."""
     found: dict[str, list[list[float]]] = {"best click": [], "random": []}
     for number, truth in enumerate(images):
         gray = color.channels_last(color.gray(color.channels_first(np.ascontiguousarray(truth))[None]))[0]
@@ -94,7 +93,7 @@ def main() -> int:
     parser.add_argument("--data", default="samples")
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--sizes", type=int, nargs="+", help="sides of the squares (that of the model's training)")
-    parser.add_argument("--counts", type=int, nargs="+", default=[0, 1, 2, 5, 10, 50], help="hints")
+    parser.add_argument("--counts", type=int, nargs="+", default=[0, 1, 2, 5, 10, 50], help="numbers of hints")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     counts = sorted(set(given.counts))

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Colouring as a whole process: large photos with their parts in seconds, and a folder of many.
+"""Times colouring as a whole process: large photos, with the seconds of each part, and a folder of many photos.
 
     python benchmarks/colorize_speed.py MODEL_FOLDER [--megapixels 12 48] [--photos 500] [--flags ...]
 
-A large photo is a built-in one, enlarged. Peak memory is that of the process. The parts are measured in a process of
-their own: what imports take, then each step of Colorizer by itself.
+A large photo is an enlarged built-in one. Peak memory is that of the process. The parts are measured in a separate
+process: the imports, then each step of Colorizer by itself.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--megapixels", type=float, nargs="*", default=[12, 48])
-    parser.add_argument("--photos", type=int, default=500, help="of 256 px, in a folder")
+    parser.add_argument("--photos", type=int, default=500, help="number of photos of 256 px in a folder")
     parser.add_argument("--parts-of", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.parts_of:

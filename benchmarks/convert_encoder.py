@@ -6,7 +6,7 @@
 
 EfficientNet-Lite2 (77.6 % top 1 on ImageNet) was published by Google for TensorFlow; that package holds its weights for
 PyTorch (Apache-2.0, weights/LICENSE-encoder). timm's network of the same name has the same layers in the same order,
-under other names, so the tensors are handed over one by one. tests/test_encoder.py compares the answers of both.
+under other names, so the tensors are copied one by one. tests/test_encoder.py compares the outputs of both.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from Project7.feature_networks import shipped
 
 
 def by_order(theirs: dict[str, Tensor], names: list[str], shapes: list[torch.Size]) -> dict[str, Tensor]:
-    """Gives tensors new names in their order. Raises ValueError where the shapes do not agree."""
+    """Gives the tensors new names, in order. Raises ValueError if the shapes do not agree."""
     found = list(theirs.values())
     if [tensor.shape for tensor in found] != shapes:
         raise ValueError("the layers of the two networks do not agree in number, order and shape")

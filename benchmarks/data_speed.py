@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How fast is a data set decoded into the cache, opened from it, and loaded?
+"""Measures how fast a data set is decoded into the cache, opened from it, and loaded.
 
 python benchmarks/data_speed.py --data tiny-imagenet-200.zip
 """

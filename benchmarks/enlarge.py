@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How well is chroma enlarged? True ab of real photos, shrunk, and enlarged again by each method: RMSE in Lab units.
+"""Measures how well chroma is enlarged: true ab of real photos is shrunk, and enlarged by each method; RMSE in Lab.
 
 python benchmarks/enlarge.py --photos imagenet-sample-256.zip
 """

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Feeds damaged files to every door, and looks whether each gives a sound result or one sentence.
+"""Gives damaged files to every reader, and checks that each returns a sound result or raises one clear sentence.
 
 python benchmarks/fuzz.py --images 5000 --checkpoints 1000 --json 600
 
-Images of nine kinds, checkpoints, and config.json with its history are mutated: bytes changed, cut, repeated and moved.
-Checksums inside a file are repaired afterwards, so that the damage gets past them: those of the chunks of a PNG, and of
-the members of a zip. Anything but a photo, a model that answers with numbers, or a ProjectError is a fault.
+Images of nine kinds, checkpoints, and config.json with its history are mutated: bytes are changed, cut, repeated and
+moved. Checksums inside a file (those of the chunks of a PNG and of the members of a zip) are then repaired, so that the
+damage is not caught by them. Anything but a photo, a model that answers with numbers, or a ProjectError is a fault.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def tried(door: Callable[[bytes], None], content: bytes) -> str:
-    """What came of a file: accepted, refused, or a fault."""
+    """The outcome for a file: accepted, refused, or a fault."""
     begin = time.monotonic()
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -102,7 +102,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 
 
 def damaged(content: bytes, chance: random.Random) -> bytes:
-    """A few bytes changed; sometimes a piece cut out, repeated, or the end left off."""
+    """The content with a few bytes changed; sometimes a piece is cut out or repeated, or the end is cut off."""
     data = bytearray(content)
     for _ in range(chance.choice([1, 1, 2, 8, 40])):
         data[chance.randrange(len(data))] = chance.choice([0, 1, 127, 128, 255, chance.randrange(256)])
@@ -117,7 +117,7 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
 
 
 def mutated_png(content: bytes, chance: random.Random) -> bytes:
-    """One chunk damaged, with the right checksum again; or a chunk left out, or one twice."""
+    """A PNG with one chunk damaged and its checksum repaired, or with a chunk left out or repeated."""
     chunks, place = [], 8
     while place < len(content):
         length = int.from_bytes(content[place : place + 4])
@@ -137,7 +137,7 @@ def mutated_png(content: bytes, chance: random.Random) -> bytes:
 
 
 def mutated_zip(content: bytes, chance: random.Random) -> bytes:
-    """One member damaged, most often the pickle that says what the others are; with the right checksums again."""
+    """A zip with one member damaged, most often the pickle that describes the others, and its checksums repaired."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = next(n for n in members if n.endswith("data.pkl")) if chance.random() < 0.6 else chance.choice([*members])
@@ -181,7 +181,7 @@ def photo_door(content: bytes) -> None:
 
 
 def read_small_door(content: bytes) -> None:
-    """The fast way for training: what it raises is translated by its caller, so that only its end counts here."""
+    """The fast reader for training. Its caller translates what it raises, so here only an endless wait is a fault."""
     try:
         picture = read_small(content, 16)
         if picture:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Do hints hold? What a told colour does to its surface, and to the rest of the photo.
+"""Measures what a colour hint does to its pixel, to its surface, and to the rest of the photo.
 
     python benchmarks/hints_hold.py MODEL --data PATH [--photos 200] [--size 128] [--spots 1 3 8]
 
-The surfaces are found in the true photo (Felzenszwalb & Huttenlocher 2004). On the largest ones, a spot far from the
-edges is told a colour turned by a third of the colour circle from the true one, so that the model cannot have guessed
-it. Distances are in Lab units of ab: at the spot; on the same surface, 5 % of the photo's side or more away; and the
-change of all other surfaces against the answer without hints.
+The surfaces are found in the true photo (Felzenszwalb & Huttenlocher 2004). On each of the largest ones, a spot far
+from the edges is given a hint whose hue is turned by a third of the colour circle from the true one, so that the model
+cannot have guessed it. Distances are in Lab units of ab: at the spot; on the same surface, at least 5 % of the photo's
+side away; and the change of all other surfaces relative to the answer without hints.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def told_colour(lab: np.ndarray) -> str:
 
 
 def measure(colorizer: Colorizer, rgb: np.ndarray, count: int) -> tuple[list[float], list[float], list[float]]:
-    """Errors at the spots, on their surfaces, and the changes of the other surfaces."""
+    """The errors at the spots and on their surfaces, and the changes of the other surfaces."""
     lab = color.rgb_to_lab(color.channels_first(rgb)).numpy()
     places = surfaces(rgb, count)
     hints = [(x, y, told_colour(lab[:, y, x])) for _, x, y in places]

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""What does each recipe's objective cost on top of the squared error of its network, in time and in memory?
+"""Measures what each recipe's objective costs in addition to the squared error of its network, in time and in memory.
 
 python benchmarks/objectives.py [--rounds 8] [--batch-size 16] [--image-size 64] [--features 64,128,256,512]
 
-Steps of the objectives of one network take turns in one process, so that what else the machine does falls on all
-alike: read the ratios. Peak memory is measured in a process of its own for each. Perceptual networks are random here,
-which costs what the trained ones do.
+The objectives of one network take turns in one process, step by step, so that other load on the machine affects all of
+them alike: compare the ratios. Peak memory is measured in a separate process for each. Perceptual networks are random
+here, which costs the same as trained ones.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from Project7.training_config import ObjectiveConfig, TrainingConfig
 
 CRITIC = {"gan": True, "gan_start": 0, "gan_warmup": 0}
 LOSS = {"perceptual_net": "random"}
-# network -> objective -> what is added to its own squared error (or cross-entropy), which comes first
+# network -> objective -> the terms added to the network's own squared error (or cross-entropy), which comes first
 NETWORKS: dict[str, dict[str, ObjectiveConfig | LossConfig | None]] = {
     "diffusion": {
         "squared error": None,
@@ -52,7 +52,7 @@ NETWORKS: dict[str, dict[str, ObjectiveConfig | LossConfig | None]] = {
 
 
 def make_run(network: str, objective: str, arguments: argparse.Namespace) -> Run:
-    """A run that is ready for its first step, on random pictures: their content does not change the time."""
+    """A run that is ready for its first step, on random pictures, whose content does not affect the time."""
     models = {
         "diffusion": DiffusionConfig(features=arguments.features, chroma_scale=arguments.chroma_scale),
         "regression": RegressionConfig(chroma_scale=arguments.chroma_scale),
@@ -90,7 +90,7 @@ def step(run: Run) -> float:
 
 
 def peak_memory(network: str, objective: str, arguments: argparse.Namespace) -> float:
-    """MiB at the peak of three steps: of the GPU, else of the process."""
+    """Peak memory of three steps in MiB: that of the GPU if there is one, else of the process."""
     run = make_run(network, objective, arguments)
     for _ in range(3):
         step(run)
@@ -114,7 +114,7 @@ def main() -> None:
         print(peak_memory(*arguments.memory_of, arguments))
         return
 
-    # First of all: a process inherits the peak of the one that started it.
+    # This must come first, because a process inherits the peak of the one that started it.
     command = [sys.executable, __file__, *sys.argv[1:], "--memory-of"]
     memory = {
         (network, name): float(
@@ -140,7 +140,7 @@ def step_seconds(network: str, arguments: argparse.Namespace) -> dict[str, list[
     """objective -> the seconds of its steps; the objectives take turns."""
     runs = {name: make_run(network, name, arguments) for name in NETWORKS[network]}
     for run in runs.values():
-        step(run)  # buffers are allocated, kernels chosen
+        step(run)  # allocates buffers and chooses kernels
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.rounds):
         for name, run in runs.items():

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""How much of ab does a diffusion model explain at each timestep, and how much of that does it owe to L?
+"""Measures how much of ab a diffusion model explains at each timestep, and how much of that depends on L.
 
     python benchmarks/per_timestep.py MODEL_FOLDER --data PATH [--photos 200]
 
-Prints the squared error of the estimate of x_0 as a share of its variance, with each photo's own L and with another's.
+Prints the squared error of the estimate of x_0 as a share of the variance of x_0, with each photo's own L and with that
+of another photo.
 """
 
 import argparse

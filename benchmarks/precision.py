@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""float32 against bfloat16, and on CUDA channels_last, torch.compile and the share of the device's peak.
+"""Compares float32 with bfloat16, and on CUDA also channels_last, torch.compile and the share of the device's peak.
 
     python benchmarks/precision.py [--rounds 5] [--batch-size 16] [--peak TFLOPS]
 
-A training step and a pass for colouring of the default diffusion network at 64 px. The ways take turns; read the
-ratios. The share of the peak counts the multiply-adds of the convolutions and matrix products (as torch counts them),
-three times the forward pass for a step; --peak is the device's, dense, in the precision of the row.
+Measures a training step and a colouring pass of the default diffusion network at 64 px. The variants take turns;
+compare the ratios. The share of the peak counts the multiply-adds of the convolutions and matrix products (as torch
+counts them), three times the forward pass for a step. --peak is the device's dense peak in the precision of the row.
 """
 
 import argparse

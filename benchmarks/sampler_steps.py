@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Quality against evaluations of the network, for every sampler, beside ancestral sampling with all timesteps.
+"""Quality by the number of network evaluations, for every sampler, compared with ancestral DDPM in all timesteps.
 
     python benchmarks/sampler_steps.py MODEL_FOLDER --data PATH [--photos 60] [--samples 2] [--steps 1 2 3 5 10 ...]
 
-The same photos and the same first noise for all. `energy` is the energy score; the interval is that of its difference
-to ancestral DDPM in percent of it, by the paired bootstrap.
+All samplers get the same photos and the same initial noise. `energy` is the energy score; the interval is that of its
+difference from ancestral DDPM in percent, by the paired bootstrap.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
     real = reference["colorfulness_truth"].mean()
     print(f"{len(truth)} photos, {arguments.samples} samples each; colorfulness of the truth {real:.1f}\n")
     heads = ("sampler", "evaluations", "energy", "ab RMSE", "ab RMSE of the mean", "energy beside ancestral")
-    print(f"| {' | '.join(heads)} | colorfulness | a photo |\n|{' --- |' * 8}")
+    print(f"| {' | '.join(heads)} | colorfulness | per photo |\n|{' --- |' * 8}")
     for answer in evaluate.baselines(photos):
         found = evaluate.measure(np.repeat(answer.pictures, arguments.samples, axis=0), truth)
         print(row(answer.name, "", found, reference, 0.0), flush=True)

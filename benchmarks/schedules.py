@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Which prediction type, noise schedule and scale of ab? Equal networks, images and steps; judged on held-out photos.
+"""Compares prediction types, noise schedules and scales of ab, with equal networks, images and steps; held-out photos.
 
 python benchmarks/schedules.py --data PATH [--steps 170] [--only v-zsnr ...]
 """
@@ -71,7 +71,7 @@ def train_model(choice: dict, images, *, steps: int, features: tuple[int, ...], 
 
 @torch.no_grad()
 def judge(model, truth: torch.Tensor, *, sampler: str = "ddim", steps: int = 20, samples: int = 2) -> dict[str, float]:
-    """Measures of `samples` answers to each of the photos `truth` (B, 3, H, W) uint8."""
+    """Measures of `samples` answers for each of the photos `truth` (B, 3, H, W) uint8."""
     pictures = answers(model, truth, samples, sampler=sampler, steps=steps)
     found = np.stack([color.rgb_to_lab(color.channels_first(p))[:, 1:].numpy() for p in pictures])
     true_ab, true_rgb = color.rgb_to_lab(truth)[:, 1:].numpy(), color.channels_last(truth)

@@ -1,4 +1,4 @@
-"""The pictures of the page in README.md, taken in a real browser with the model and a sample photo of the toolkit.
+"""Takes the pictures of the page for README.md in a real browser, with the toolkit's model and a sample photo.
 
     python benchmarks/screenshots.py        # needs: pip install playwright, and Debian's chromium
 
@@ -22,9 +22,9 @@ from Project7.studio import Studio
 
 DOCS = ROOT / "docs"
 SIZE = {"width": 1000, "height": 680}
-MINUTES = 10  # of patience with a slow machine
+MINUTES = 10  # time limit, for slow machines
 FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # WebGL without a graphics card
-CUP = (0.42, 0.36)  # in the sample, as shares of its sides
+CUP = (0.42, 0.36)  # position in the sample, as shares of its sides
 
 
 def ready(page: Page) -> None:
@@ -39,7 +39,7 @@ def place(page: Page, x: float, y: float) -> tuple[float, float]:
 
 
 def hint(page: Page, x: float, y: float) -> None:
-    """A click, and the second of the likely colours."""
+    """Clicks a place of the photo, and picks the second of the likely colours."""
     page.mouse.click(*place(page, x, y))
     page.click("#swatches button:nth-child(2)")
     ready(page)

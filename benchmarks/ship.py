@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Makes a model that comes with the toolkit out of the runs that trained it, stage after stage.
+"""Makes a model that comes with the toolkit from the runs that trained it, one per stage.
 
     python benchmarks/ship.py RUN [RUN ...] --to models/base [--most MEGABYTES]
 
-RUN is a model folder; the weights are those of the last one's best_model.pth: the moving average, in half precision,
-without anything that only an exact continuation needs. Whoever resumes it gets a copy with a fresh AdamW. The
-histories of all runs are joined into one, each entry with the name of its stage.
+RUN is a model folder. The weights are those of the last run's best_model.pth: the moving average, in half precision,
+without what only exact resuming needs. Resuming the model makes a copy with a fresh AdamW. The histories of all runs
+are joined into one, and each entry has the name of its stage.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from Project7.errors import ProjectError
 from Project7.health import stored_window
 from Project7.model_folder import ModelFolder
 
-RATE = 1e-4  # the constant learning rate that a continuation begins with: that of the last stage has ended at nothing
+RATE = 1e-4  # constant learning rate of a continuation, because that of the last stage has ended at 0
 
 
 def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
-    """The entries of all histories, their epochs and steps counted through."""
+    """The entries of all histories, with consecutive epochs and steps."""
     entries: list[dict[str, Any]] = []
     for run in runs:
         epochs, steps = (entries[-1][name] if entries else 0 for name in ("epoch", "step"))
-        history = load_checkpoint(run.best)["history"]  # to its best epoch: what came later is not in the weights
+        history = load_checkpoint(run.best)["history"]  # up to its best epoch: later ones are not in the weights
         for entry in history:
             counted = {"epoch": entry["epoch"] + epochs, "step": entry["step"] + steps, "stage": run.name}
             windows = [window for row in entry.get("windows", []) if (window := stored_window(row))]
@@ -41,18 +41,19 @@ def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
 
 
 def settings(stored: RunConfig, epochs: int) -> RunConfig:
-    """The last stage's, as a continuation can use them: the place of the data is `data/`, the rate is constant."""
+    """The settings of the last stage, in a form that a continuation can use: the path of the data is `data/`, and the
+    learning rate is constant."""
     places = tuple(f"data/{Path(source).name}" for source in stored.data.data)
-    crops = stored.data.crops[:1]  # one number fits any sources that a continuation names
+    crops = stored.data.crops[:1]  # a single number is valid for any sources of a continuation
     data = stored.data.model_copy(update={"data": places, "crops": crops})
     changes = {"epochs": epochs, "lr_schedule": "constant", "learning_rate": RATE, "mixed_precision": "auto"}
-    changes |= {"cache_features": False}  # of other photos
+    changes |= {"cache_features": False}  # they would be those of other photos
     training = stored.training.model_copy(update=changes)
     return stored.model_copy(update={"data": data, "training": training, "shipped": True})
 
 
 def ship(runs: list[ModelFolder], to: ModelFolder, most: float) -> None:
-    """Writes the three files of a model folder. Raises ProjectError where the weights are over `most` MB."""
+    """Writes the three files of a model folder. Raises ProjectError if the weights have more than `most` MB."""
     stored = load_checkpoint(runs[-1].best)
     history = joined(runs)
     last = from_dict(stored["config"], runs[-1].best)
@@ -75,9 +76,11 @@ def ship(runs: list[ModelFolder], to: ModelFolder, most: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a model folder; the last one's weights")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a model folder; the weights are those of the last one"
+    )
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--most", type=float, default=32, metavar="MEGABYTES", help="size of the weights at most (32)")
+    parser.add_argument("--most", type=float, default=32, metavar="MEGABYTES", help="largest size of the weights (32)")
     arguments = parser.parse_args()
     ship([ModelFolder(path) for path in arguments.runs], ModelFolder(arguments.to), arguments.most)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What a trained diffusion model does on held-out photos: a grid, its loss curve, and the measures of every sampler.
+"""Shows a trained diffusion model on held-out photos: a grid, its loss curve, and the measures of every sampler.
 
     python benchmarks/show_model.py MODEL_FOLDER --data PATH [--photos 100] [--samples 3] [--output benchmarks]
 
@@ -32,7 +32,7 @@ SAMPLERS = [("ddim", 5), ("ddim", 10), ("ddim", 20), ("dpm++", 5), ("dpm++", 10)
 
 
 def draw_grid(model, truth: torch.Tensor, path: Path, *, sampler: str, steps: int) -> None:
-    """16 photos in two columns of gray | seed 0 | seed 1 | seed 2 | truth."""
+    """Draws 16 photos in two columns of gray | seed 0 | seed 1 | seed 2 | truth."""
     L, _ = color.split(truth, model.ab_mean, model.ab_std)
     columns = [color.gray(truth)]
     for seed in range(3):
@@ -46,7 +46,7 @@ def draw_grid(model, truth: torch.Tensor, path: Path, *, sampler: str, steps: in
 
 
 def draw_curve(history: list[dict], path: Path) -> None:
-    """Training and validation loss against the epoch, drawn with nothing but Pillow."""
+    """Plots the training and validation loss by epoch, with Pillow alone."""
     width, height, margin = 480, 240, 40
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -85,7 +85,9 @@ def main() -> None:
 
     true_ab = color.rgb_to_lab(truth)[:, 1:].numpy()
     gray = color.channels_last(color.gray(truth))
-    print("| sampler | steps | energy | ab RMSE | ab RMSE of the mean | PSNR | colorfulness | tint a, b | ms a photo |")
+    print(
+        "| sampler | steps | energy | ab RMSE | ab RMSE of the mean | PSNR | colorfulness | tint a, b | ms per photo |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     print(f"| truth | | | | | | {colorfulness(images).mean():.1f} | | |")
     error = energy_score(np.zeros((1, *true_ab.shape)), true_ab).mean()

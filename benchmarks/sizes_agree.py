@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Does another working size act like another seed? The distance of a photo's colours at two working sizes.
+"""Measures whether another working size acts like another seed: the distance of a photo's colours at two sizes.
 
     python benchmarks/sizes_agree.py MODEL --data PATH [--photos 20] [--sizes 64 96 128]
 
-Root mean square distances in Lab units of ab, averaged over 8 x 8 parts of the photo, to the answer at the first size;
-beside them the distance to another seed at the first size, and the same with noise that is drawn anew for each size.
+Prints root mean square distances to the answer at the first size, in Lab units of ab averaged over 8 x 8 parts of the
+photo; beside them the distance to another seed at the first size, and both with noise drawn separately for each size.
 """
 
 import argparse

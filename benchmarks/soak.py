@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Kills trainings at random moments, over and over, and looks whether anything is lost.
+"""Kills trainings at random moments, over and over, and checks whether anything is lost.
 
 python benchmarks/soak.py --minutes 30 --kills 40
 
-Every recipe is trained to its end undisturbed, with 0 and with 2 loading workers and as one and as two processes. Then
+Every recipe is trained to its end undisturbed, with 0 and with 2 loading workers, and as one and as two processes. Then
 the same run is stopped at random moments by SIGKILL, SIGTERM and SIGINT and resumed each time, while another process
-colours a photo with the same folder over and over. At the end both must hold the same weights, averages, optimizer and
-history, bit for bit (two processes too: they add up in a fixed order), no file may be left over, and the memory of a
-process must not have grown over its run.
+keeps colouring a photo with the same folder. At the end both must hold the same weights, averages, optimizer state and
+history, bit for bit (with two processes, too, which sum in a fixed order), no file may be left over, and the memory of
+a process must not have grown during its run.
 """
 
 import argparse
@@ -53,8 +53,8 @@ FILES = {"best_model.pth", "last_model.pth", "config.json", "training_history.js
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30, help="after which no new case is begun")
-    parser.add_argument("--kills", type=int, default=40, help="in all, spread over the cases")
+    parser.add_argument("--minutes", type=float, default=30, help="minutes after which no new case begins")
+    parser.add_argument("--kills", type=int, default=40, help="total number of kills, spread over the cases")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     end, chance = time.monotonic() + 60 * arguments.minutes, random.Random(arguments.seed)
@@ -82,7 +82,7 @@ def make_photos(folder: Path) -> None:
 
 
 def soak(place: Path, recipe: str, workers: int, processes: int, kills: int, chance: random.Random) -> list[str]:
-    """What was found wrong with one case."""
+    """Runs one case, and returns what was wrong with it."""
     name = f"{recipe}-{workers}-{processes}"
     start = ["--data", place / "photos", *RECIPES[recipe], *COMMON, "--num-workers", workers]
     begin = time.monotonic()
@@ -128,13 +128,15 @@ def training(place: Path, recipe: str, processes: int, flags: list) -> subproces
 
 
 def undisturbed(process: subprocess.Popen, history: Path) -> int:
-    """Waits for the end. Returns by how many bytes the process grew after its second epoch."""
+    """Waits for the process to end. Returns by how many bytes it grew after its second epoch."""
     sizes = [0]
     while process.poll() is None:
         with contextlib.suppress(psutil.Error):
             size = psutil.Process(process.pid).memory_info().rss
             epochs = len(json.loads(history.read_text())) if history.exists() else 0
-            sizes.append(size if 1 < epochs < EPOCHS else 0)  # all is loaded then, and the program does not end yet
+            sizes.append(
+                size if 1 < epochs < EPOCHS else 0
+            )  # everything is loaded by then, and the program does not end yet
         time.sleep(0.1)
     if process.wait():
         raise ProjectError(f"an undisturbed run ended with {process.returncode}: {process.stderr.read()[-500:]}")
@@ -143,23 +145,23 @@ def undisturbed(process: subprocess.Popen, history: Path) -> int:
 
 
 def stopped(process: subprocess.Popen, seconds: float, signum: signal.Signals) -> list[str]:
-    """Sends a signal after so many seconds. Returns what was wrong with the end."""
+    """Sends a signal after `seconds`. Returns what was wrong with the way the process ended."""
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signum)  # as a terminal does, and as the system does with a container
+        os.killpg(process.pid, signum)  # like a terminal, and like the system for a container
     _, err = process.communicate(timeout=120)
     several = "torch.distributed.run" in process.args
     faults = []
     if process.returncode not in (0, *SIGNALS[signum]) and not several:
         faults.append(f"{signum.name} after {seconds:.1f} s ended with {process.returncode}: {err[-200:]!r}")
-    if "Traceback" in err and not several:  # torchrun itself writes some
+    if "Traceback" in err and not several:  # torchrun itself writes tracebacks
         faults.append(f"{signum.name} after {seconds:.1f} s left a traceback: {err[-400:]!r}")
     return faults
 
 
 def unlike(a: Path, b: Path) -> list[str]:
-    """How two finished runs differ, and what lies in the second's folder that should not."""
+    """How two finished runs differ, and which files in the folder of the second should not be there."""
     first, second = (load_checkpoint(folder / "last_model.pth") for folder in (a, b))
     faults = [
         f"{part} differs"
@@ -171,7 +173,7 @@ def unlike(a: Path, b: Path) -> list[str]:
 
 
 def same(a, b) -> bool:
-    """Nested dicts and lists, bit for bit, but for what the clock says."""
+    """Whether nested dicts and lists are equal, bit for bit, except for times."""
     if isinstance(a, dict):
         keys = set(a) - {"seconds", "images_per_second"}
         return keys == set(b) - {"seconds", "images_per_second"} and all(same(a[key], b[key]) for key in keys)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""The same held-out photos after each stage of a training: a table of measures, and a picture.
+"""Measures the same held-out photos after each stage of a training: a table, and a picture.
 
     python benchmarks/stages.py MODEL_FOLDER ... --data PATH [--photos 200] [--samples 2] [--picture FILE.jpg]
 
-Models get the same noise. Errors of one sample are split by the lightness of the pixel (dark: L below 33, light: over
-67).
+All models get the same noise. The errors of one sample are split by the lightness of the pixel (dark: L below 33,
+light: L above 67).
 """
 
 import argparse
@@ -29,7 +29,7 @@ BANDS = {"dark": (0, 33), "middle": (33, 67), "light": (67, 101)}
 
 @torch.no_grad()
 def answers(model, truth: torch.Tensor, samples: int, **options) -> np.ndarray:
-    """(K, B, H, W, 3) uint8: `samples` answers to each photo of `truth` (B, 3, H, W)."""
+    """(K, B, H, W, 3) uint8: `samples` answers for each photo of `truth` (B, 3, H, W)."""
     rows = []
     for seed in range(samples):
         parts = []

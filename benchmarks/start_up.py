@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How soon a command answers, beside an empty Python: whole processes that take turns.
+"""Measures how soon a command answers, compared with an empty Python: whole processes that take turns.
 
 python benchmarks/start_up.py [--rounds 7]
 """
@@ -40,7 +40,7 @@ def main() -> None:
         for round_ in range(arguments.rounds + 1):
             for name, command in commands.items():
                 taken = seconds(command)
-                if round_:  # the first one reads from the disk
+                if round_:  # the first round reads from the disk
                     times[name].append(taken)
     empty = statistics.median(times["python -c pass"])
     print("| command | seconds (median) | times an empty Python | wanted |\n| --- | --- | --- | --- |")

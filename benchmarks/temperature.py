@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""A classification model's annealed mean against its temperature, and whether its confidence can be believed.
+"""Measures a classification model's annealed mean by temperature, and whether its confidence is reliable.
 
     python benchmarks/temperature.py MODEL_FOLDER --data PATH [--photos 300] [--picture FILE.jpg]
 
-Prints a table a temperature, one a variety (several answers), and the reliability curve; draws gray | T ... | truth.
+Prints a row per temperature and per variety (several answers), and the reliability curve; draws gray | T ... | truth.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from Project7.sheet import sheet
 from Project7.training_config import DataConfig
 
 TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14, 0.0)
-CLOSE = 10.0  # Lab units: what the confidence is about
+CLOSE = 10.0  # Lab units within which a colour counts as right
 
 
 @torch.no_grad()
 def reliability(model, truth: torch.Tensor) -> list[str]:
-    """Rows: pixels by stated confidence; the share of them that is right; their error."""
+    """The rows of the reliability table: the pixels by stated confidence, the share that is right, and their error."""
     stated, error = [], []
     for start in range(0, len(truth), 50):
         L, ab = color.split(truth[start : start + 50], model.ab_mean, model.ab_std)

@@ -1,14 +1,15 @@
 #!/usr/bin/env python
-"""Trains one of the two small feature networks to tell the 200 classes of Tiny ImageNet apart.
+"""Trains one of the two small feature networks to classify the 200 classes of Tiny ImageNet.
 
     python benchmarks/train_features.py --network tiny-vgg|judge --data PATH [--output FILE] [--epochs N]
         [--minutes M] [--resume]
 
-The first third of the epochs sees photos of half the size, the second squares of 48 px out of them, the last whole
-ones: coarse things are learnt first, and for less. They are mirrored and shifted at random; their colours, which the
-features are wanted for, are left as they are. SGD with a one-cycle learning rate, label smoothing, bfloat16. Everything
-random is keyed by (seed, epoch, step): a run that was stopped (Ctrl-C, or after --minutes) and is continued with
---resume gives the same network. The accuracy is printed each epoch and, at the end, written into the file's header.
+The first third of the epochs trains on photos at half their size, the second on squares of 48 px from them, the last on
+whole photos, so that coarse features are learnt first and at less cost. Photos are mirrored and shifted at random;
+their colours, which the features are needed for, stay unchanged. SGD with a one-cycle learning rate, label smoothing
+and bfloat16. All randomness is keyed by (seed, epoch, step), so a run that was stopped (Ctrl-C, or after --minutes) and
+is continued with --resume gives the same network. The accuracy is printed after each epoch and, at the end, written
+into the header of the file.
 """
 
 import argparse
@@ -35,9 +36,9 @@ from Project7.program import StopSignals
 from Project7.training_config import DataConfig
 
 BATCH = 128
-EPOCHS = {"tiny-vgg": 12, "judge": 16}  # 45 minutes each on one core that knows bfloat16
-RATE = 0.1  # the highest learning rate
-WARMUP = 0.15  # of the steps, in which the rate rises
+EPOCHS = {"tiny-vgg": 12, "judge": 16}  # 45 minutes each on one core with bfloat16
+RATE = 0.1  # peak learning rate
+WARMUP = 0.15  # share of the steps in which the rate rises
 WEIGHT_DECAY = 5e-4
 SMOOTHING = 0.1
 PHASES = ((64, 2), (48, 1), (64, 1))  # a third of the epochs each: side of the square, shrunk by
@@ -51,26 +52,26 @@ def make(name: str, classes: int) -> nn.Module:
 
 
 def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
-    """Biases and norms do not decay."""
+    """The parameter groups of the optimizer: biases and norms have no weight decay."""
     decaying, others = ([p for p in network.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
     groups = [{"params": decaying, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=RATE, momentum=0.9, nesterov=True)
 
 
 def one_cycle(part: float) -> float:
-    """The learning rate in parts of its highest, after that part of the steps (Smith & Topin 2018): up, and down to
-    nothing by a cosine."""
+    """The learning rate as a share of its peak, after this share of the steps (Smith & Topin 2018): it rises, and then
+    falls to 0 along a cosine."""
     return part / WARMUP if part < WARMUP else (1 + math.cos(math.pi * (part - WARMUP) / (1 - WARMUP))) / 2
 
 
 def phase_of(epoch: int, epochs: int) -> tuple[int, int]:
-    """(side, shrunk) in that epoch, counted from 0."""
+    """(side, shrunk) in an epoch, counted from 0."""
     return PHASES[len(PHASES) * epoch // epochs]
 
 
 def squares(photos: np.ndarray, side: int, shrunk: int, random: np.random.Generator) -> Tensor:
-    """Squares of `side` out of photos (B, 64, 64, 3), mirrored and shifted at random, the photo reflected beyond its
-    edges -> (B, 3, side / shrunk, side / shrunk), float in [0, 1]."""
+    """Photos (B, 64, 64, 3) -> squares of `side`, mirrored and shifted at random, with the photo reflected beyond its
+    edges: (B, 3, side / shrunk, side / shrunk), float in [0, 1]."""
     count = len(photos)
     slack = SIZE - side
     rows, columns = (
@@ -84,13 +85,13 @@ def squares(photos: np.ndarray, side: int, shrunk: int, random: np.random.Genera
 
 
 def _inside(places: np.ndarray) -> np.ndarray:
-    """-1 is 1, and 64 is 62: reflected at the edges."""
+    """Indices reflected at the edges: -1 becomes 1, and 64 becomes 62."""
     return SIZE - 1 - np.abs(SIZE - 1 - np.abs(places))
 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: np.ndarray, labels: Tensor, device: torch.device, shrunk: int):
-    """Shares of the photos whose class is the likeliest answer, and among the five likeliest."""
+    """Top-1 and top-5 accuracy: the shares of the photos whose class is the likeliest, or among the five likeliest."""
     network.eval()
     right = np.zeros(2)
     for start in range(0, len(images), 250):
@@ -109,7 +110,7 @@ def accuracy(network: nn.Module, images: np.ndarray, labels: Tensor, device: tor
 
 
 class Training:
-    """A network, its optimizer, and how many steps they have behind them."""
+    """A network, its optimizer, and the number of steps done."""
 
     def __init__(self, arguments: argparse.Namespace, training: ImageSet, validation: ImageSet):
         self.settings = {"network": arguments.network, "epochs": arguments.epochs, "seed": arguments.seed}
@@ -129,7 +130,7 @@ class Training:
         self.step = 0
 
     def train_step(self) -> Tensor:
-        """One step; returns its loss, (), which nobody waits for on a GPU."""
+        """Takes one step and returns its loss, (), without waiting for a GPU."""
         epoch, place = divmod(self.step, self.per_epoch)
         epochs, seed = self.settings["epochs"], self.settings["seed"]
         part = (self.step + 0.5) / (epochs * self.per_epoch)
@@ -153,7 +154,7 @@ class Training:
             torch.save({"settings": self.settings, "step": self.step, **state}, file)
 
     def load(self, path: Path) -> None:
-        """Raises UsageError where the checkpoint is not of this very run."""
+        """Raises UsageError if the checkpoint does not belong to a run with these settings."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             settings, step = state["settings"], state["step"]
@@ -170,7 +171,7 @@ class Training:
         self.step = step
 
     def epoch_line(self, loss: float, seconds: float, photos: int) -> str:
-        """What an epoch gave, on 2,000 validation photos of the size that is trained on."""
+        """Prints the result of an epoch, on 2,000 validation photos at the size that was trained on."""
         epoch = self.step // self.per_epoch
         shrunk = phase_of(epoch - 1, self.settings["epochs"])[1]
         first, five = accuracy(self.network, self.held_out[:2000], self.true[:2000], self.device, shrunk)
@@ -179,7 +180,7 @@ class Training:
 
 
 def run(training: Training, checkpoint: Path, minutes: float) -> int | None:
-    """Trains to the end, and returns None; or until a person, the system or the clock stops it: an exit code."""
+    """Trains to the end and returns None, or returns an exit code if a person, the system or the clock stops it."""
     begin = saved = time.monotonic()
     total = training.settings["epochs"] * training.per_epoch
     losses: list[Tensor] = []
@@ -210,7 +211,7 @@ def mean(losses: list[Tensor]) -> float:
 
 
 def write_network(training: Training, arguments: argparse.Namespace) -> None:
-    """The file that is shipped, once it has been measured on all validation photos."""
+    """Measures the network on all validation photos, and writes the file that is shipped."""
     network = training.network.cpu().eval()
     network = folded(network) if arguments.network == "tiny-vgg" else network
     for tensor in network.parameters():
@@ -240,9 +241,11 @@ def main() -> int | None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", type=Path, help="(its place in Project7/weights/)")
     parser.add_argument("--epochs", type=int, help=f"({', '.join(f'{n}: {e}' for n, e in EPOCHS.items())})")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; --resume goes on")
-    parser.add_argument("--resume", action="store_true", help="continue from OUTPUT's checkpoint")
-    parser.add_argument("--limit", type=int, help="training photos at most")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop after this many minutes; --resume continues"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint beside OUTPUT")
+    parser.add_argument("--limit", type=int, help="largest number of training photos")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""A training step of this toolkit beside a bare loop and beside the loop that a tutorial would show.
+"""Compares a training step of this toolkit with a bare loop, and with the loop that a tutorial would show.
 
     python benchmarks/training_step.py --data PATH [--features 64,128,256,512] [--chroma-scale 1] [--rounds 10]
 
-ours: the trainer as it runs, with its loader, flips, colour conversion, EMA, checks, windows and logging. bare: the
-same U-Net and loss, a batch that is in memory as L and ab, backward, clipping, AdamW. tutorial: a Dataset that decodes
-a JPEG with Pillow and converts it with scikit-image, a DataLoader without workers, loss.item() and a progress line each
-step. The three take turns in one process, some steps each: read the ratios.
+ours: the whole trainer, with its loader, flips, colour conversion, EMA, checks, windows and logging. bare: the same
+U-Net and loss on a batch that is in memory as L and ab, backward, clipping, AdamW. tutorial: a Dataset that decodes a
+JPEG with Pillow and converts it with scikit-image, a DataLoader without workers, loss.item() and a progress line at
+each step. The three take turns in one process, some steps each: compare the ratios.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from Project7.report import Report
 from Project7.trainer import make_accelerator, train
 from Project7.training_config import DataConfig, TrainingConfig
 
-STEPS = 4  # of each loop before the next one's turn
+STEPS = 4  # steps of each loop before the next one's turn
 
 
 def ours(config: RunConfig, images: tuple[ImageSet, ImageSet], folder: Path) -> Iterator[None]:
@@ -71,7 +71,7 @@ def bare(config: RunConfig, images: ImageSet) -> Iterator[None]:
 
 
 class Tutorial(Dataset):
-    """What one finds: a picture at a time, decoded and converted when it is asked for."""
+    """The usual dataset of a tutorial: each picture is decoded and converted when it is requested."""
 
     def __init__(self, files: list[Path], size: int):
         self.files, self.size = files, size
@@ -131,7 +131,7 @@ def main() -> None:
             "tutorial": tutorial(config, files),
         }
         for loop in loops.values():
-            next(loop)  # buffers are allocated, kernels chosen
+            next(loop)  # allocates buffers and chooses kernels
         seconds: dict[str, list[float]] = {name: [] for name in loops}
         for _ in range(arguments.rounds):
             for name, loop in loops.items():

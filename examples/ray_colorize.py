@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Colours photos by the million with Ray Data: files are read, a pool of actors colours them, pictures are written.
+"""Colours millions of photos with Ray Data: files are read, a pool of actors colours them, pictures are written.
 
     pip install "ray[data]"
     python examples/ray_colorize.py photos/ coloured/ --actors 2
     python examples/ray_colorize.py s3://bucket/photos s3://bucket/coloured --actors 64 --gpus 1 --model owner/name
 
 photos/alps/lake.jpg becomes coloured/alps/lake.jpg.png, the picture that `project7 colorize` makes of it. A file that
-is no photo is named, and the others are coloured all the same. The toolkit has to be installed on every machine.
+is not a photo is reported, and the others are still coloured. The toolkit must be installed on every machine.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import ray
 
 
 class Painter:
-    """An actor: loads the model once, and colours batch after batch with it."""
+    """An actor, which loads the model once and colours batch after batch with it."""
 
     def __init__(self, model: str, photos: str, coloured: str):
         from Project7 import Colorizer  # torch, in the actors only
@@ -53,16 +53,16 @@ class Painter:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Colours photos by the million with Ray Data.")
+    parser = argparse.ArgumentParser(description="Colours millions of photos with Ray Data.")
     parser.add_argument("photos", help="a folder, or an address such as s3://bucket/photos")
     parser.add_argument("coloured", help="where the pictures go: a folder or an address")
     parser.add_argument("--model", default="base", help="a name, a path, or owner/name on the Hub (base)")
     parser.add_argument("--actors", type=int, default=2, help="processes that colour (2)")
-    parser.add_argument("--gpus", type=float, default=0, help="GPUs of each of them; 0.5 lets two share one (0)")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs per actor; 0.5 lets two actors share one (0)")
     arguments = parser.parse_args()
     photos, coloured = (p if "://" in p else os.path.abspath(p) for p in (arguments.photos, arguments.coloured))
     root = pyarrow.fs.FileSystem.from_uri(photos)[1]
-    # A core reads a tenth of the time: an actor for each core would leave none to read with, and wait for ever.
+    # Reading takes a tenth of a core: if the actors took whole cores, none would be left to read, and all would wait.
     done = ray.data.read_binary_files(photos, include_paths=True, num_cpus=0.1).map_batches(
         Painter,
         fn_constructor_args=(arguments.model, root, coloured),

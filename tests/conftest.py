@@ -19,7 +19,7 @@ os.environ["MKL_NUM_THREADS"] = "1"
 
 
 class Done(NamedTuple):
-    """What a program has left behind; its fields are those of subprocess.CompletedProcess."""
+    """The outcome of a program, with the fields of subprocess.CompletedProcess."""
 
     returncode: int
     stdout: str
@@ -46,11 +46,11 @@ def call(main: Callable[[list[str]], int | None], *arguments: object) -> Done:
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
-    """No network, and nothing in torch's cache of downloads."""
+    """There is no network, and nothing in torch's cache of downloads."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))
-    # urllib keeps the proxies of its first call for the whole process: those of this test end with it.
+    # urllib keeps the proxies of its first call for the whole process, so those of this test are removed at its end.
     monkeypatch.setattr("urllib.request._opener", None)
-    with socket.socket() as nobody:  # a port that is taken and not listened to: connections are refused
+    with socket.socket() as nobody:  # a bound port without a listener, which refuses connections
         nobody.bind(("127.0.0.1", 0))
         for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{nobody.getsockname()[1]}")

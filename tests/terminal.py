@@ -11,7 +11,7 @@ CLEAR_LINE = "\x15"  # Ctrl-U
 
 
 def open_terminal(script, models, *flags):
-    """What it has shown is in `.logfile_read`."""
+    """A terminal running a command; what it has shown is in `.logfile_read`."""
     child = pexpect.spawn(
         sys.executable,
         [str(script), "--models-dir", str(models), *map(str, flags)],
@@ -25,7 +25,7 @@ def open_terminal(script, models, *flags):
 
 
 def answer(child, question, *typed):
-    """Waits for a question, and types its answer; before it, pairs of a bad answer and what is said of it."""
+    """Waits for a question and types its answer, after pairs of a bad answer and the expected refusal of it."""
     child.expect_exact(question)
     for bad, said in typed[:-1]:
         child.send(bad + ENTER)

@@ -1,4 +1,4 @@
-"""atomic_file.py: after any accident there is the old file or the new one, and no rubbish beside it."""
+"""atomic_file.py: after any accident either the old file or the new one is there, and no rubbish beside it."""
 
 import errno
 import fcntl
@@ -104,7 +104,7 @@ sys.exit(run(main))
 """
 
 
-@pytest.mark.parametrize("blocks", [5, 100])  # 5: all of it is in the buffer still when the block ends
+@pytest.mark.parametrize("blocks", [5, 100])  # 5 blocks are still in the buffer when the `with` block ends
 def test_a_full_disk_is_said_with_path_and_bytes(target, blocks):
     result = python(FILL_THE_DISK, target, blocks)
     assert result.returncode == 1
@@ -170,7 +170,7 @@ def test_a_sweep_during_a_save_takes_only_the_old_rubbish(target):
 
 @pytest.fixture(scope="module")
 def archive() -> bytes:
-    """A small checkpoint of torch's, not sealed."""
+    """A small checkpoint written by torch, not sealed."""
     file = io.BytesIO()
     torch.save({"weights": torch.arange(6.0), "epoch": 3}, file)
     return file.getvalue()
@@ -184,7 +184,8 @@ def sealed(archive) -> bytes:
 
 
 def noticed(content: bytes) -> bool:
-    """Whether the checksum does not hold, or, where no seal is found any more, torch cannot read the file."""
+    """Whether the damage is noticed: the checksum fails, or, if no seal is found any more, torch cannot read the
+    file."""
     file = io.BytesIO(content)
     holds = seal_holds(file)
     if holds is not None:
@@ -245,7 +246,7 @@ def test_only_an_unsealed_zip_archive_can_be_sealed(sealed):
 
 
 def no_folder_sync(number):
-    """os.fsync of a file system that cannot do it for folders, as CIFS and vboxsf."""
+    """os.fsync of a file system that does not support it for folders, such as CIFS and vboxsf."""
     real = os.fsync
 
     def fsync(descriptor):

@@ -18,7 +18,7 @@ def random(step: int = 0) -> BatchRandom:
 
 
 def ramp(size: int = 32) -> torch.Tensor:
-    """Red rises to the right, green downwards, blue is constant: a crop can be read from its colours."""
+    """Red rises to the right, green downwards, and blue is constant, so that a crop can be located by its colours."""
     line = torch.linspace(0, 255, size)
     picture = torch.stack([line.expand(size, size), line[:, None].expand(size, size), torch.full((size, size), 100.0)])
     return picture.round().to(torch.uint8).expand(COUNT, -1, -1, -1)
@@ -78,7 +78,7 @@ def test_an_old_photo_can_still_be_recognised():
 
 @pytest.mark.parametrize("quality", [0.2, 0.5, 0.8])
 def test_jpeg_does_what_libjpeg_does(quality):
-    """The same blocks through Pillow, whose luminance table is that of Annex K too."""
+    """The same blocks go through Pillow, whose luminance table is that of Annex K, too."""
     rng = np.random.default_rng(0)
     levels = np.clip(128 + 40 * rng.standard_normal((16, 24)).cumsum(axis=1) / 3, 0, 255).astype(np.uint8)
     file = io.BytesIO()

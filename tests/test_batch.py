@@ -1,4 +1,4 @@
-"""batch.py: every random number is a function of (seed, step, name, place), and of nothing else."""
+"""batch.py: every random number is a function of (seed, step, name, place) alone."""
 
 import pytest
 import torch
@@ -82,11 +82,9 @@ def test_samples_of_a_batch_and_steps_are_independent():
 @pytest.mark.parametrize("start", [0, 3, 1000])
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 16, 100])
 def test_spread_is_even_over_any_run_of_neighbours(start, count):
-    """A batch, a micro-step or the share of a process: the gaps between its values, once around the circle.
-
-    By the three-distance theorem no gap of the golden ratio's multiples is below 1 / sqrt(5) of the mean gap or above
-    1 + 2 / sqrt(5); numbers drawn at random have gaps of 0 and of several times the mean.
-    """
+    """This holds for a batch, a micro-step, or the share of a process. The test measures the gaps between the values,
+    once around the circle. By the three-distance theorem no gap of the golden ratio's multiples is below 1 / sqrt(5) of
+    the mean gap or above 1 + 2 / sqrt(5); independent random numbers have gaps of 0 and of several times the mean."""
     for step in range(20):
         values = BatchRandom(5, step, start, count, start + count).spread("t").sort().values
         assert values[0] >= 0
@@ -98,7 +96,7 @@ def test_spread_is_even_over_any_run_of_neighbours(start, count):
 
 @pytest.mark.parametrize("share", [0.05, 0.25, 0.5])
 def test_every_batch_has_its_share_of_low_values(share):
-    """So that the image-space terms, which act on low noise, cost each step about the same."""
+    """The image-space terms act on low noise, so every step then costs about the same."""
     for step in range(100):
         low = (whole(step=step, total=16).spread("t") < share).sum().item()
         assert abs(low - 16 * share) <= 2
@@ -111,7 +109,7 @@ def test_spread_does_not_depend_on_the_size_of_the_batch():
 
 
 def test_spread_is_on_the_cpu_and_precise_whatever_the_device():
-    """It says which samples get a term, and with it the shapes of the work: no GPU need be waited for."""
+    """It determines which samples get a term, and thus the shapes of the work, so that nothing waits for the GPU."""
     values = whole()._replace(device="meta").spread("t")
     assert values.device.type == "cpu"
     assert values.dtype == torch.float64  # in float32 the largest value may round up to 1, one timestep too many
@@ -119,26 +117,28 @@ def test_spread_is_on_the_cpu_and_precise_whatever_the_device():
 
 
 def test_spread_is_uniform_over_many_steps():
-    """Of one place in each batch: within a batch the values are far more even than independent ones."""
+    """The test takes one place of each batch, because within a batch the values are far more even than independent
+    ones."""
     assert_uniform(torch.stack([whole(step=step, total=8).spread("t")[step % 8] for step in range(2000)]))
 
 
 def test_spread_is_uniform_at_every_place_of_the_batch():
-    """Or a sample that always comes first would be trained at low timesteps only."""
+    """Otherwise a sample that always comes first would be trained only at low timesteps."""
     values = torch.stack([whole(step=step, total=8).spread("t") for step in range(2000)])  # (2000, 8)
     for place in range(8):
         assert_uniform(values[:, place])
 
 
 def test_what_a_method_need_not_answer_is_none():
-    """Most leave lightness alone, and without image-space terms nobody asks for an estimate."""
+    """Most methods keep the lightness, and without image-space terms nobody needs an estimate."""
     estimate = Estimate(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4), torch.ones(1))
     assert estimate.L_hat is None
     assert Step(torch.zeros(1), {}).estimate is None
 
 
 def assert_uniform(values: torch.Tensor) -> None:
-    """Kolmogorov and Smirnov's distance from the uniform distribution, far above its 99.9 % quantile of 1.95."""
+    """The Kolmogorov-Smirnov distance from the uniform distribution, with a limit far above its 99.9 % quantile of
+    1.95."""
     n = len(values)
     distance = (values.sort().values - (torch.arange(n) + 0.5) / n).abs().max()
     assert distance * n**0.5 < 2.5

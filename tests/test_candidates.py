@@ -13,7 +13,7 @@ from Project7.samplers import scalable_noise
 
 
 def flat(*colours: tuple[float, float], size: int = 4) -> torch.Tensor:
-    """(1, K, 2, h, w): answers of one colour each."""
+    """Answers of one colour each: (1, K, 2, h, w)."""
     return torch.tensor(colours, dtype=torch.float32)[None, :, :, None, None].expand(1, -1, 2, size, size).clone()
 
 

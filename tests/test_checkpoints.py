@@ -1,4 +1,4 @@
-"""checkpoints.py: what was saved comes back bit for bit; nothing damaged, foreign or unsafe is loaded or run."""
+"""checkpoints.py: what was saved is restored bit for bit; nothing damaged, foreign or unsafe is loaded or run."""
 
 import io
 import os
@@ -58,7 +58,7 @@ def path(tmp_path) -> Path:
 
 
 def foreign(path: Path, content: dict, *, sealed: bool = False) -> Path:
-    """A file that torch.save wrote, with no check of ours."""
+    """A file that torch.save wrote, without a checksum of ours."""
     with open(path, "w+b") as file:
         torch.save(content, file)
         if sealed:
@@ -67,7 +67,7 @@ def foreign(path: Path, content: dict, *, sealed: bool = False) -> Path:
 
 
 def refusal(path: Path, load=load_checkpoint) -> str:
-    """What loading says: it names the file and what is wrong."""
+    """The message of a refused loading, which names the file and what is wrong."""
     with pytest.raises(CheckpointError) as caught:
         load(path)
     assert str(caught.value).startswith(str(path))
@@ -76,7 +76,7 @@ def refusal(path: Path, load=load_checkpoint) -> str:
 
 
 def one_line(path: Path) -> str:
-    """A refusal that is all that a person gets to see: one line, and no warning of torch's."""
+    """A refusal as a person sees it: one line, and no warning of torch."""
     with warnings.catch_warnings(action="error"):
         message = refusal(path)
     assert "\n" not in message
@@ -120,7 +120,7 @@ def test_everything_in_a_checkpoint_comes_back(path, checkpoint):
 
 
 def test_a_discriminator_and_its_optimizer_come_back_and_do_not_hinder_colouring(model, path, checkpoint):
-    """The keys of the source document, all of them; the parametrizations of spectral norm hold buffers too."""
+    """All keys of the source document are there; the parametrizations of spectral norm hold buffers, too."""
     critic = MultiScalePatchGAN(16, width=8)
     optimizer = torch.optim.AdamW(critic.parameters(), fused=True)
     answers = critic(torch.zeros(1, 1, 16, 16), torch.zeros(1, 2, 16, 16))
@@ -228,7 +228,7 @@ def test_ctrl_c_inside_a_save_leaves_the_old_model(path, checkpoint, whole, monk
 
 
 def test_a_reader_sees_whole_models_while_a_trainer_replaces_them(path):
-    """30 replacements; the tensors of one save all hold its number."""
+    """There are 30 replacements, and all tensors of one save hold its number."""
 
     def content(number: int) -> dict:
         return {"model_state_dict": {n: torch.full((20_000,), float(number)) for n in "abc"}, "config": {}}
@@ -318,7 +318,7 @@ def test_a_malicious_pickle_is_refused_and_never_run(tmp_path, path, form, place
 
 @pytest.mark.parametrize("form", [as_zip, as_legacy, as_raw_pickle])
 def test_the_same_pickle_would_have_run(tmp_path, path, form):
-    """Without weights_only: so the test above can fail."""
+    """Without weights_only it runs, so the test above can fail."""
     form(Malicious(tmp_path / "marker"), path)
     if form is as_raw_pickle:
         pickle.loads(path.read_bytes())
@@ -370,7 +370,7 @@ def test_one_flipped_bit_is_a_checksum_error(path, whole):
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_damaged_file_without_a_checksum_loads_or_is_refused(path, legacy):
-    """400 seeded mutations: torch raises many kinds of errors for them, and none of them gets out."""
+    """There are 400 seeded mutations: torch raises many kinds of errors for them, and none of them gets out."""
     buffer = io.BytesIO()
     content = {
         "model_state_dict": {"w": torch.arange(12.0).reshape(3, 4), "b": torch.ones(3)},

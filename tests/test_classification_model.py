@@ -54,7 +54,7 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 
 def palette(bins: int = BINS) -> Palette:
-    """Nearest to gray first."""
+    """The palette, with the centre nearest to gray first."""
     centres = rand(bins, 2, seed=5) * 30
     return Palette(centres[centres.norm(dim=1).argsort()], 2.0 ** torch.arange(bins, 0, -1, dtype=torch.float64))
 
@@ -67,7 +67,7 @@ def tiny(**changes) -> ClassificationColorizer:
 
 
 def confident(**changes) -> ClassificationColorizer:
-    """Untrained classes are all alike; these differ."""
+    """Makes the probabilities differ, because those of an untrained network are all alike."""
     model = tiny(**changes)
     with torch.no_grad():
         model.ab_class.weight.mul_(10)
@@ -91,7 +91,8 @@ def noise(seed: int = 0, size: tuple[int, int] = (48, 48)) -> Tensor:
 
 
 def roughness(x: Tensor) -> float:
-    """Mean squared difference of neighbours, over that of places far apart: about 1 for noise pixel by pixel."""
+    """Mean squared difference of neighbours, relative to that of distant places: about 1 for independent noise per
+    pixel."""
     near = (x.diff(dim=-1).square().mean() + x.diff(dim=-2).square().mean()) / 2
     return (near / (2 * x.var())).item()
 
@@ -180,7 +181,7 @@ def test_any_width_and_the_smallest_picture(width):
 
 
 def test_the_histograms_steer_the_decoder():
-    """FiLM starts as the identity; once taught, another histogram gives another picture."""
+    """FiLM starts as the identity; once it is trained, another histogram gives another picture."""
     model, L = confident(), picture()
     for stage in model.decoder:
         nn.init.normal_(stage.film.linear.weight)
@@ -196,7 +197,8 @@ def test_the_histograms_steer_the_decoder():
 @every_variant
 @pytest.mark.parametrize("size", [(16, 16), (13, 9)], ids=["16x16", "13x9"])
 def test_loss_is_finite_and_reaches_every_parameter(changes, size):
-    """At the size times the stem's stride: a single place at the bottleneck has nothing to attend to."""
+    """The picture has the size times the stem's stride, because a single position at the bottleneck has nothing to
+    attend to."""
     model = tiny(**changes)
     stride = model.config.stem_stride
     step = model(make_batch(6, (size[0] * stride, size[1] * stride)))
@@ -233,7 +235,7 @@ def test_a_sample_has_its_own_loss():
 
 
 def class_loss_directly(logits: Tensor, ab: Tensor, gamma: float, mixing: float) -> float:
-    """One place: logits (Q,), ab (2,)."""
+    """The class loss at one place: logits (Q,), ab (2,)."""
     centres, _ = palette()
     distance = (centres - ab).norm(dim=1)
     nearest = distance.argsort()[:5]
@@ -283,7 +285,7 @@ def test_a_class_that_is_certain_has_no_loss_and_a_finite_gradient(gamma):
 
 
 def losses(model: ClassificationColorizer, truth: Tensor, **outputs: Tensor) -> dict[str, Tensor]:
-    """Of a network that answers as told; what is not told is 0."""
+    """The loss terms of a network with the given outputs; outputs that are not given are 0."""
     b, _, h, w = truth.shape
     shapes = {"logits": (BINS, h, w), "residual": (2, h, w), "confidence": (1, h, w), "histograms": (2, 64)}
     given = {name: outputs.get(name, torch.zeros(b, *shape)) for name, shape in shapes.items()}
@@ -291,7 +293,8 @@ def losses(model: ClassificationColorizer, truth: Tensor, **outputs: Tensor) -> 
 
 
 def test_residual_term_by_hand():
-    """The likeliest colour is the first centre; the truth lies (6, -4) from it, and the nudge goes half the way."""
+    """The likeliest colour is the first centre, the truth lies (6, -4) from it, and the residual covers half of
+    that."""
     model, logits = tiny(temperature=0.0), torch.zeros(1, BINS, 2, 2)
     logits[:, 0] = 1.0
     centre = palette().centres[0][None, :, None, None].expand(1, 2, 2, 2)
@@ -308,7 +311,8 @@ def test_residual_term_is_on_the_annealed_mean():
 
 
 def test_confidence_term_by_hand():
-    """Sure of three places, of which one is 9.9 Lab units off, one 10.1 and one far; unsure of the last, which is."""
+    """The network is sure at three places, one 9.9 Lab units off, one 10.1 and one far off, and unsure at the last,
+    which is right."""
     model, logits = tiny(temperature=0.0), torch.zeros(1, BINS, 1, 4)
     logits[:, 0] = 1.0
     off = torch.tensor([[9.9, 0.0, 60.0, 50.0], [0.0, 10.1, 0.0, 0.0]])[None, :, None]
@@ -329,7 +333,7 @@ def test_the_confidence_is_about_the_answer_with_its_nudge():
 
 
 def test_histogram_term_by_hand():
-    """Of four pixels three have a = 0 (bin 32) and one a = 20 (bin 37); all have b = -110 (bin 0)."""
+    """Of four pixels, three have a = 0 (bin 32) and one a = 20 (bin 37); all have b = -110 (bin 0)."""
     a, b = torch.tensor([[0.0, 0.0], [0.0, 20.0]]), torch.full((2, 2), -110.0)
     truth = torch.stack([a, b])[None]
     assert true_histograms(truth)[0, 0, [32, 37]].tolist() == [0.75, 0.25]
@@ -394,7 +398,7 @@ def test_a_share_of_the_samples_has_an_estimate_and_counts_for_the_rest():
 
 
 def test_another_palette_changes_the_loss_at_once():
-    """Tables made for the old one are not kept."""
+    """Tables that were made for the old palette are not kept."""
     model, batch = tiny(), make_batch()
     before = model(batch).loss
     other = Palette(palette().centres.flip(0) + 7, palette().counts)
@@ -496,7 +500,7 @@ def test_noise_has_mean_0_the_spread_of_gumbels_and_no_memory_over_far_places():
 
 
 def test_answers_differ_by_regions_and_not_by_pixels():
-    """On a flat picture, whose logits are the same everywhere, all that varies is the noise."""
+    """On a flat picture the logits are the same everywhere, so that only the noise varies."""
     model = confident()
     L = torch.zeros(1, 1, 48, 48)
     off = model.colorize(L, generator=seeded(1), variety=1.0) - model.colorize(L)
@@ -552,7 +556,7 @@ def photo(seed: int = 0, size: tuple[int, int] = (40, 24)) -> np.ndarray:
 
 
 def test_variants_of_a_photo_differ():
-    """`variants` are different answers, for a person who calls Colorizer as well."""
+    """`variants` gives different answers also when a person calls Colorizer."""
     one, two = (np.array(image) for image in colorizer().colorize(photo(), variants=2))
     assert (one != two).any()
     alone = np.array(colorizer().colorize(photo(), seed=1, variety=1.0))
@@ -601,7 +605,7 @@ def files(tmp_path, *names: str) -> list:
 
 
 def test_the_confidence_map_is_written_beside_the_picture(tmp_path):
-    """Each photo's own, of the pass of the network that coloured it."""
+    """Each map is that of its own photo, from the pass of the network that coloured it."""
     jobs = plan_outputs(files(tmp_path, "a.png", "b.png"), tmp_path / "out", variants=2)
     loaded, passes = colorizer(), []
     loaded.model.attention.register_forward_hook(lambda *call: passes.append(len(call[2])))
@@ -616,7 +620,7 @@ def test_the_confidence_map_is_written_beside_the_picture(tmp_path):
 
 
 def test_a_confidence_map_does_not_take_the_place_of_another_photo(tmp_path):
-    """Either both are written, each under a name of its own, or the request is refused."""
+    """Either both are written under different names, or the request is refused."""
     files(tmp_path, "a.png", "a-confidence.png")
     model, out = saved(tmp_path / "m.pth", confident()), tmp_path / "out"
     try:
@@ -631,7 +635,7 @@ def test_a_confidence_map_does_not_take_the_place_of_another_photo(tmp_path):
 
 
 def small_file(path, network: type = resnet34):
-    """A state dict of the right names and shapes, whose tensors are one number each."""
+    """A state dict with the right names and shapes, whose tensors hold one number each."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in network().state_dict().items()}
     torch.save({name: torch.tensor(0.01).expand(shape) for name, shape in shapes.items()}, path)
@@ -658,14 +662,14 @@ def test_a_file_of_resnet34_gives_every_convolution_of_the_encoder(tmp_path):
 
 @pytest.mark.parametrize("network", [resnet18, resnet50])
 def test_a_resnet_of_another_size_is_refused(tmp_path, network):
-    """ResNet50 has a stem, and a layer4.2.conv2, of the same shapes."""
+    """ResNet50 also has a stem and a layer4.2.conv2 of the same shapes."""
     path = small_file(tmp_path / "other.pth", network)
     with pytest.raises(ProjectError, match=r"other\.pth"):
         load_resnet34(str(path))
 
 
 def test_resnet34_without_some_of_its_convolutions_is_refused(tmp_path):
-    """They would stay random, and nobody would know."""
+    """Otherwise they would stay random without anybody noticing."""
     weights = torch.load(small_file(tmp_path / "resnet34.pth"), weights_only=True)
     del weights["layer2.0.downsample.0.weight"]
     torch.save(weights, tmp_path / "part.pth")
@@ -702,7 +706,8 @@ def test_imagenet_weights_that_cannot_be_downloaded(offline):
 
 
 def test_it_learns_two_pictures():
-    """A dark half and a light half, coloured differently in each picture: loss falls, colours come, it grows sure."""
+    """Each picture has a dark and a light half in different colours: the loss falls, colours appear, and confidence
+    grows."""
     torch.manual_seed(0)
     model = ClassificationColorizer(ClassificationConfig(**{**TINY, "bins": 4, "rebalance": 0.5}))
     centres = torch.tensor([[50.0, 30.0], [-40.0, 20.0], [10.0, -50.0], [0.0, 60.0]])

@@ -1,4 +1,5 @@
-"""project7 as a person calls it: exit codes, and what is printed. In this process where nothing is lost by it."""
+"""project7 as a person calls it: exit codes, and what is printed. It runs in this process if nothing is lost by
+that."""
 
 import io
 import json
@@ -109,7 +110,7 @@ def test_weights_without_a_checksum_are_taken_and_that_is_said(place, colorize):
 
 
 def test_the_strength_of_the_colours_reaches_them(place, colorize):
-    """--saturation 0 is gray; --warmth brings a tint even there."""
+    """--saturation 0 gives gray, and --warmth tints even that."""
     for name, flags in {"gray": ("--saturation", 0), "warm": ("--saturation", 0, "--warmth", 30)}.items():
         assert colorize("photos/a.png", "--output", name, *flags).returncode == 0
     gray, warm = (np.asarray(Image.open(place / name / "a.png")).astype(int) for name in ("gray", "warm"))
@@ -161,7 +162,7 @@ def test_models_are_listed_and_an_empty_folder_says_so_beside_the_shipped_ones(p
 
 
 def test_a_model_with_terms_is_used_like_any_other(place, project7):
-    """Its checkpoint holds a discriminator besides, and its configuration an objective."""
+    """Its checkpoint also holds a discriminator, and its configuration an objective."""
     config = CONFIG.model_copy(update={"objective": ObjectiveConfig(gan=True)})
     folder = place / "with-terms" / "v2"
     shutil.copytree(place / "models" / "tiny", folder)
@@ -281,7 +282,7 @@ def test_a_palette_is_replaced_only_where_that_is_meant(project7, tmp_path, monk
 
 
 def test_only_what_a_command_needs_is_imported(place):
-    """Why --help answers at once: no torch, no Pillow, no numpy."""
+    """This is why --help appears at once: no torch, no Pillow, no numpy is imported."""
     program = "import sys; from Project7.cli import command; command(['models', '--help'])"
     heavy = "print(sorted({'torch', 'numpy', 'PIL', 'diffusers', 'questionary'} & set(sys.modules)), file=sys.stderr)"
     script = f"import sys, atexit\natexit.register(lambda: {heavy})\n{program}"
@@ -305,8 +306,7 @@ SICK = [*HEALTHY, 0.5, 0.6, 0.7]  # a divergence
 
 
 def trained(models: Path, losses=HEALTHY, *, name="m", **entry) -> ModelFolder:
-    """The folder of a run with such training losses, a window each: what it has before its first epoch ends, and an
-    entry of the history."""
+    """The folder of a run whose history has one entry, with the given training losses, one per window."""
     folder = ModelFolder(models / name)
     model_folder.create(folder)
     model_folder.write_config(folder, CONFIG)
@@ -318,7 +318,7 @@ def trained(models: Path, losses=HEALTHY, *, name="m", **entry) -> ModelFolder:
 
 
 def log(folder: ModelFolder, losses) -> None:
-    """What TensorBoard has of a run: a point every ten steps."""
+    """The TensorBoard log of a run: one point every ten steps."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder.logs)) as writer:
@@ -328,7 +328,7 @@ def log(folder: ModelFolder, losses) -> None:
 
 
 def doctor(folder: ModelFolder) -> int:
-    """In this process: quick. Returns the exit code."""
+    """Runs the doctor in this process, which is quick. Returns the exit code."""
     return cli.command(["doctor", folder.name, "--models-dir", str(folder.path.parent)])
 
 
@@ -459,7 +459,7 @@ def test_the_doctor_of_nobody_exits_2_and_names_the_models(tmp_path, project7):
 
 
 def test_a_model_without_a_run_of_its_own_has_no_log(place):
-    """Only weights, from elsewhere."""
+    """The folder holds only weights from elsewhere."""
     with pytest.raises(ProjectError, match="Nothing was logged for 'tiny'"):
         doctor(ModelFolder(place / "models" / "tiny"))
 
@@ -468,7 +468,7 @@ C_LOCALE = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE"
 
 
 def test_in_a_pipe_the_doctor_writes_plain_lines_that_its_encoding_knows(tmp_path):
-    """Called by the path of the folder, from elsewhere."""
+    """It is called from another folder, with the path of the model's folder."""
     models = tmp_path / "Schüler"
     trained(models, SICK)
     command = [sys.executable, ROOT / "Project7", "doctor", "m", "--models-dir", models]

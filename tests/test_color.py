@@ -1,4 +1,4 @@
-"""color.py against scikit-image, at the corners of the RGB cube and outside of it."""
+"""color.py against scikit-image, at the corners of the RGB cube and outside it."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from Project7.color import (
 )
 
 MEAN, STD = torch.tensor([2.1, 8.9]), torch.tensor([12.6, 17.7])
-LEVELS = [0, 1, 2, 9, 10, 11, 12, 100, 128, 254, 255]  # 10 and 11: on both sides of the bend of sRGB's curve
+LEVELS = [0, 1, 2, 9, 10, 11, 12, 100, 128, 254, 255]  # 10 and 11 lie on both sides of the kink of sRGB's curve
 
 
 def bytes_at_random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -33,7 +33,7 @@ def bytes_at_random(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def extreme_colours() -> np.ndarray:
-    """Every triple of LEVELS as a picture (121, 11, 3) uint8: black, white, the primaries, and the nearly black."""
+    """Every triple of LEVELS as a picture (121, 11, 3) uint8: black, white, the primaries, and nearly black colours."""
     return np.stack(np.meshgrid(LEVELS, LEVELS, LEVELS), -1).reshape(121, 11, 3).astype(np.uint8)
 
 
@@ -42,7 +42,7 @@ def pictures() -> list[np.ndarray]:
 
 
 def unshowable(count: int = 20_000) -> torch.Tensor:
-    """Random Lab colours (3, 1, N) that sRGB cannot show, of all lightnesses. Colours far out are among them."""
+    """Random Lab colours (3, 1, N) of all lightnesses that sRGB cannot show, some of them far out of gamut."""
     draw = torch.rand(3, 1, 4 * count, generator=torch.Generator().manual_seed(3))
     lab = torch.cat([draw[:1] * 100, draw[1:] * 256 - 128])
     linear = lab_to_linear(lab)
@@ -57,7 +57,7 @@ def test_lab_is_that_of_scikit_image(picture):
 
 @pytest.mark.parametrize("picture", pictures(), ids=["random", "extreme"])
 def test_rgb_is_that_of_scikit_image(picture):
-    lab = rgb2lab(picture)  # float64, so that only our way back is measured
+    lab = rgb2lab(picture)  # float64, so that only the conversion back is measured
     ours = channels_last(lab_to_rgb(channels_first(lab)).clamp(0, 1))
     np.testing.assert_allclose(ours, lab2rgb(lab), atol=2e-5)
     np.testing.assert_allclose(ours, picture / 255, atol=2e-5)
@@ -66,7 +66,7 @@ def test_rgb_is_that_of_scikit_image(picture):
 def test_out_of_gamut_agrees_with_scikit_image_once_both_are_clipped():
     lab = unshowable(5000)
     fz = (lab[0] + 16) / 116 - lab[2] / 200
-    lab = lab[..., fz[0] > 0]  # below that scikit-image clips Z, which is not the formula
+    lab = lab[..., fz[0] > 0]  # below 0 scikit-image clips Z, which the formula does not do
     theirs = lab2rgb(lab.movedim(0, -1).double().numpy())
     np.testing.assert_allclose(channels_last(lab_to_rgb(lab).clamp(0, 1)), theirs, atol=1e-4)
 
@@ -138,7 +138,8 @@ def test_gradient_of_rgb_is_finite_and_right(spot):
 
 
 def check_gradient(function, spot, step):
-    """The Jacobian against central differences; float32 and the bends of the curves allow 3 % of its largest entry."""
+    """Compares the Jacobian with central differences; float32 and the kinks of the curves allow 3 % of its largest
+    entry."""
     jacobian = torch.autograd.functional.jacobian(function, spot)[:, 0, 0, :, 0, 0]
     assert jacobian.isfinite().all()
     columns = []
@@ -241,7 +242,7 @@ def test_split_shifts_and_scales_each_channel_by_its_own_constant():
 
 
 def test_join_takes_a_change_of_lightness_before_ab():
-    """As a model answers that restores faded photos: L moves, and never beyond black and white."""
+    """A model that restores faded photos answers so: L changes, but never beyond black and white."""
     L, ab = split(channels_first(bytes_at_random(2, 8, 8, 3)), MEAN, STD)
     plain = join(L, ab, MEAN, STD)
     change = torch.linspace(-1.5, 1.5, 64).reshape(1, 1, 8, 8).expand(2, 1, 8, 8)

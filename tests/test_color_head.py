@@ -20,7 +20,7 @@ def head(rebalance: float = 0.0) -> ColorHead:
 
 
 def certain(colour: tuple[float, float], size: int = 3) -> torch.Tensor:
-    """Logits that put nearly all on the class at `colour`."""
+    """Logits that put nearly all the probability on the class at `colour`."""
     chosen = (torch.tensor(colour) == CENTRES).all(dim=1)
     return torch.where(chosen, 20.0, 0.0)[None, :, None, None].expand(1, -1, size, size).clone()
 
@@ -45,7 +45,7 @@ def test_entropy_is_0_where_it_is_certain_and_1_where_it_knows_nothing():
 
 
 def test_the_loss_is_lowest_for_the_true_distribution():
-    """Cross-entropy is a proper score: no answer beats the soft target itself."""
+    """Cross-entropy is a proper score: no answer is better than the soft target itself."""
     truth, made = everywhere((3.0, 4.0)), head()
     classes, soft = made._encoding(truth)[0](truth)
     best = torch.full((1, 25, 3, 3), -30.0).scatter(1, classes, soft.log())

@@ -30,7 +30,7 @@ CONFIG = RunConfig(
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """An untrained model whose answers are loud: every pixel gets some colour."""
+    """An untrained model with large answers, so that every pixel gets some colour."""
     path = tmp_path_factory.mktemp("model") / "best_model.pth"
     torch.manual_seed(0)
     model = build_model(CONFIG.model)
@@ -62,7 +62,7 @@ def test_same_size_out_and_lightness_kept(colorizer, size):
 
 
 def test_a_colorizer_goes_to_another_process(colorizer):
-    """As engines such as Ray or multiprocessing send it."""
+    """Engines such as Ray or multiprocessing send it so."""
     there = pickle.loads(pickle.dumps(colorizer))
     rgb = picture(20, 24)
     assert np.array_equal(np.asarray(there.colorize(rgb, steps=2)), np.asarray(colorizer.colorize(rgb, steps=2)))
@@ -103,7 +103,7 @@ def test_bfloat16_is_taken_where_it_is_asked_for_and_changes_little(weights, col
 
 
 def test_photos_of_one_shape_do_not_share_their_noise():
-    """Nor does its company matter: one seed is no common tint for a whole folder."""
+    """The other photos of the batch do not matter either, and a seed gives a folder no common tint."""
     one, two = (from_array(picture(20, 30, seed=s)) for s in (1, 2))
     noise = {s: [torch.randn(99, generator=g) for g in photo_noise(one, s)] for s in ((0,), (0, 1))}
     assert torch.equal(noise[0,][0], noise[0, 1][0])
@@ -138,7 +138,8 @@ def test_bands_are_the_whole(colorizer, monkeypatch):
 
 @pytest.mark.parametrize("size", [(32, 48), (64, 96), (20, 30)], ids=["as seen", "larger", "smaller"])
 def test_an_answer_of_three_channels_changes_lightness_where_it_says_so(size):
-    """First the change of L, in the network's range: 20 units of L lighter on the left, and nothing on the right."""
+    """The first channel is the change of L, in the network's range: 20 units of L lighter on the left, and none on the
+    right."""
     change = torch.zeros(1, 3, 32, 48)
     change[:, 0, :, :24] = 0.4
     mean, std = torch.zeros(2), torch.ones(2)
@@ -194,7 +195,8 @@ def test_a_wrong_option_is_an_error_and_not_silence(colorizer):
 
 
 def test_a_panorama_is_seen_in_a_picture_of_two_squares_at_most():
-    """By a model with an encoder; what a person asks for, and the models from before, stay as they are."""
+    """This holds for models with an encoder; a working size that a person asks for, and older models, are not
+    affected."""
     seeing = DiffusionConfig(features=(8, 16), time_dim=16, encoder=ENCODER, encoder_size=32, chroma_scale=4)
     config = RunConfig(model=seeing, data=DataConfig(image_size=128))
     colorizer = Colorizer(torch.nn.Identity(), config)
@@ -275,7 +277,8 @@ def test_the_options_are_in_the_signature_and_a_wrong_one_names_the_right(colori
 
 
 def test_weights_that_lead_to_no_number_are_said(colorizer):
-    """Finite, but so large that the answer overflows: a damaged file without a checksum may hold them."""
+    """They are finite, but so large that the answer overflows; a damaged file without a checksum may hold such
+    weights."""
     broken = copy.deepcopy(colorizer)
     with torch.no_grad():
         next(broken.model.parameters()).fill_(3e38)

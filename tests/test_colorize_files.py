@@ -103,7 +103,8 @@ def test_small_photos_go_through_the_network_together(tmp_path, colorizer, monke
 def test_variants_keep_to_the_batch_size_and_memory_that_runs_out_makes_batches_smaller(
     tmp_path, colorizer, monkeypatch
 ):
-    """Variants are cut into batches, and a batch that is too large into single answers; none of them changes."""
+    """Variants are divided into batches, and a batch that is too large into single answers; no answer changes by
+    that."""
     batches, room, original = [], 8, colorizer.model.colorize
 
     def watch(L, **options):
@@ -214,7 +215,7 @@ def test_a_scan_of_16_bits_comes_back_with_16_bits_and_its_resolution(tmp_path, 
 
 
 def furthest_lightness(rgb, scan):
-    """In Lab units: how far the lightness of a coloured picture is from that of the scan, both uint16."""
+    """The largest difference in lightness, in Lab units, between a coloured picture and the scan, both uint16."""
     luminance = rgb_to_lab(torch.from_numpy(rgb.astype(np.float32) / 65535).movedim(-1, 0))[0]
     return (luminance - (deep_lightness(scan)[0, 0] * 50 + 50)).abs().max()
 
@@ -229,7 +230,7 @@ def test_a_toned_scan_of_48_bits_keeps_its_lightness_in_full(tmp_path, colorizer
 
 
 def read_png_16(path):
-    """Pillow brings a PNG in colour down to 8 bits."""
+    """Reads a PNG in 16 bits, because Pillow reduces one in colour to 8."""
     parts = list(chunks(path.read_bytes()))
     header = dict(parts)[b"IHDR"]
     width, height = struct.unpack(">II", header[:8])
@@ -249,7 +250,7 @@ def read_png_16(path):
     ],
 )
 def test_only_the_photo_at_fault_fails(tmp_path, colorizer, monkeypatch, fault, said):
-    """Four photos in one batch, of which the third cannot be coloured, whatever the error."""
+    """Of four photos in one batch, the third cannot be coloured, whatever the error is."""
     found = files(tmp_path, "a.png", "b.png", "c.png", "d.png")
     bad = np.asarray(Image.open(found[2][0]))
     real = Colorizer.colorize_photos

@@ -34,7 +34,7 @@ def kind_of_input(kind: str) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
-    """The module as ComfyUI imports it, with one model of its user."""
+    """The module as ComfyUI imports it, with one model in the user's folder."""
     models = tmp_path_factory.mktemp("models")
     config = RunConfig(
         model=RegressionConfig(model_channels=4, channel_multipliers=(1, 2)), data=DataConfig(image_size=16)
@@ -102,5 +102,5 @@ def test_chroma_of_a_copy_goes_onto_each_original(nodes):
     first, copy = (from_array((x[0] * 255).round().to(torch.uint8).numpy()) for x in (originals, copies))
     assert np.array_equal((answer[0] * 255).round().to(torch.uint8).numpy(), transfer(first, copy))
     assert (answer[1] - answer[0].flip(1)).abs().mean() < 0.01
-    with pytest.raises(ProjectError, match="2 originals and 3 edited copies; give one copy of each"):
+    with pytest.raises(ProjectError, match="2 originals and 3 edited copies; give one copy per original"):
         nodes.TransferChroma.execute(original=originals, edited=copies[[0, 0, 1]])

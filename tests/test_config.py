@@ -1,4 +1,4 @@
-"""config.py: a setting is read strictly, and what is wrong with it is said with file, key, flag and rule."""
+"""config.py: a setting is read strictly, and a message about a wrong one names the file, key, flag and rule."""
 
 import json
 
@@ -29,7 +29,7 @@ FIELDS = [
 
 
 def json_of(start: RunConfig | None = None, **changes) -> str:
-    """A configuration, that of the V2 recipe by default, as JSON; `section__key=value` changes or adds a key."""
+    """A configuration as JSON, that of the V2 recipe by default; `section__key=value` changes or adds a key."""
     raw = json.loads(to_json(start or RunConfig(objective=ObjectiveConfig())))
     for place, value in changes.items():
         section, key = place.split("__")
@@ -38,7 +38,7 @@ def json_of(start: RunConfig | None = None, **changes) -> str:
 
 
 def refusal(text: str) -> str:
-    """What from_json says about `text`: one line that names the file."""
+    """The message by which from_json refuses `text`: one line that names the file."""
     with pytest.raises(UsageError) as caught:
         from_json(text, FILE)
     message = str(caught.value)
@@ -204,13 +204,13 @@ def test_a_field_is_described_and_its_default_can_be_typed(config, name):
     assert not field.is_required()
     typed = getattr(parse_settings(config, {name: default_text(field.default)}), name)
     assert typed == getattr(config(), name)
-    if not name.endswith("_weight") or config is not LossConfig:  # None there is: as the loss has it
+    if not name.endswith("_weight") or config is not LossConfig:  # None there means the weight of the loss
         assert typed == field.default
 
 
 @pytest.mark.parametrize(("config", "name"), FIELDS)
 def test_a_number_has_a_lower_bound(config, name):
-    """Except the pair that may be negative: without a bound, 0 or -1 fails deep inside, hours later."""
+    """The exception is the pair that may be negative. Without a bound, 0 or -1 would fail deep inside, hours later."""
     field = config.model_fields[name]
     if name != "ab_mean" and field.annotation in (int, float, int | None, float | None):
         bounds = {type(rule).__name__ for rule in field.metadata}
@@ -226,7 +226,7 @@ def test_no_setting_stands_in_two_sections(sections):
 
 
 def test_each_recipe_has_its_own_settings():
-    """Whichever is asked for first: nothing of one recipe may be left over in the other."""
+    """The order of the requests does not matter: nothing of one recipe may be left over in the other."""
     assert "gan" not in setting_fields(SECTIONS)
     assert setting_fields(V2_SECTIONS)["gan"][0] == "objective"
     assert setting_fields(REGRESSION_SECTIONS)["perceptual_weight"][0] == "loss"
@@ -491,7 +491,7 @@ def test_what_is_given_counts_more_than_what_the_loss_or_its_preset_brings(loss)
 
 
 def test_none_is_what_the_loss_and_its_preset_bring():
-    """A stored configuration has null where a loss has no term; and a person may answer none."""
+    """A stored configuration has null for a term that the loss does not have, and a person may answer none."""
     config = parse_settings(LossConfig, {"loss": "enhanced", "preset": "none", "saturation_weight": "none"})
     assert config == LossConfig(loss="enhanced")
     assert LossConfig(**LossConfig(loss="weighted").model_dump()) == LossConfig(loss="weighted")
@@ -549,7 +549,7 @@ def test_one_weight_above_0_is_enough(alone):
 
 
 def test_an_ab_term_of_which_neither_a_nor_b_counts_is_none():
-    """Alone it would be a loss of 0 whatever the colours: a run that learns nothing, and says nothing."""
+    """As the only term it would be 0 whatever the colours are: such a run would learn nothing, without saying so."""
     nothing = {"perceptual_weight": 0, "l_weight": 0, "saturation_weight": 0, "a_weight": 0, "b_weight": 0}
     with pytest.raises(ValidationError, match="one must be above"):
         LossConfig(loss="enhanced", **nothing)
@@ -596,7 +596,7 @@ def test_every_loss_survives_json(loss, multipliers, fade):
 
 
 def test_a_stored_loss_keeps_its_weights_whatever_its_preset_says_today():
-    """All weights are written out: a preset that is changed in the code does not change a model that exists."""
+    """All weights are stored, so that changing a preset in the code does not change an existing model."""
     text = json_of(regression_run(loss=LossConfig(loss="enhanced")), loss__ab_weight=2.75, loss__saturation_weight=0)
     loss = from_json(text, FILE).loss
     assert (loss.preset, loss.ab_weight, loss.saturation_weight) == ("balanced", 2.75, 0)
@@ -686,7 +686,8 @@ def test_a_run_whose_parts_go_together_is_taken_and_survives_json(changes):
 
 
 def test_a_new_models_noise_follows_the_size_of_its_chroma_grid():
-    """3 at 32 x 32 cells; less noise hides a grid of fewer cells. What was given, and the classic schedule, stay."""
+    """The shift is 3 for 32 x 32 cells, and smaller for fewer cells, which less noise hides. A given shift and the
+    classic schedule stay."""
     new = SECTIONS["model"]
     shifts = [
         parse_settings(new, {"chroma_scale": s}).fitted(size, ()).noise_shift
@@ -700,7 +701,7 @@ def test_a_new_models_noise_follows_the_size_of_its_chroma_grid():
 
 
 def test_fade_is_refused_where_it_has_no_effect():
-    with pytest.raises(UsageError, match="--fade has no effect where --outputs is ab"):
+    with pytest.raises(UsageError, match="--fade has no effect with --outputs ab"):
         RegressionConfig(fade=0.3).fitted(64, {"fade"})
     assert RegressionConfig(fade=0.3, outputs="lab").fitted(64, {"fade"}).fade == 0.3
 
@@ -720,7 +721,7 @@ def test_without_an_encoder_there_is_no_head():
     [
         ({"data": ("a", "b"), "shares": (1, 2, 3)}, "shares has 3 numbers for 2 sources"),
         ({"data": ("a", "b"), "crops": (1, 2, 3)}, "crops has 3 numbers for 2 sources"),
-        ({"data": ("a", "a")}, "names one source twice"),
+        ({"data": ("a", "a")}, "names the same source twice"),
     ],
 )
 def test_several_sources_are_described_one_by_one(settings, says):

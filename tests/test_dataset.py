@@ -153,7 +153,7 @@ def test_a_file_deleted_while_building_counts_as_broken_and_afterwards_does_no_h
     training, _ = opened(folder, tmp_path / "cache")
     assert len(training.summary.broken) == 1
     shutil.rmtree(folder)
-    shutil.rmtree(tmp_path / "cache")  # the pixels are mapped, and stay
+    shutil.rmtree(tmp_path / "cache")  # the pixels are mapped, and stay available
     assert training.images[0].shape == (16, 16, 3)
 
 

@@ -60,7 +60,7 @@ def colours(model: DiffusionColorizer, L: Tensor, seed: int = 0, **options) -> T
 
 
 def hints_at(size: tuple[int, int], *places: tuple[int, int], count: int = 1) -> tuple[Tensor, Tensor]:
-    """ab = 2 and a mask, at some places of each of `count` pictures."""
+    """Hints of ab = 2 with their mask, at some places of each of `count` pictures."""
     mask = torch.zeros(count, 1, *size)
     for y, x in places:
         mask[:, :, y, x] = 1
@@ -85,7 +85,7 @@ def test_loss_is_finite_and_reaches_every_parameter(changes, size):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        if not name.endswith("to_k.bias"):  # softmax does not see it: its true gradient is 0
+        if not name.endswith("to_k.bias"):  # softmax is invariant to it, so its true gradient is 0
             assert parameter.grad.any(), name
 
 
@@ -109,7 +109,7 @@ def test_the_estimate_has_the_size_of_the_picture_and_a_gradient(changes, size):
 @every_variant
 @every_size
 def test_the_estimate_may_be_of_no_sample(changes, size):
-    """A small batch may have no timestep with little noise; the term is then nothing, and so is its gradient."""
+    """A small batch may have no timestep with little noise; the term and its gradient are then 0."""
     model = tiny(**changes)
     for step in range(20):
         estimate = model(make_batch(1, size, step=step, image_share=0.1)).estimate
@@ -158,14 +158,14 @@ SCHEDULES = {"v": V, "epsilon": EPSILON, "shifted": {"noise_shift": 3.0}, "very 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.25, 1.0])
 @pytest.mark.parametrize("changes", SCHEDULES.values(), ids=SCHEDULES)
 def test_image_weights_have_a_mean_of_1_over_the_whole_schedule(changes, share, timesteps):
-    """So that the weight of a term means the same whatever the share and the schedule are."""
+    """So the weight of a term means the same whatever the share and the schedule are."""
     model = tiny(**changes, features=(8,), timesteps=timesteps)
     t = torch.arange(model.image_timesteps(share))
     weight = model.image_weight(t, share)
     assert len(t) == max(1, round(share * timesteps))
     assert weight.sum().item() / timesteps == pytest.approx(1, rel=1e-4)
     expected = model.noise_scheduler.alphas_cumprod[: len(t)]
-    torch.testing.assert_close(weight / weight[0], expected / expected[0])  # the noisier, the less
+    torch.testing.assert_close(weight / weight[0], expected / expected[0])  # noisier samples have less weight
 
 
 @pytest.mark.parametrize("changes", [V, EPSILON, {"noise_shift": 3.0}])
@@ -212,7 +212,7 @@ def test_a_batch_in_two_parts_has_the_loss_of_the_whole(changes):
 
 @pytest.mark.parametrize("changes", [V, EPSILON, {**EPSILON, "beta_schedule": "squaredcos_cap_v2"}])
 def test_the_true_answer_has_no_loss_and_gives_the_true_chroma(changes, monkeypatch):
-    """A network that knew the noise: its target is Ho et al.'s eps or Salimans and Ho's v, and x_0 comes back."""
+    """If the network predicts its target exactly (eps of Ho et al., or v of Salimans and Ho), the estimate is x_0."""
     model, batch = tiny(**changes), make_batch(16, image_share=1.0)
     noise, seen = batch.random.normal("noise", (2, 16, 16)), []
 
@@ -377,7 +377,7 @@ def test_half_resolution_and_back(size):
 
 
 def test_half_resolution_keeps_every_pixel_of_lightness(monkeypatch):
-    """Space to depth: four channels that are the four pixels of a cell, not their mean."""
+    """By space-to-depth, a cell has four channels, which are its four pixels and not their mean."""
     model, seen = tiny(chroma_scale=2), []
     unet = model.unet.forward
     monkeypatch.setattr(model.unet, "forward", lambda x, t: seen.append(x) or unet(x, t))
@@ -534,7 +534,7 @@ def test_hints_at_full_resolution_pass_as_they_are():
 
 
 def two_halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures light on one side and dark on the other, each lightness with a colour of its own: L and ab."""
+    """Pictures that are light on one side and dark on the other, with one colour per lightness: L and ab."""
     light_left = torch.randint(0, 2, (count, 1, 1, 1), generator=seeded(seed)) * 2.0 - 1
     side = F.pad(torch.ones(1, 1, 16, 8), (0, 8), value=-1.0) * light_left  # (count, 1, 16, 16), 1 or -1
     return 0.6 * side, torch.cat([side, 0.3 - 0.7 * side], dim=1)

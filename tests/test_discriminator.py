@@ -1,4 +1,4 @@
-"""discriminator.py: how far an answer sees, what is kept of the way to it, and the losses by hand."""
+"""discriminator.py: the receptive field of an answer, the features, and the losses computed by hand."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def seeded_gan(image_size: int, *, scales: int = 1, width: int = 8) -> MultiScal
 
 
 def photo(size: int, count: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """L and ab, random."""
+    """Random L and ab."""
     picture = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
     return picture[:, :1], picture[:, 1:]
 
@@ -36,7 +36,7 @@ def photo(size: int, count: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("side", PATCHES)
 def test_an_answer_sees_a_patch_of_the_side_that_its_name_says(side):
-    """Measured: the pixels that one answer in the middle of the map has a gradient in."""
+    """The test finds the pixels for which one answer in the middle of the map has a gradient."""
     torch.manual_seed(0)
     scale = make_patch_gan(side, width=8)
     picture = torch.randn(1, 3, 256, 256, requires_grad=True)
@@ -125,7 +125,7 @@ def test_it_looks_at_lightness_and_chroma_alike():
 
 
 def test_samples_do_not_depend_on_their_company():
-    """No batch norm: the answers to a picture are the same in any batch, so processes and micro-steps agree."""
+    """Without batch norm, the answers to a picture are the same in any batch, so processes and micro-steps agree."""
     gan = seeded_gan(32, scales=2).eval()
     L, ab = photo(32, count=3)
     for together, alone in zip(gan(L, ab), gan(L[1:2], ab[1:2]), strict=True):
@@ -145,7 +145,7 @@ def test_no_samples_have_no_answers():
 
 @pytest.mark.parametrize("side", PATCHES)
 def test_spectral_norm_holds_in_every_layer(side):
-    """The largest singular value of each convolution, as a matrix of its outputs, is 1 (Miyato et al. 2018)."""
+    """The largest singular value of each convolution, as a matrix by output channels, is 1 (Miyato et al. 2018)."""
     torch.manual_seed(0)
     scale = make_patch_gan(side, width=16)
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_it_can_be_had_from_perceptual_loss_too():
 
 
 def answers_of(*samples: list[float]) -> list[Tensor]:
-    """What a scale returns: here no features, and a map of answers (B, 1, 1, N)."""
+    """The result of one scale: here no features, and a map of answers (B, 1, 1, N)."""
     return [torch.tensor(samples)[:, None, None]]
 
 
@@ -216,10 +216,8 @@ def test_scales_are_averaged_however_many_answers_they_have():
 
 
 def test_feature_matching_by_hand():
-    """Sample 0: features differ by 1 on average in the first layer and by 3 in the second; sample 1 is matched.
-
-    The answers themselves, which come last, are left out.
-    """
+    """In sample 0, features differ by 1 on average in the first layer and by 3 in the second; sample 1 matches. The
+    answers themselves, which come last, are left out."""
     real = [torch.tensor([[[[1.0, 3.0]]], [[[5.0, 5.0]]]]), torch.zeros(2, 3, 1, 1), torch.zeros(2, 1, 1, 1)]
     fake = [
         torch.tensor([[[[2.0, 2.0]]], [[[5.0, 5.0]]]]),

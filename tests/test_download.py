@@ -24,7 +24,7 @@ def archive(**extra: bytes) -> bytes:
 
 
 class Server:
-    """Serves `content`; the first answers break off after `cuts` bytes; remembers the Range of every request."""
+    """Serves `content`; the first answers break off after `cuts` bytes. It remembers the Range of every request."""
 
     def __init__(self, content: bytes, *, cuts=(), ranges=True, status=200):
         self.content, self.cuts, self.ranges, self.status = content, list(cuts), ranges, status

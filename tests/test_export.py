@@ -117,7 +117,7 @@ def test_diffusers_loads_the_network_and_it_predicts_the_same(exported, trained,
 
 @torch.no_grad()
 def plain_loop(folder, kind, L):
-    """What a program does that knows diffusers and project7.json only: L (B, 1, H, W) -> x_0 (B, 2, h, w)."""
+    """The loop of a program that knows only diffusers and project7.json: L (B, 1, H, W) -> x_0 (B, 2, h, w)."""
     facts = facts_of(folder)
     unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet")
     scheduler = getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")
@@ -155,7 +155,7 @@ def test_a_loop_in_plain_diffusers_gives_the_colours_of_the_model(exported, trai
 
 @pytest.mark.parametrize("name", DIFFUSION)
 def test_the_noise_schedule_comes_back_exactly(exported, trained, name):
-    """Also by DDPMScheduler, but for the last step of a shifted schedule: 0 there, and a hundred-millionth here."""
+    """Also in DDPMScheduler, except at the last step of a shifted schedule: 0 there, and 1e-8 here."""
     noise_scheduler = trained[name].noise_scheduler
     wanted = make_sampler("dpm++", noise_scheduler, steps=STEPS)
     found = diffusers.DPMSolverMultistepScheduler.from_pretrained(exported / name, subfolder="scheduler")
@@ -211,7 +211,7 @@ def test_onnxruntime_colours_the_same_at_every_size(exported, trained, name, siz
 @pytest.mark.parametrize("size", [(1, 16, 24), (3, 40, 8)])
 @pytest.mark.parametrize("name", ["seeing", "coarse"])
 def test_onnxruntime_knows_the_same_of_a_photo(exported, trained, name, size):
-    """The encoder, the neck and the head, for views and grids of other sizes than were traced."""
+    """The encoder, the neck and the head agree, also for views and grids of other sizes than were traced."""
     model, L = trained[name], torch.rand(size[0], 1, *size[1:]) * 2 - 1
     hints = model.no_hints(L) if model.config.hints else None
     with torch.no_grad():
@@ -278,7 +278,8 @@ def lightness(image):
 
 
 def follow(folder, monkeypatch):
-    """Runs the code of a folder's README in it, beside a photo.jpg; returns the picture that it writes."""
+    """Runs the code of the README of a folder in that folder, beside a photo.jpg, and returns the picture that it
+    writes."""
     monkeypatch.chdir(folder)
     names = {}
     for block in re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL):
@@ -294,7 +295,7 @@ def test_the_readme_says_how_to_colour_a_photo(exported, tmp_path, monkeypatch, 
     answer = follow(folder, monkeypatch)
     assert answer.shape == (37, 50, 3)
     assert np.ptp(answer.astype(int), axis=-1).mean() > 2, "there is colour"
-    if name == "straight":  # the others are loud while untrained, and leave what a screen can show
+    if name == "straight":  # the others have large answers while untrained, which leave the gamut of a screen
         with Image.open("photo.jpg") as gray:
             assert np.median(np.abs(lightness(answer) - lightness(gray))) < 1
 
@@ -312,7 +313,7 @@ def test_without_onnx_the_readme_gives_what_project7_gives(models, tmp_path, mon
     monkeypatch.setattr("Project7.colorize.photo_noise", lambda photo, seeds: its_noise)
     with Image.open("photo.jpg") as picture:
         wanted = np.asarray(Colorizer.load(weights(models, "plain"), device="cpu").colorize(picture, seed=0))
-    shown = (wanted.min(axis=-1) > 8) & (wanted.max(axis=-1) < 247)  # at the edge of what a screen shows they part
+    shown = (wanted.min(axis=-1) > 8) & (wanted.max(axis=-1) < 247)  # at the edge of the gamut they differ
     assert shown.mean() > 0.3
     assert np.abs(found - wanted)[shown].max() <= 1
 
@@ -328,7 +329,7 @@ def test_the_licence_and_the_card_go_with_the_model(models, tmp_path):
     assert "LICENSE.txt, MODEL_CARD.md" in (tmp_path / "out" / "README.md").read_text()
     assert not (tmp_path / "out" / "notes.txt").exists()
 
-    shutil.move(source / "best_model.pth", source / "other.pth")  # what lies beside a single file may be anything
+    shutil.move(source / "best_model.pth", source / "other.pth")  # other files beside a single file do not matter
     export_model(source / "other.pth", tmp_path / "other")
     assert (facts_of(tmp_path / "other")["model"], facts_of(tmp_path / "other")["licence"]) == ("other", [])
 

@@ -37,7 +37,7 @@ every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
 def photos(count: int = 2, size: int = SIZE, seed: int = 0) -> torch.Tensor:
-    """(B, 3, H, W) uint8."""
+    """Photos (B, 3, H, W) uint8."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
 
@@ -49,7 +49,7 @@ def untrained(name: str, classes: int = 5) -> nn.Module:
 
 @pytest.fixture
 def files(tmp_path, monkeypatch) -> dict[str, Path]:
-    """Both networks with random weights, in the place of the shipped ones."""
+    """Both networks with random weights, in place of the shipped files."""
     monkeypatch.setattr(feature_networks, "WEIGHTS", tmp_path)
     for name in NETWORKS:
         save_network(tmp_path / f"{name}.safetensors", name, untrained(name), {"top1": "0.25", "data": "none"})
@@ -97,7 +97,7 @@ def test_the_judge_is_not_built_like_the_network_that_is_learnt_from():
 
 
 def test_the_judge_sees_photos_of_any_size_at_64_pixels():
-    """As Pillow makes them smaller, but for a rounding of the last bit."""
+    """They are reduced as by Pillow, except for rounding of the last bit."""
     judge, large = JudgeFeatures(untrained("judge").eval()), photos(2, 128)
     pictures = [
         Image.fromarray(p).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for p in large.movedim(1, -1).numpy()
@@ -201,7 +201,7 @@ def test_what_is_shipped_is_whole_and_has_learnt(name):
 
 
 def test_the_perceptual_term_on_tiny_vgg(files):
-    """By its equation, on this network's features; named so that a log tells it from VGG16."""
+    """It follows its equation on the features of this network, and its name distinguishes it from VGG16 in a log."""
     loss = load_perceptual.__wrapped__("tiny")
     assert loss.name == "tiny-vgg"
     rgb, truth = (photos(seed=seed).float() / 255 for seed in (0, 1))
@@ -312,7 +312,7 @@ def test_photos_without_classes_teach_nothing(script):
 
 @pytest.mark.slow
 def test_the_clock_stops_a_run_and_resume_finishes_it(script, tmp_path, monkeypatch, capsys):
-    """The whole script, on a set in the layout of Tiny ImageNet; the network that it writes has learnt."""
+    """The whole script runs on a set in the layout of Tiny ImageNet, and the network that it writes has learnt."""
     write_set(tmp_path / "set")
     output = tmp_path / "out" / "tiny-vgg.safetensors"
     flags = ["--network", "tiny-vgg", "--data", tmp_path / "set", "--output", output, "--epochs", 3]
@@ -349,7 +349,8 @@ def write_set(folder: Path) -> None:
 
 @pytest.mark.parametrize(("side", "shrunk"), [(64, 1), (48, 1), (64, 2)])
 def test_squares_are_mirrored_and_shifted_pieces_of_their_photo(script, side, shrunk):
-    """Each is found again, by trying all, in the photo reflected beyond its edges or in its mirror image."""
+    """Each square is found again by an exhaustive search in the photo, reflected beyond its edges, or in its mirror
+    image."""
     images = np.random.default_rng(0).integers(0, 256, (6, SIZE, SIZE, 3), dtype=np.uint8)
     found = script.squares(images, side, shrunk, np.random.default_rng(3))
     assert found.shape == (6, 3, side // shrunk, side // shrunk)

@@ -1,7 +1,5 @@
-"""The first hour: the README from top to bottom, in a fresh clone and a real terminal, every command as it is printed.
-
-What was shown is kept beside the pictures, as walk.txt.
-"""
+"""The first hour: the README from top to bottom, in a fresh clone and a real terminal, with every command as it is
+printed. The output is kept beside the pictures, as walk.txt."""
 
 import os
 import re
@@ -20,7 +18,7 @@ from Project7.photo_source import sample_photos
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTER, CTRL_C, CLEAR_LINE = "\r", "\x03", "\x15"
-# What makes a training small; all else is as the README has it.
+# The flags that make a training small; everything else is as in the README.
 SMALL = "--features 16,32 --time-dim 16 --image-size 32 --val-fraction 0.3 --epochs 1 --encoder none --device cpu"
 
 pytestmark = [
@@ -31,7 +29,7 @@ pytestmark = [
 
 
 class Walk:
-    """A person in a terminal of so many columns, in the folder of the clone."""
+    """A person in a terminal of `columns` columns, in the folder of the clone."""
 
     def __init__(self, place: Path, columns: int):
         self.place, self.columns = place, columns
@@ -67,7 +65,7 @@ class Walk:
         return child
 
     def ends(self, child: pexpect.spawn, code: int = 0) -> str:
-        """What was shown last, plain."""
+        """What was shown last, without escape codes."""
         child.expect(pexpect.EOF)
         child.close()
         self.record.flush()
@@ -142,7 +140,7 @@ def test_the_readme_from_top_to_bottom(walk):
 
 
 def asks_and_goes_back(walk: Walk) -> None:
-    """Questions, a wrong path, the way back, and no at the end: nothing is left."""
+    """A person sees the questions, types a wrong path, goes back, and says no at the end: nothing is left."""
     child = walk.begins(f"python Project7/train_diffusion.py {SMALL} --crops 20")
     child.expect_exact("Create new model")
     child.send(ENTER)
@@ -165,8 +163,8 @@ def asks_and_goes_back(walk: Walk) -> None:
 
 
 def trains(walk: Walk, line: str) -> None:
-    """Stopped by Ctrl-C and continued by the command that is printed then; and colours with the one printed at the
-    end."""
+    """The training is stopped by Ctrl-C and continued by the command printed then; the photo is coloured by the one
+    printed at the end."""
     child = walk.begins(f"{line} {SMALL.replace('--epochs 1', '--epochs 40')}")
     child.expect(r"step [1-9]\d*/\d+")
     child.send(CTRL_C)

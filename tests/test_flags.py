@@ -44,7 +44,7 @@ def parse(config: type[BaseModel], *arguments: str) -> dict:
 
 @pytest.fixture
 def wide(monkeypatch):
-    """Help without line breaks."""
+    """The help without line breaks."""
     monkeypatch.setenv("COLUMNS", "10000")
 
 
@@ -132,7 +132,7 @@ def test_a_wrong_flag_of_a_program_exits_2(capsys, monkeypatch):
 
 
 def shown_help(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """flag -> its lines of the help, as one."""
+    """flag -> its lines of the help, joined into one."""
     parts = [part.split("\n\n")[0].split() for part in parser.format_help().split("\n  --")[1:]]
     return {"--" + part[0].rstrip(","): "--" + " ".join(part) for part in parts}
 
@@ -158,7 +158,7 @@ def test_every_flag_of_a_recipe_reaches_its_setting(which):
 
 
 def test_no_setting_of_a_recipe_has_the_flag_of_another():
-    """They share one namespace: a name in two sections would set both."""
+    """The sections share one namespace: a name in two of them would set both."""
     assert len(setting_fields(V2)) == sum(len(set(config.model_fields) - {"method"}) for config in V2.values())
 
 

@@ -1,4 +1,5 @@
-"""Fréchet distances: by their equation, by the judge and by Inception, and what is said where one cannot be had."""
+"""Fréchet distances by their equation, by the judge and by Inception, and the messages if a network is not
+available."""
 
 import importlib.util
 import io
@@ -38,7 +39,7 @@ def network_of(truth) -> frechet.Network:
 
 
 def by_hand(pictures, truth) -> float:
-    """Heusel et al. 2017, eq. 6, with scipy's matrix root."""
+    """Heusel et al. 2017, eq. 6, with scipy's matrix square root."""
     features = [Colours()(color.channels_first(p)).double().numpy() for p in (pictures, truth)]
     (m, c), (n, d) = ((f.mean(axis=0), np.cov(f, rowvar=False)) for f in features)
     return float(np.square(m - n).sum() + np.trace(c + d - 2 * linalg.sqrtm(c @ d).real))
@@ -60,7 +61,7 @@ def test_the_same_photos_in_another_order_are_at_no_frechet_distance():
 
 @pytest.fixture
 def judge(tmp_path, monkeypatch):
-    """A judge with random weights, in the place of the shipped one."""
+    """A judge with random weights, in place of the shipped one."""
     monkeypatch.setattr(feature_networks, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
     (tmp_path / "weights").mkdir()
@@ -76,7 +77,7 @@ def measured(photos, *pictures):
 
 def test_the_judge_tells_better_pictures_from_worse_and_is_named_in_the_protocol(judge, monkeypatch):
     monkeypatch.setattr(evaluate, "RESAMPLES", 3)
-    for slow in ("ssim", "ciede2000"):  # which are not what is looked at
+    for slow in ("ssim", "ciede2000"):  # which are not under test
         monkeypatch.setattr(evaluate.metrics, slow, lambda rgb, truth: np.zeros(len(rgb)))
     photos = some_photos(200)
     result = measured(photos, photos.images, noisy(photos.images, 5), noisy(photos.images, 60))
@@ -130,7 +131,7 @@ def test_fid_by_inception_from_a_file(judge, tmp_path, monkeypatch):
     missing, photos = {}, some_photos(4).images
     frechet.find_networks(EvaluateConfig(), photos, missing)
     assert "weights-inception-2015-12-05-6726825d.pth in torch's cache" in missing["fid"]
-    with monkeypatch.context() as context:  # random weights, which it cannot be made with otherwise
+    with monkeypatch.context() as context:  # random weights, which cannot be chosen otherwise
         context.setattr(fidelity, "load_state_dict_from_url", lambda *said, **settings: {})
         context.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
         torch.save(fidelity.FeatureExtractorInceptionV3("random", ["2048"]).state_dict(), tmp_path / "good.pth")

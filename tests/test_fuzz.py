@@ -1,4 +1,4 @@
-"""benchmarks/fuzz.py and soak.py in short: damaged files at every door, and a training that is killed at random."""
+"""benchmarks/fuzz.py and soak.py in short: damaged files for every reader, and a training that is killed at random."""
 
 import importlib.util
 import sys
@@ -30,7 +30,7 @@ def test_damaged_files_are_read_or_refused(monkeypatch):
 
 
 def test_a_fault_is_found(monkeypatch):
-    """The fuzzer sees what is wrong: another error, an endless wait, an empty sentence."""
+    """The fuzzer notices faults: another error, an endless wait, an empty sentence."""
     module, _ = benchmark("fuzz", monkeypatch)
     assert module.tried(lambda content: None, b"") == "accepted"
     assert module.tried(lambda content: 1 / 0, b"").startswith("fault: ZeroDivisionError")

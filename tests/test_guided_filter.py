@@ -12,14 +12,14 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def lightness(height: int, width: int, grain: float = 0.0) -> torch.Tensor:
-    """L (1, 1, H, W) with slopes, a sharp edge and, where asked for, grain."""
+    """L (1, 1, H, W) with slopes, a sharp edge and, if asked for, grain."""
     y, x = torch.meshgrid(torch.linspace(0, 6, height), torch.linspace(0, 5, width), indexing="ij")
     edge = torch.where(x > 2.5, 0.6, -0.6)
     return (0.4 * torch.sin(x) * torch.cos(y) + edge + grain * rand(height, width))[None, None]
 
 
 def chroma_of(L: torch.Tensor) -> torch.Tensor:
-    """ab (B, 2, H, W) that is a straight line in L, another one for each channel."""
+    """ab (B, 2, H, W) that is linear in L, with other coefficients for each channel."""
     return torch.cat([1.5 * L + 0.2, -0.8 * L - 0.5], dim=1)
 
 
@@ -52,7 +52,7 @@ def test_strong_contrast_leaves_a_third_of_the_error():
 
 
 def errors(L: torch.Tensor, scale: int) -> tuple[float, float]:
-    """The RMS error of `enlarge` and of bicubic on chroma that is linear in L."""
+    """The RMS errors of `enlarge` and of bicubic enlargement, for chroma that is linear in L."""
     L_small, truth = smaller(L, scale), chroma_of(L)
     ours = enlarge(chroma_of(L_small), L_small, L)
     bicubic = F.interpolate(chroma_of(L_small), L.shape[-2:], mode="bicubic")
@@ -110,7 +110,7 @@ SIZES = [
     ((1, 6), (1, 31)),
     ((6, 1), (50, 1)),
     ((4, 4), (4, 9)),
-    ((9, 9), (5, 6)),  # smaller than the chroma: nobody should, and it works all the same
+    ((9, 9), (5, 6)),  # smaller than the chroma, which is unusual and still works
 ]
 
 

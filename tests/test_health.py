@@ -1,4 +1,4 @@
-"""The doctor: what it finds in made-up curves and pictures, what it stays silent about, and how it says so."""
+"""The doctor: what it finds in artificial curves and pictures, when it stays silent, and how it says what it found."""
 
 import dataclasses
 import io
@@ -27,13 +27,13 @@ from Project7.training_config import ObjectiveConfig, TrainingConfig
 
 
 def windows(losses, *, std=0.0, steps=100, norms=1.0, skipped=0) -> list[Window]:
-    """Windows of known means and spread."""
+    """Windows with the given means and spread."""
     many = zip(losses, np.broadcast_to(norms, len(losses)), strict=True)
     return [Window((n + 1) * steps, steps, float(x), std, float(g), float(g), skipped) for n, (x, g) in enumerate(many)]
 
 
 def measured(levels, *, noise, steps, seed) -> list[Window]:
-    """Windows as the trainer makes them: means over steps whose losses scatter by `noise` of their level."""
+    """Windows as the trainer makes them: means over steps whose losses scatter by `noise`, relative to their level."""
     rng = np.random.default_rng(seed)
     losses = np.abs(np.asarray(levels)[:, None] * rng.normal(1, noise, (len(levels), steps)))
     norms = np.exp(rng.normal(0, 0.2, len(levels)))
@@ -47,7 +47,7 @@ def falling(count: int, *, to=0.3, pace=8.0) -> np.ndarray:
 
 
 def record(curve=(), *history, config=None, **entry) -> Record:
-    """Windows, or losses of windows; the epochs before the latest; and what is in the latest entry."""
+    """A record of windows (or of their losses), the earlier epochs, and the content of the latest entry."""
     curve = list(curve)
     curve = windows(curve) if curve and not isinstance(curve[0], Window) else curve
     latest = {"epoch": len(history) + 1, "step": curve[-1].step if curve else 10_000} | entry
@@ -62,7 +62,7 @@ TRUTH = np.random.default_rng(0).normal((2, 9), (10, 14), (8, 2))  # mean colour
 
 
 def coloured(means=TRUTH, *, colorfulness=38.0, spread=14.0, step=5000, **more) -> dict:
-    """What an entry has of the fixed pictures: an answer beside a truth of colorfulness 40."""
+    """The part of an entry about the fixed pictures: an answer, and a truth of colorfulness 40."""
     pictures = {"picture_ab": np.asarray(means).tolist(), "picture_ab_truth": TRUTH.tolist()}
     spreads = {"ab_spread": spread, "ab_spread_truth": 15.0}
     return {"step": step, "colorfulness": colorfulness, "colorfulness_truth": 40.0} | pictures | spreads | more
@@ -95,7 +95,7 @@ TERMS = {"ab": 0.01, "l_luminance": 0.002, "perceptual": 0.02}
 
 
 def sick(config=None) -> dict[str, tuple[str, Record]]:
-    """What was made -> the ailment, and a run that has it, and no other."""
+    """Each case by what was provoked: the ailment, and a run that has this ailment and no other."""
 
     def made(curve=(), *history, config=config, **entry):
         return record(curve, *history, config=config, **entry)
@@ -166,7 +166,7 @@ def test_an_ailment_is_found_and_nothing_else(name):
 
 
 def test_each_check_has_a_run_here_that_it_alone_finds_ill():
-    """A check that is not in this list of runs would be untested."""
+    """A check without such a run would be untested."""
     for check in health.CHECKS:
         found = [name for name, (ailment, run) in SICK.items() if (f := check(run)) and f.ailment == ailment]
         assert found, check.__name__
@@ -198,21 +198,21 @@ def test_a_finding_has_numbers_a_meaning_and_a_cure(name):
     pace=st.floats(2, 20),
 )
 def test_noise_around_a_falling_curve_is_healthy(seed, noise, steps, count, to, pace):
-    """Of windows as the trainer makes them: their spread is measured in as few steps as their mean."""
+    """As in the trainer, the spread of a window is measured in as few steps as its mean."""
     curve = measured(falling(count, to=to, pace=pace), noise=noise, steps=steps, seed=seed)
     assert said(record(curve)) == set()
 
 
 def test_the_noise_of_a_long_run_of_short_windows_is_healthy():
-    """A hundred epochs of a small set: two thousand windows of ten steps each. Some pair of them always lies far
-    apart; that is no swing."""
+    """A hundred epochs of a small set have two thousand windows of ten steps each. Some pair of them always lies far
+    apart, which is not a swing."""
     ill = [seed for seed in range(20) if said(record(measured(falling(2000, pace=20), noise=0.4, steps=10, seed=seed)))]
     assert ill == []
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_healthy_cosine_run_is_healthy_at_every_epochs_end(seed):
-    """The loss falls to the end, the gradient grows a little as the loss becomes small, validation is close by."""
+    """The loss falls to the end, the gradient grows a little as the loss becomes small, and validation stays close."""
     curve = measured(0.15 + 0.85 * falling(400, to=0, pace=6), noise=0.2, steps=30, seed=seed)
     curve = [dataclasses.replace(w, grad_norm=w.grad_norm * (1 + n / 200)) for n, w in enumerate(curve)]
     config = run_config(lr_schedule="cosine", epochs=20)
@@ -239,7 +239,7 @@ def test_so_few_windows_say_nothing(count):
 
 @pytest.mark.parametrize("std", [0.0, 0.05, 0.5, 2.0])
 def test_the_noise_of_the_windows_decides_what_is_a_swing(std):
-    """The same curve: ups and downs of 0.1, or chance."""
+    """The curve is the same; its ups and downs of 0.1 are a swing, or chance."""
     error = std / 10
     found = said(record(windows(UP_AND_DOWN, std=std)))
     assert found == ({"oscillation"} if 4 * math.hypot(error, error) < 0.1 else set())
@@ -269,12 +269,12 @@ def test_a_spike_that_passes_is_no_divergence():
 
 
 def test_a_slow_fall_is_no_plateau():
-    """A tenth of a per cent a window, seen through its noise."""
+    """The loss falls by a tenth of a per cent per window, which is seen through its noise."""
     assert said(record(windows(np.linspace(1, 0.96, 40), std=0.03))) == set()
 
 
 def test_only_a_diffusion_models_error_says_that_it_knows_nothing():
-    """A regression model's error is that of its photos' colours: 0.9 may be the best there is."""
+    """The error of a regression model depends on the colours of its photos: 0.9 may be the best possible."""
     for model, mse, expected in (
         (DiffusionConfig(), 0.95, {"plateau"}),
         (DiffusionConfig(), 0.5, set()),
@@ -286,7 +286,7 @@ def test_only_a_diffusion_models_error_says_that_it_knows_nothing():
 
 
 def test_a_diffusion_model_of_vivid_photos_is_not_called_ignorant():
-    """Of colours three times as far apart, answering 0 would have an error near 9."""
+    """If the colours are three times as far apart, a model that answers 0 has an error near 9."""
     vivid = coloured(TRUTH * 3, colorfulness=100, colorfulness_truth=105, ab_spread_truth=45.0, spread=42.0)
     vivid |= {"picture_ab_truth": (TRUTH * 3).tolist(), "terms": {"mse": 1.2}}
     assert said(record(falling(20, to=0.3) * 4, config=run_config(), **vivid)) == set()
@@ -298,7 +298,7 @@ def test_a_plateau_that_is_too_noisy_to_be_seen_is_not_claimed():
 
 
 def test_a_trained_model_that_goes_on_under_another_objective_is_on_no_plateau():
-    """It comes in as good as it gets: there is nothing wrong with the learning rate, the model or the photos."""
+    """It starts as good as it can get, and nothing is wrong with the learning rate, the model or the photos."""
     history = [
         {"epoch": n, "step": 1000 * n, "objective": "a" if n < 6 else "b", "train_loss": 0.3} for n in range(1, 9)
     ]
@@ -327,7 +327,7 @@ def test_validation_that_rises_with_training_is_no_overfitting():
 
 
 def test_the_discriminators_opinion_is_not_what_training_learns_by_heart():
-    """The adversarial term falls below 0 and takes the training loss along; validation does not measure it."""
+    """The adversarial term falls below 0 and lowers the training loss; validation does not measure it."""
     history = epochs(np.linspace(0.6, 0.3, 10), [0.6, 0.5, 0.45, 0.42, 0.4, 0.405, 0.41, 0.415, 0.42, 0.43])
     for entry in history:
         critic = entry["train_loss"] - entry["val_loss"]
@@ -380,7 +380,7 @@ def test_good_colours_are_healthy():
 
 
 def test_few_pictures_that_are_off_by_chance_are_no_bias():
-    """A hundred models whose answers scatter round the truth by 20 a picture."""
+    """The answers of a hundred models scatter around the truth by 20 per picture."""
     rng = np.random.default_rng(2)
     ill = [n for n in range(100) if said(record(**coloured(TRUTH + rng.normal(0, 20, TRUTH.shape))))]
     assert len(ill) <= 1
@@ -483,7 +483,8 @@ def test_windows_since_the_last_entry_come_after_its_own():
 
 
 def test_only_what_was_trained_under_the_latest_objective_counts():
-    """The terms came in: a loss that is three times as high is no divergence, and 0.1 is nothing to get back to."""
+    """When terms are added, a loss that is three times as high is not a divergence, and 0.1 is not a loss to return
+    to."""
     before = [OLDER | {"epoch": n, "step": 100 * n, "train_loss": 0.1, "objective": "mse"} for n in range(1, 9)]
     after = [OLDER | {"epoch": n, "step": 100 * n, "train_loss": 0.3, "objective": "both"} for n in range(9, 14)]
     found = health.record_of("m", None, before + after)
@@ -520,7 +521,7 @@ KEYS = [
 
 @pytest.mark.parametrize("key", KEYS)
 def test_garbage_in_an_entry_is_passed_over(key):
-    """The history is a file: another program, or a person, may have been at it."""
+    """The history is a file, which another program or a person may have changed."""
     whole = [e | coloured(step=5000 + n) | {"terms": TERMS, "val_terms": TERMS} for n, e in enumerate(OVERFITTED)]
     for config, value in itertools.product((None, run_config(objective=GAN), run_config(loss={})), GARBAGE):
         for places in (range(10), [9]):
@@ -573,7 +574,7 @@ def test_one_colour_for_everything_is_one_finding_whatever_the_colour(a, b):
 
 
 def test_the_gravest_comes_first():
-    """What destroys the weights, then by how sure it is."""
+    """Findings that destroy the weights come first, and then the order is by how sure they are."""
     curve = windows([1, 0.8, 0.6, 0.5, 0.4, 0.7, 0.7, 0.7])  # a likely divergence
     latest = STALLED[-1] | coloured(np.zeros((8, 2)), spread=0.1, colorfulness=70) | {"gray_share": 0.9}
     findings = diagnose(Record("m", None, [*STALLED[:-1], latest], curve))
@@ -584,7 +585,7 @@ def test_the_gravest_comes_first():
 
 
 def test_only_what_destroys_the_weights_is_a_collapse():
-    """What --on-collapse acts on: not a slow run, or an unbalanced one."""
+    """--on-collapse acts on these findings, and not on a slow or an unbalanced run."""
     found = {ailment for ailment, run in SICK.values() if diagnose(run)[0].collapse}
     assert found == {"NaN", "divergence", "constant output", "one tint", "colourless"}
     (finding,) = diagnose(SICK["bad steps"][1])
@@ -618,7 +619,7 @@ CONFIGS = {
 
 
 def findings_of(config: RunConfig | None) -> list[Finding]:
-    """Of every ailment that a run of this configuration can have."""
+    """The findings of every ailment that a run of this configuration can have."""
     found = []
     for _, run in sick(config).values():
         own = run.config  # of a run that needs one of its own kind
@@ -655,7 +656,7 @@ def test_every_flag_of_a_cure_is_one_of_a_recipe(name):
 
 
 def resumed_parts(cure: str) -> list[str]:
-    """The alternatives of a cure that go on with the model; what is after `a new model` does not."""
+    """The alternatives of a cure that continue the model; those after `a new model` do not."""
     if "--resume" not in cure:
         return []
     return [part for part in re.split(r", or |; or |; ", cure.split("a new model")[0]) if "--" in part]
@@ -663,7 +664,7 @@ def resumed_parts(cure: str) -> list[str]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_cure_of_a_resumed_run_changes_only_what_such_a_run_may_change(name):
-    """Each alternative as it would be typed. A value that is left open is half of what it is."""
+    """Each alternative is parsed as it would be typed. A value that is left open becomes half of the present one."""
     config = CONFIGS[name]
     stored = {"config": config.model_dump(mode="json"), "epoch": 3}
     values = config.training.model_dump() | (config.loss or config.objective or config.model).model_dump()
@@ -685,7 +686,7 @@ def test_a_cure_of_a_resumed_run_changes_only_what_such_a_run_may_change(name):
 @pytest.mark.parametrize("ab_weight", [0.01, 1, 20])
 @pytest.mark.parametrize("perceptual_weight", [0.1, 1, 50])
 def test_the_weights_of_a_cure_are_within_their_bounds(ab_weight, perceptual_weight):
-    """However far out of balance the terms are."""
+    """This holds however far the terms are out of balance."""
     for parts in (MODELS["simple"], MODELS["enhanced"], MODELS["restoration"]):
         weights = {"ab_weight": ab_weight, "perceptual_weight": perceptual_weight}
         config = run_config(**parts | {"loss": parts["loss"] | weights})
@@ -706,7 +707,7 @@ def test_a_learning_rate_comes_with_its_schedule_and_is_lower():
 
 @pytest.mark.parametrize("batch_size", [4, 7, 8, 32])
 def test_the_emergency_measures_of_the_simple_loss(batch_size):
-    """One colour after 1,000 steps: perceptual weight 2.0, learning rate 2e-4, batch at least 8."""
+    """The case is one colour after 1,000 steps: perceptual weight 2.0, learning rate 2e-4, batch at least 8."""
     config = run_config(loss={}, batch_size=batch_size)
     (finding,) = diagnose(dataclasses.replace(SICK["one hue"][1], config=config))
     assert "--perceptual-weight 2 " in finding.cure
@@ -724,7 +725,7 @@ def test_more_ab_and_more_saturation_for_the_enhanced_loss():
 
 
 def test_the_shares_that_a_cure_names_bring_the_terms_into_balance():
-    """Applied, the finding goes away: weighted terms scale with their weights."""
+    """After the cure the finding is gone: weighted terms scale with their weights."""
     config = run_config(loss={})
     weighted = {"ab": 0.01, "lab": 0.01, "perceptual": 0.5}
     (finding,) = diagnose(record(config=config, weighted_terms=weighted))
@@ -737,7 +738,7 @@ def test_the_shares_that_a_cure_names_bring_the_terms_into_balance():
 
 
 def write_log(folder, *, steps=400, first=0, critic=None, loss=lambda step: 1 / step, norm=1.0):
-    """A point every ten steps, as report.py writes them."""
+    """Writes a point every ten steps, as report.py does."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
@@ -791,7 +792,8 @@ def test_a_run_that_broke_off_in_its_first_epoch_is_diagnosed_by_its_log(tmp_pat
 
 
 def test_the_discriminators_part_of_the_logged_loss_is_left_out(tmp_path):
-    """As in the windows of the trainer: an opinion that changes is no measure of progress."""
+    """It is left out of the trainer's windows, too: the discriminator changes itself, so its term does not measure
+    progress."""
     write_log(tmp_path, steps=100, loss=lambda step: 0.3, critic=-0.2)
     assert health.read_log(tmp_path)[0][2] == pytest.approx(0.5)
 
@@ -830,7 +832,7 @@ def test_a_short_run_in_which_nothing_was_found_is_too_early_to_tell():
 
 
 def test_stages_are_drawn_apart_and_only_the_last_is_judged():
-    """Their losses are of different sizes: 0.1, then 10."""
+    """Their losses differ in size: 0.1, then 10."""
     history = [
         {
             "epoch": n,
@@ -855,7 +857,7 @@ def test_stages_are_drawn_apart_and_only_the_last_is_judged():
 @pytest.mark.parametrize("width", [160, 40])
 @pytest.mark.parametrize("name", SICK)
 def test_every_word_of_a_finding_is_in_the_table(name, width):
-    """Folded, never cut off."""
+    """Long findings are wrapped, and never cut off."""
     (finding,) = diagnose(SICK[name][1])
     text = shown(SICK[name][1], width=width)
     assert max(map(len, text.splitlines())) <= width
@@ -927,7 +929,8 @@ def test_the_curves_become_a_picture(name):
 
 
 def test_a_young_model_whose_pictures_grow_apart_has_no_one_tint():
-    """As small regression models begin: nearly one colour for everything, and a little less so each epoch."""
+    """Small regression models start so: with nearly one colour for everything, which varies a little more after each
+    epoch."""
 
     def brown(apart, step):
         return coloured(np.array([4, 12]) + apart * (TRUTH - TRUTH.mean(axis=0)), spread=5, step=step)

@@ -16,7 +16,7 @@ from Project7.training_config import DataConfig
 
 
 def two_halves(size: int = 40, low: float = -0.3, high: float = 0.5) -> torch.Tensor:
-    """L (1, 1, h, w): a dark surface on the left, a light one on the right, both a little uneven."""
+    """L (1, 1, h, w): a dark surface on the left and a light one on the right, both a little uneven."""
     L = torch.where(torch.arange(size) < size // 2, low, high).expand(size, size)
     wave = 0.01 * torch.sin(torch.arange(size) / 3.0)
     return (L + wave + wave[:, None])[None, None].clone()
@@ -72,7 +72,7 @@ def test_several_spots_each_have_their_own_colour():
 def test_a_likely_colour_may_change_everything_and_a_surprising_one_its_surface_alone():
     colours = torch.tensor([[0.0, 0.0], [40.0, -10.0]])
     logits = torch.zeros(2, 10, 10)
-    logits[0], logits[0, 5, 2] = 20, 0  # gray everywhere, but for the cell of the spot: either colour
+    logits[0], logits[0, 5, 2] = 20, 0  # gray everywhere except in the cell of the spot, where both colours are likely
     near = torch.rand(40, 40) * 0.5
     spot = Spot(20, 8, (38.0, -8.0))
     assert influence([near], [spot], logits, colours).min() == 1
@@ -137,7 +137,8 @@ def test_the_network_gets_them_in_its_own_range():
     ids=["trained with hints", "without", "regression"],
 )
 def test_a_hinted_pixel_of_a_photo_ends_within_5_units(kind):
-    """At full size, where the network worked on a smaller picture; and another surface is left alone."""
+    """This holds at full size, although the network worked on a smaller picture; and another surface stays
+    unchanged."""
     photo, told = gray_photo(two_halves(120)), "#b04030"
     options = {"steps": 2} if kind.method == "diffusion" else {}
     found = ab_of(colorizer(kind).colorize(photo, hints=[(30, 60, told)], **options))

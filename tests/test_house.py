@@ -1,4 +1,4 @@
-"""The house: imports run one way, the quick modules stay quick, and functions fit a screen."""
+"""The rules of the code: imports run one way, the quick modules stay quick, and functions fit a screen."""
 
 import ast
 import fnmatch
@@ -61,7 +61,7 @@ __main__
 LINES = [line.split() for line in ORDER.strip().splitlines()]
 NO_NOUNS = {"util", "utils", "helper", "helpers", "base", "core", "manager", "common", "misc", "tools"}
 QUICK = "config flags model_folder prompts cli recipe request preparation photo metrics dataset".split()
-QUICK += [path.stem for path in PACKAGE.glob("train_*.py")]  # the first question appears at once
+QUICK += [path.stem for path in PACKAGE.glob("train_*.py")]  # so that the first question appears at once
 HEAVY = ["torch", "torchvision", "diffusers", "accelerate"]
 LONGEST_FUNCTION = 45
 LAB = {50, 100, 110}
@@ -71,13 +71,13 @@ MODULES = {path.stem: path.read_text(encoding="utf-8") for path in FILES}
 
 
 def line_of(module: str) -> int | None:
-    """The line of ORDER that a module stands in; None where it has no place."""
+    """The line of ORDER that contains a module; None if there is none."""
     places = [n for n, line in enumerate(LINES) if any(fnmatch.fnmatch(module, pattern) for pattern in line)]
     return places[0] if places else None
 
 
 def imports(source: str) -> Iterator[tuple[str, int]]:
-    """(module of Project7, line number) for all imports of a source, those inside functions too."""
+    """(module of Project7, line number) for all imports of a source, including those inside functions."""
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):
@@ -93,7 +93,7 @@ def imports(source: str) -> Iterator[tuple[str, int]]:
 
 
 def uphill(module: str, source: str) -> list[str]:
-    """The imports of a module that do not run down. The package's own names are the way in from outside."""
+    """The imports of a module that do not run down. Importing the package itself is for users, and counts as well."""
     if module == "__init__":
         return []
     return [
@@ -174,7 +174,7 @@ for name in {there}:
 
 
 def test_the_colorizer_is_a_name_of_the_package(tmp_path):
-    """And torch is imported when it is asked for, not before."""
+    """And torch is imported only when the name is used."""
     code = "import sys, Project7; assert 'torch' not in sys.modules; from Project7 import Colorizer; print(Colorizer)"
     result = run_python(code, cwd=tmp_path)
     assert (result.stdout, result.returncode) == ("<class 'Project7.colorize.Colorizer'>\n", 0)
@@ -182,7 +182,8 @@ def test_the_colorizer_is_a_name_of_the_package(tmp_path):
 
 
 def test_importing_does_nothing(tmp_path):
-    """Nothing printed, nothing written, no argument read. `__main__` is the one file that is there to be run."""
+    """Importing prints nothing, writes nothing, and reads no arguments. `__main__` is the only file that is made to be
+    run."""
     names = sorted(set(MODULES) - {"__init__", "__main__"})
     code = f"""
 import importlib, json, sys
@@ -232,7 +233,7 @@ def test_the_constants_of_lab_have_one_home():
 
 
 def prints(source: str) -> list[int]:
-    """The lines that print or make a console by themselves, so that a name could command the terminal."""
+    """The lines that print or make a console themselves, where a name with control codes could command the terminal."""
     calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
     return [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("print", "Console")]
 

@@ -1,4 +1,4 @@
-"""Models on a hub of our own, on loopback: what is uploaded, what comes back, and what is said where it does not."""
+"""Models on a local hub: what is uploaded, what is downloaded, and the messages of every failure."""
 
 import base64
 import hashlib
@@ -122,7 +122,7 @@ COMMIT = "a" * 40
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """The Hub's library as HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE set it up; it reads them when it is imported."""
+    """The Hub's library, reloaded because it reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when it is imported."""
     from huggingface_hub import constants
 
     def set_up(url: str, *, offline: bool = False) -> None:
@@ -160,7 +160,7 @@ def test_a_model_goes_to_the_hub_and_comes_back_online_and_offline(tmp_path, lib
         assert f"{line}\n" in card
     assert 'from_pretrained("me/mine")' in card
     assert not any(b"/home/me" in content for content in files.values())
-    for offline in (True, False):  # nobody answers there now, whether that is known or not
+    for offline in (True, False):  # the hub does not answer now, in offline mode or not
         library(there.url, offline=offline)
         same_colours(mine, Colorizer.from_pretrained("me/mine", device="cpu"))
         with pytest.raises(ProjectError, match="me/unknown is not in the Hub's cache"):

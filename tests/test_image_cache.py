@@ -1,4 +1,5 @@
-"""Photos decoded once into squares: which pixels, when again, by whom, and what a stopped builder leaves."""
+"""Photos decoded once into squares: which pixels, when they are decoded again, by which process, and what a stopped
+builder leaves."""
 
 import os
 import shutil
@@ -110,7 +111,7 @@ def builder(tmp_path, data: Path) -> subprocess.Popen:
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_builder_that_is_stopped_leaves_nothing_that_matters(tmp_path, signum, code):
-    """Stopped at its first sign of progress, with worker processes running."""
+    """It is stopped at its first report of progress, while worker processes are running."""
     data = folder_of(tmp_path / "photos", 600)
     with builder(tmp_path, data) as process:
         process.stdout.readline()
@@ -189,7 +190,7 @@ def test_another_user_reads_a_cache_that_he_cannot_write(tmp_path, monkeypatch):
 
 
 def test_without_a_home_the_cache_is_a_temporary_folder(monkeypatch, tmp_path):
-    """A container whose user the system does not know."""
+    """A container may run as a user that the system does not know."""
     for name in ("PROJECT7_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

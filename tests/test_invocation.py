@@ -12,7 +12,7 @@ PACKAGE = Path(invocation.__file__).parent
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A virtual environment called `my env`, whose interpreter runs; nothing on the PATH."""
+    """A virtual environment called `my env` whose interpreter is running; nothing is on the PATH."""
     (tmp_path / "my env").mkdir()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "my env" / "python"))
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))

@@ -17,7 +17,7 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 
 def seeded(kind: type, *sizes: int, **options) -> nn.Module:
-    """With random weights everywhere: those that start at 0 or 1 hide mistakes."""
+    """A module with random weights everywhere, because weights that start at 0 or 1 hide mistakes."""
     torch.manual_seed(0)
     module = kind(*sizes, **options)
     for parameter in module.parameters():
@@ -26,13 +26,13 @@ def seeded(kind: type, *sizes: int, **options) -> nn.Module:
 
 
 def direct_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1 x 1 convolution."""
+    """A 1 x 1 convolution, computed directly."""
     out = torch.einsum("oc,bchw->bohw", conv.weight[:, :, 0, 0], x)
     return out if conv.bias is None else out + conv.bias[:, None, None]
 
 
 def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """Each picture's groups of channels to mean 0 and variance 1, then scaled and shifted."""
+    """The groups of channels of each picture with mean 0 and variance 1, then scaled and shifted."""
     grouped = x.unflatten(1, (norm.num_groups, -1))
     mean = grouped.mean(dim=(2, 3, 4), keepdim=True)
     variance = (grouped - mean).square().mean(dim=(2, 3, 4), keepdim=True)
@@ -53,7 +53,8 @@ def test_groups_divide_every_width_and_are_at_most_32():
 
 @pytest.mark.parametrize("width", [4, 8, 12, 32, 64, 96])
 def test_no_channel_is_alone_in_its_group(width):
-    """Alone it loses its mean, which says how much of it there is; and of a single place nothing is left at all."""
+    """A channel alone in its group loses its mean, which carries its strength; with a single position, nothing is left
+    of it."""
     norm = group_norm(width)
     assert norm.num_channels // norm.num_groups >= 2
     assert norm(rand(1, width, 1, 1)).abs().max() > 0.1
@@ -124,7 +125,7 @@ def test_gamma_zero_is_the_identity_and_it_starts_near():
 
 
 def test_every_place_sees_every_other():
-    """The answer at a corner depends on the picture at the corner across."""
+    """The answer at one corner depends on the picture at the opposite corner."""
     attention, x = seeded(SelfAttention2d, 16), rand(1, 16, 6, 6).requires_grad_()
     attention(x)[0, :, 0, 0].square().sum().backward()
     assert (x.grad.abs().amax(dim=1) > 0).all()
@@ -150,13 +151,13 @@ def test_attention_gate_by_its_formula():
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5)])
 def test_the_deeper_layer_is_enlarged_to_the_skip(size):
-    """A gate that is the same everywhere acts as one of the skip's size."""
+    """A gate that is the same everywhere acts like one of the skip's size."""
     gate, skip, deep = seeded(AttentionGate, 6, 10), rand(2, 6, *size), rand(2, 10, 1, 1, seed=1)
     torch.testing.assert_close(gate(skip, deep.expand(-1, -1, 4, 3)), gate(skip, deep.expand(-1, -1, *size)))
 
 
 def test_the_gate_knows_where():
-    """Where the deeper layer says no, the skip is suppressed, and only there."""
+    """The skip is suppressed only where the deeper layer rejects it."""
     gate, skip = AttentionGate(4, 1), torch.ones(1, 4, 8, 8)
     with torch.no_grad():
         gate.of_skip.weight.zero_()

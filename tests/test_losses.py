@@ -1,4 +1,5 @@
-"""losses.py: each term by hand and in scikit-image's Lab, what a weight of 0 spares, gradients that never explode."""
+"""losses.py: each term by hand and in scikit-image's Lab, what a weight of 0 saves, and gradients that never
+explode."""
 
 import inspect
 import math
@@ -78,7 +79,8 @@ def no_network(monkeypatch):
 
 
 def test_the_terms_of_two_flat_colours_by_hand():
-    """L is 10 off (0.1), a 22 (0.2), b -44 (-0.4); the true chroma is 33 (0.3), the answered one sqrt(22^2 + 11^2)."""
+    """L is off by 10 (0.1), a by 22 (0.2), b by -44 (-0.4); the true chroma is 33 (0.3), that of the answer sqrt(22^2 +
+    11^2)."""
     answer, truth = flat(60, 22, -11), flat(50, 0, 33)
     simple = without_lpips("simple").of_lab(answer, truth)
     assert simple["lab"].item() == pytest.approx((0.1**2 + 0.2**2 + 0.4**2) / 3)
@@ -136,7 +138,7 @@ def test_the_total_is_the_weighted_sum_of_all_named_terms(kind):
 
 @every_loss
 def test_the_named_terms_are_for_reading_only(kind):
-    """Kept in a history, they must not keep the graph of every step alive."""
+    """If they are kept in a history, they must not keep the graph of every step alive."""
     rgb = pictures(size=8).requires_grad_()
     total, terms = without_lpips(kind)(rgb, pictures(size=8, seed=1))
     assert total.requires_grad
@@ -195,7 +197,8 @@ def test_gray_pixels_count_half_and_saturated_ones_one_and_a_half_times():
 
 
 def test_the_weight_of_a_pixel_is_smooth_in_its_chroma():
-    """No step, and no corner either: the slope goes to 0 at both ends, and is at most 1.5 / 30 a unit between."""
+    """It has neither a step nor a corner: the slope goes to 0 at both ends, and is at most 1.5 / 30 per unit between
+    them."""
     chroma = torch.linspace(0, 60, 601)
     slope = losses.pixel_weights(torch.stack([0 * chroma, 0 * chroma, chroma])[None, :, None]).flatten().diff() / 0.1
     assert slope.max().item() == pytest.approx(1.5 / 30, rel=0.01)
@@ -214,7 +217,8 @@ def test_the_weight_of_a_pixel_asks_for_the_true_chroma_whatever_its_hue_and_lig
 
 
 def test_the_weighted_loss_pulls_an_average_towards_the_saturated_colour():
-    """Half of the places gray, half red: the squared error is content with their mean, the weighted one is not."""
+    """Half of the places are gray and half are red: the squared error is lowest at their mean, the weighted one is
+    not."""
     truth = torch.cat([flat(50, 0, 0), flat(50, 60, 30)])
     answer = truth.mean(dim=0, keepdim=True).expand_as(truth).clone().requires_grad_()
     slopes = {}
@@ -334,7 +338,7 @@ def test_a_loss_leaves_the_global_generator_alone():
 
 
 def test_a_loss_on_another_device_leaves_this_one_where_it_is():
-    """The network is loaded once; moving it for one loss must not move it under another."""
+    """The network is loaded once; moving it for one loss must not move that of another."""
     here = whole("simple")
     try:
         ColorizationLossSimple(perceptual_net="random", device="meta")
@@ -362,7 +366,7 @@ def test_a_loss_on_another_device_leaves_this_one_where_it_is():
 )
 @every_loss
 def test_pictures_of_a_wrong_shape_are_named(kind, rgb, truth):
-    """Broadcasting would compare them all the same, and train on nonsense."""
+    """Broadcasting would still compare them, and train on nonsense."""
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)") as caught:
         without_lpips(kind)(torch.rand(rgb), torch.rand(truth))
     assert str(rgb) in str(caught.value)
@@ -371,14 +375,15 @@ def test_pictures_of_a_wrong_shape_are_named(kind, rgb, truth):
 
 @every_loss
 def test_all_weights_0_are_refused(kind):
-    with pytest.raises(ValueError, match="one is above 0"):
+    with pytest.raises(ValueError, match="at least one above 0"):
         LOSSES[kind](**dict.fromkeys(LOSS_WEIGHTS[kind], 0))
 
 
 @pytest.mark.parametrize("value", [-1.0, -1e-9, math.nan])
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in LOSS_WEIGHTS.items() for name in names])
 def test_a_weight_that_is_not_0_or_more_is_refused(kind, name, value, no_network):
-    """Below 0 a term would drive the colours away from the truth, without bound; a_weight and b_weight as well."""
+    """A negative weight would drive the colours away from the truth without bound; the same holds for a_weight and
+    b_weight."""
     with pytest.raises(ValueError, match="0 or more"):
         without_lpips(kind, **{name: value})
 
@@ -406,7 +411,7 @@ def painted(rgb: tuple[float, ...]) -> Tensor:
 @pytest.mark.parametrize("corner", CORNERS)
 @every_loss
 def test_gradients_are_finite_at_every_corner(kind, corner, truth, precision):
-    """Equal pictures are among them, and colours that no screen shows."""
+    """The cases include equal pictures, and colours that no screen shows."""
     rgb = painted(CORNERS[corner]).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         total, terms = whole(kind)(rgb, painted(CORNERS[truth]))
@@ -422,7 +427,8 @@ def test_gradients_are_finite_at_every_corner(kind, corner, truth, precision):
 @pytest.mark.parametrize("value", [200.0, -200.0, 1e4, -1e4])
 @every_loss
 def test_an_answer_that_is_no_colour_at_all_has_a_finite_gradient(kind, value):
-    """What a network says that has gone astray: Lab far beyond all colours, in L too where it restores lightness."""
+    """A network that has diverged gives such answers: Lab far beyond all colours, also in L if it restores
+    lightness."""
     lab = torch.full((1, 3, 32, 32), value, requires_grad=True)
     terms = whole(kind).of_lab(lab, flat(50, 10, 10, size=32))
     sum(values.sum() for values in terms.values()).backward()
@@ -432,7 +438,7 @@ def test_an_answer_that_is_no_colour_at_all_has_a_finite_gradient(kind, value):
 
 @every_loss
 def test_the_gradient_is_that_of_the_loss(kind):
-    """Against central differences along random directions; float32 and the network's kinks allow 2 %."""
+    """It is compared with central differences along random directions; float32 and the network's kinks allow 2 %."""
     loss, truth = whole(kind), pictures(seed=1) * 0.8 + 0.1
     rgb = (pictures() * 0.8 + 0.1).requires_grad_()
     gradient = torch.autograd.grad(loss(rgb, truth)[0], rgb)[0]
@@ -445,7 +451,7 @@ def test_the_gradient_is_that_of_the_loss(kind):
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in NAMES.items() for name in names])
 def test_the_gradient_of_every_term_is_right(kind, name):
-    """One at a time, in Lab: a slip in a small term would drown in the total."""
+    """Each term is tested alone, in Lab: a mistake in a small term would be lost in the total."""
     loss, truth = whole(kind), color.rgb_to_lab(pictures(1, seed=1) * 0.8 + 0.1)
     lab = color.rgb_to_lab(pictures(1) * 0.8 + 0.1).requires_grad_()
     gradient = torch.autograd.grad(loss.of_lab(lab, truth)[name].sum(), lab)[0]
@@ -474,7 +480,8 @@ def test_colours_walk_from_gray_to_the_truth(kind):
 
 
 def slope_in_the_variance(term, spread: float) -> tuple[float, float]:
-    """The derivative of `term` by the variance of ab at that spread, and the norm of its gradient by the picture."""
+    """The derivative of `term` with respect to the variance of ab at this spread, and the norm of its gradient with
+    respect to the picture."""
     pattern = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 110
     pattern[:, 0] = 0
     size = torch.tensor(spread, requires_grad=True)
@@ -492,8 +499,8 @@ def minus_log(lab: Tensor) -> Tensor:
 
 
 def test_the_slope_of_minus_log_variance_grows_without_bound_and_that_of_the_mild_term_does_not():
-    """The old term's slope is -1 / variance: ten times less spread, a hundred times the slope, and ten times the
-    gradient, just where the picture is of one colour. The mild one's is 1 / (variance + 1)^2, at most 1."""
+    """The slope of the old term is -1 / variance: ten times less spread means a hundred times the slope and ten times
+    the gradient, just where the picture has one colour. That of the mild one is 1 / (variance + 1)^2, at most 1."""
     spreads = (0.3, 0.03, 0.003)
     old, mild = ([slope_in_the_variance(term, s) for s in spreads] for term in (minus_log, losses.diversity))
     for (coarse, coarse_norm), (fine, fine_norm) in pairwise(old):
@@ -507,7 +514,8 @@ def test_the_slope_of_minus_log_variance_grows_without_bound_and_that_of_the_mil
 
 
 def test_one_step_against_the_old_term_is_wild_and_against_the_mild_one_is_not():
-    """Gradient descent at rate 0.01 from a nearly flat picture, chroma in units of 110: the whole gamut is about 1."""
+    """This is gradient descent at rate 0.01 from a nearly flat picture, with chroma in units of 110, so that the whole
+    gamut is about 1."""
     moved = {
         term.__name__: 0.01 * slope_in_the_variance(term, 1e-5)[1] / (2 * 64) ** 0.5
         for term in (minus_log, losses.diversity)
@@ -524,7 +532,7 @@ def test_no_loss_has_a_term_that_explodes_on_a_picture_of_one_colour(kind):
 
 
 def test_variety_is_within_a_picture_not_among_pictures():
-    """Two flat pictures of different colours have none."""
+    """Two flat pictures of different colours have no variance."""
     lab = torch.cat([flat(50, 60, 0), flat(50, -60, 0)])
     assert losses.diversity(lab).tolist() == [1, 1]
     half = flat(50, 55, 0)
@@ -573,7 +581,7 @@ def test_bf16_autocast_is_near_float32(kind):
 
 @every_loss
 def test_bf16_pictures_are_compared_in_float32(kind):
-    """As a network under autocast answers."""
+    """A network under autocast gives such answers."""
     rgb, truth = pictures(size=8).bfloat16().requires_grad_(), pictures(size=8, seed=1)
     loss = without_lpips(kind)
     total, _ = loss(rgb, truth)

@@ -1,8 +1,6 @@
-"""A fourth method is its own module, its settings, two lines (methods.py, model_config.py) and a recipe: nothing else.
-
-The package is copied, a toy is added (every photo gets one colour, which is learnt), and the public programs train,
-resume, diagnose, evaluate, export and colour with it.
-"""
+"""A fourth method is its own module, its settings, two lines (methods.py, model_config.py) and a recipe, and nothing
+else. The package is copied and a toy method is added (every photo gets one learnt colour); the public programs train,
+resume, diagnose, evaluate, export and colour with it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""model_folder.py: names that stay inside models/, listings that survive damage, one trainer a folder."""
+"""model_folder.py: names that stay inside models/, listings that survive damage, one trainer per folder."""
 
 import json
 import os
@@ -41,7 +41,7 @@ BAD_NAMES = [
 
 
 def make_model(models_dir: Path, name: str, *, epochs: int = 3, losses: tuple = (0.5, 0.25), weights: bytes = b"w" * 7):
-    """A trained model's folder, without a real model."""
+    """The folder of a trained model, without real weights."""
     folder = ModelFolder(models_dir / name)
     create(folder)
     write_config(folder, RunConfig(training=TrainingConfig(epochs=epochs)))
@@ -93,7 +93,7 @@ def test_a_file_of_a_model_that_is_a_link_out_is_refused(tmp_path, name):
     model = make_model(tmp_path / "models", "m")
     (model.path / name).unlink(missing_ok=True)
     (model.path / name).symlink_to(tmp_path / "secret")
-    with pytest.raises(UsageError, match=f"{name} is a link out of the models folder, and is not followed; put a file"):
+    with pytest.raises(UsageError, match=f"{name} is a link out of the models folder and is not followed; put a file"):
         find_weights("m", tmp_path / "models")
 
 
@@ -202,7 +202,7 @@ def test_a_best_loss_that_is_no_number_is_none(tmp_path, best):
 
 
 def test_the_best_loss_is_that_of_the_objective_that_holds_now(tmp_path):
-    """Terms have come in: the losses of the squared error alone are lower, and are not compared with those since."""
+    """Terms were added: the losses of the squared error alone are lower, and are not compared with those after it."""
     folder = make_model(tmp_path, "a")
     before, after = {"epoch": 1, "val_loss": 0.2, "best_val_loss": 0.2}, {"epoch": 2, "val_loss": 0.5}
     write_history(folder, [before, after | {"best_val_loss": 0.4}])
@@ -290,7 +290,7 @@ def test_whatever_json_can_say_comes_back_as_written(tmp_path_factory, value):
 
 
 def test_the_healthy_state_has_a_file_of_its_own(tmp_path):
-    """It is no model to colour with, and does not make a folder one."""
+    """That file is not a model to colour with, and does not make a folder a model's."""
     folder = ModelFolder(tmp_path / "a")
     folder.path.mkdir()
     folder.healthy.touch()

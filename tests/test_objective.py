@@ -71,7 +71,7 @@ def part_of(estimate: Estimate, own: slice) -> Estimate:
 
 
 def settle(objective: Objective) -> Objective:
-    """Spectral norm's power iterations, one a forward pass, come to rest: then the answers repeat."""
+    """Lets the power iterations of spectral norm, one per forward pass, converge, so that answers repeat."""
     with torch.no_grad():
         for _ in range(300):
             objective.critic.discriminator(torch.zeros(1, 1, SIZE, SIZE), torch.zeros(1, 2, SIZE, SIZE))
@@ -127,7 +127,7 @@ def test_without_start_and_warm_up_it_counts_fully_from_the_first_step():
 
 @pytest.mark.parametrize("gan", [True, False])
 def test_stages(gan):
-    """Two epochs of the method's own loss at weight 1, then everything."""
+    """Two epochs have the method's own loss at weight 1; then all terms count."""
     objective = make(gan=gan, stage1_epochs=2, mse_weight=3.0, gan_start=0)
     own = plain().score_name
     for epoch in (0, 1):
@@ -169,7 +169,7 @@ def test_names_say_what_is_minimised():
 
 
 def test_the_critic_is_in_the_name_and_not_in_the_score():
-    """Its opinion changes while it learns, so validation leaves it out."""
+    """The discriminator changes while it learns, so validation leaves it out."""
     with_critic, without = make(gan=True), make()
     assert with_critic.score_name == without.score_name == without.name
     assert with_critic.name != without.name
@@ -227,7 +227,7 @@ def test_image_terms_act_on_a_share_of_the_samples():
 
 
 def test_two_parts_of_a_batch_add_up_to_the_whole():
-    """Each term is a sum over samples, whose own weights do not depend on the rest: micro-steps and processes agree."""
+    """Each term is a sum over samples whose weights do not depend on the others, so micro-steps and processes agree."""
     objective, model, batch = settle(make(gan=True)), tiny(), make_batch(6)
     whole = objective.terms(model(batch), AB_MEAN, AB_STD, ALL_TERMS)
     sums = dict.fromkeys(whole, 0.0)
@@ -240,7 +240,7 @@ def test_two_parts_of_a_batch_add_up_to_the_whole():
 
 
 def test_the_size_of_a_term_does_not_depend_on_its_share():
-    """A perceptual distance of 1 for every sample adds up to about one a sample, at any share."""
+    """A perceptual distance of 1 for every sample adds up to about 1 per sample, at any share."""
     for share in (0.1, 0.25, 1.0):
         objective, model, total = make(image_share=share), tiny(features=(8,)), 0.0
         objective.perceptual = types.SimpleNamespace(of_chroma=lambda L, *rest: torch.ones(len(L)))
@@ -271,7 +271,7 @@ def test_no_estimate_at_all_leaves_the_methods_loss():
 
 
 def test_a_batch_without_low_noise_adds_nothing_and_no_nan():
-    """K = 0: the terms are empty, and everything that a step does goes on."""
+    """K = 0: the terms are empty, and everything that a step does still works."""
     objective, model, batch = make(gan=True, feature_matching_weight=1.0), tiny(), make_batch(2)
     step = model(batch)
     none = part_of(step.estimate, slice(0, 0))
@@ -300,7 +300,7 @@ def test_the_generators_pass_leaves_no_gradient_in_the_critic():
 
 
 def test_the_critic_can_learn_again_after_an_error(monkeypatch):
-    """Out of memory, say: the trainer goes on with a smaller micro-step."""
+    """For example, after running out of memory the trainer continues with a smaller micro-step."""
     objective, batch = make(gan=True), make_batch()
 
     def out_of_memory(*pictures):
@@ -313,7 +313,7 @@ def test_the_critic_can_learn_again_after_an_error(monkeypatch):
 
 
 def test_identical_features_match():
-    """Truth and estimate are judged by one and the same discriminator, though each pass moves its spectral norm."""
+    """Truth and estimate are judged by the same discriminator, although each pass updates its spectral norm."""
     objective, batch = make(gan=True, feature_matching_weight=1.0), make_batch(3)
     step = Step(torch.zeros(3), {}, Estimate(batch.ab, batch.ab, batch.L, torch.ones(3)))
     assert objective.terms(step, AB_MEAN, AB_STD, ALL_TERMS)["feature_matching"].tolist() == [0, 0, 0]
@@ -382,7 +382,7 @@ def test_gradients_of_micro_steps_add_up_to_that_of_the_batch():
 
 
 def test_two_processes_make_the_step_of_one():
-    """Each has the gradient of its part; the sum is reduced, and then clipped, as one process would have had it."""
+    """Each process has the gradient of its part; the sum is reduced and then clipped, as one process would do it."""
     L, estimate = rand(4, 1, SIZE, SIZE, seed=1), an_estimate(4)
     first, second = ((part_of(estimate, own), L[own], 1 / 4) for own in (slice(0, 1), slice(1, 4)))
     other = torch.cat([g.flatten() for g in gradients_after(settle(make(gan=True)), second)])
@@ -392,7 +392,7 @@ def test_two_processes_make_the_step_of_one():
     shared.critic.step(two_processes, GOOD)
     gradients_after(alone, (estimate, L, 1 / 4))
     alone.critic.step(ONE_PROCESS, GOOD)
-    # Adam's first step is as long as the learning rate, whatever the gradient: what tells them apart is the moments.
+    # Adam's first step is as long as the learning rate for any gradient, so the moments are compared.
     for ours, expected in zip(
         shared.critic.optimizer.state.values(), alone.critic.optimizer.state.values(), strict=True
     ):
@@ -428,7 +428,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value):
 
 
 def test_an_estimate_of_nan_changes_nothing():
-    """What a generator that has diverged hands over, spectral norm's vectors included."""
+    """A diverged generator gives such estimates; the vectors of spectral norm stay unchanged, too."""
     objective, L, estimate = make(gan=True), rand(3, 1, SIZE, SIZE, seed=1), an_estimate()
     objective.critic.teach(estimate._replace(ab_hat=estimate.ab_hat * torch.nan, L=L), 1 / 3)
     objective.critic.step(ONE_PROCESS, GOOD)
@@ -450,7 +450,7 @@ def test_gradients_of_a_micro_step_that_failed_are_forgotten():
     objective.critic.teach(an_estimate()._replace(L=rand(3, 1, SIZE, SIZE)), 1 / 3)
     objective.forget_gradients()
     assert all(p.grad is None for p in objective.critic.discriminator.parameters())
-    make().forget_gradients()  # nothing to forget without a critic
+    make().forget_gradients()  # works without a critic, too
 
 
 @pytest.mark.parametrize(("exact", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
@@ -467,7 +467,7 @@ def test_the_critic_can_be_kept_out_of_autocast(exact, dtype):
 
 
 def test_the_identity_of_a_score_is_that_of_its_settings_and_not_of_its_name():
-    """A name rounds; and a discriminator takes part in what is trained, not in what is measured."""
+    """A name rounds numbers; and a discriminator takes part in training, but not in what is measured."""
     one, nearly = (make(perceptual_weight=weight) for weight in (0.1, 0.1 + 1e-9))
     assert one.score_name == nearly.score_name
     assert one.score_key != nearly.score_key
@@ -505,7 +505,7 @@ def test_weights_that_cannot_be_had_are_never_replaced_in_silence(tmp_path):
 
 
 def stored(objective: Objective) -> dict:
-    """state_dict by way of a file, as a checkpoint keeps it."""
+    """The state_dict written to a file and read again, as a checkpoint keeps it."""
     file = io.BytesIO()
     torch.save(objective.state_dict(), file)
     return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
@@ -589,7 +589,7 @@ def test_a_checkpoint_without_a_critic_is_said_and_a_new_one_starts(state):
 
 
 def test_a_critic_with_nan_in_it_is_said_and_a_new_one_starts():
-    """It would answer NaN for ever: no gradient of the generator would be finite again."""
+    """It would always answer NaN, and no gradient of the generator would be finite again."""
     objective, state = make(gan=True), stored(taught())
     state["discriminator_state_dict"]["scales.0.0.bias"][0] = torch.nan
     assert objective.load_state_dict(state)
@@ -636,12 +636,12 @@ def regression(**changes) -> RegressionColorizer:
 
 
 def photos(count: int = 3, size: int = 32, seed: int = 0) -> Tensor:
-    """Of muted colours, so that a mix of two of them in Lab is still a colour of sRGB."""
+    """Photos of muted colours, so that a mix of two of them in Lab is still an sRGB colour."""
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 0.3 + 0.35
 
 
 def answered(rgb: Tensor, truth: Tensor, *, restores: bool) -> tuple[Step, Batch, Tensor]:
-    """What a method would have handed over that answers `rgb`, of which only ab counts unless it `restores` L."""
+    """The step of a method that answers `rgb`, of which only ab is used unless it `restores` L."""
     (L_hat, ab_hat), (L, ab) = (color.split(picture, AB_MEAN, AB_STD) for picture in (rgb, truth))
     count = len(rgb)
     step = Step(torch.full((count,), 7.0), {}, Estimate(ab_hat, ab, L, torch.ones(count), L_hat if restores else None))
@@ -654,7 +654,7 @@ def answered(rgb: Tensor, truth: Tensor, *, restores: bool) -> tuple[Step, Batch
 @pytest.mark.parametrize("restores", [False, True], ids=["ab", "lab"])
 @every_loss
 def test_the_terms_are_those_of_the_loss_called_on_the_pictures(kind, restores):
-    """In RGB as the documents call it, and with the lightness of the truth where the method leaves it alone."""
+    """The loss is called in RGB as the documents do, with the lightness of the truth if the method keeps it."""
     objective = with_loss(**EVERY_TERM[kind])
     truth = photos(seed=1)
     step, _batch, seen = answered(photos(), truth, restores=restores)
@@ -710,7 +710,7 @@ DIFFERENT = [
 
 
 def test_losses_that_cannot_be_compared_have_different_names():
-    """The best validation loss is kept under its name: after another loss or weight it must be measured anew."""
+    """The best validation loss is kept under its name: after another loss or weight it must be measured again."""
     names = [with_loss(**settings).score_name for settings in DIFFERENT]
     alike = {name: [s for s, n in zip(DIFFERENT, names, strict=True) if n == name] for name in names}
     assert {name: settings for name, settings in alike.items() if len(settings) > 1} == {}
@@ -721,7 +721,8 @@ def test_losses_that_cannot_be_compared_have_different_names():
 @pytest.mark.parametrize("outputs", ["ab", "lab"])
 @every_loss
 def test_every_term_of_a_loss_reaches_the_network(kind, outputs, precision):
-    """Each but L of a model that leaves it alone; and variety, which the first, nearly flat answers have least."""
+    """All terms except L for a model that keeps it; diversity has the smallest effect on the first answers, which are
+    nearly flat."""
     objective, model = with_loss(**EVERY_TERM[kind]), regression(outputs=outputs)
     L, ab = color.split(photos(seed=1), AB_MEAN, AB_STD)
     batch = Batch(L, ab, BatchRandom(3, 0, 0, 3, 3), objective.image_share)
@@ -753,7 +754,7 @@ def test_two_parts_of_a_batch_add_up_to_the_whole_under_a_loss(kind):
 
 
 def test_an_estimate_of_some_of_the_samples_is_compared_with_their_own_lightness():
-    """A wrong pairing of places would compare one photo's colours on another's L."""
+    """With wrong indices, the colours of one photo would be compared on the L of another."""
     objective = with_loss(loss="simple")
     step, _batch, _ = answered(photos(3), photos(3, seed=1), restores=False)
     whole = objective.terms(step, AB_MEAN, AB_STD, objective.weights(0))
@@ -782,7 +783,7 @@ def test_the_state_of_a_loss_is_its_weights_and_there_is_nothing_to_take_over(ki
     assert state == {f"{name}_weight": weight for name, weight in objective.weights(0).items()}
     other = with_loss(loss="simple", ab_weight=9)
     assert other.load_state_dict(state) is None
-    assert other.weights(0)["ab"] == 9  # that of the settings, not of the file
+    assert other.weights(0)["ab"] == 9  # the weight of the settings, not of the file
     assert other.load_state_dict(stored(taught())) is None
 
 

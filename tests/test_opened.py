@@ -28,7 +28,7 @@ def colorizer(kind) -> Colorizer:
     model = build_model(kind).eval().requires_grad_(False)
     if isinstance(getattr(model, "head", None), ColorHead):
         model.head.set_palette(Palette(torch.randn(kind.bins, 2) * 40, torch.ones(kind.bins)))
-        model.head.project.weight.mul_(8)  # loud: places differ in what they know
+        model.head.project.weight.mul_(8)  # large logits, so that places differ in their distribution
     if hasattr(model, "centres"):
         model.centres.copy_(torch.randn_like(model.centres) * 40)
     return Colorizer(model, RunConfig(model=kind, data=DataConfig(image_size=32)))
@@ -89,7 +89,7 @@ def test_each_seed_has_its_answer_and_is_asked_once(plain, monkeypatch):
     assert again[0] is first[2]
     assert asked == [3]
     opened.hint(5, 5, "red")
-    assert opened.answers([0])[0] is not first[0]  # this model hears hints
+    assert opened.answers([0])[0] is not first[0]  # this model takes hints
     assert not torch.equal(first[0].ab, first[1].ab)
 
 
@@ -111,7 +111,7 @@ def test_a_wrong_hint_is_refused_and_changes_nothing(plain, x, y, colour):
 @pytest.mark.parametrize("size", [(60, 90), (9, 14)])  # and one smaller than the working picture
 @pytest.mark.parametrize("name", ALL)
 def test_the_fields_make_the_picture(name, size, request):
-    """What the page lays onto L is what the server writes, at every strength and warmth."""
+    """The page lays them onto L, and shows what the server writes, at every strength and warmth."""
     opened = request.getfixturevalue(name).open(gray(*size), working_size=24).hint(4, 5, "#2040c0")
     opened.saturation, opened.warmth = 1.7, -9.0
     change, *parts, share = opened.fields(opened.answers([1])[0])[1:].split([1, 2, 2, 1])
@@ -195,7 +195,8 @@ def test_a_saved_picture_says_how_it_was_made(plain, tmp_path):
 
 
 def test_one_answer_is_painted_into_another(plain, tmp_path):
-    """All of it under the brush, nothing of it away from it, a soft edge between; remembered, and made again."""
+    """The answer is whole under the brush, absent away from it, and has a soft edge between; it is remembered, and made
+    again."""
     opened = plain.open(gray(), steps=2, working_size=60)
     base, other = (opened.picture(seed).astype(int) for seed in (1, 2))
     opened.mix(2, [(20, -5), (20, 65)], radius=12)
@@ -214,7 +215,7 @@ def test_one_answer_is_painted_into_another(plain, tmp_path):
 
 
 def test_mixed_fields_make_the_mixed_picture(plain):
-    """As the page mixes them, whatever the hints, the strength and the warmth."""
+    """They are mixed as on the page, whatever the hints, the strength and the warmth are."""
     opened = plain.open(gray(), steps=2, working_size=24).hint(25, 30, "#2040c0").mix(2, [(20, 5), (40, 50)], radius=25)
     opened.saturation, opened.warmth = 1.7, -9.0
     one, two = (opened.fields(answer) for answer in opened.answers([1, 2]))

@@ -1,4 +1,4 @@
-"""The page in a real browser, on a real server: what a person does with it, by mouse, by keyboard and on a phone."""
+"""The page in a real browser, on a real server: what a person does there by mouse, by keyboard and on a phone."""
 
 import base64
 import io
@@ -64,7 +64,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, address):
-    """Opens the page; afterwards nothing may have gone wrong in it, and nothing been asked of another host."""
+    """Opens the page; afterwards no error may have occurred in it, and no request may have gone to another host."""
     faults, contexts = [], []
 
     def open_page(**settings):
@@ -84,11 +84,11 @@ def visit(browser, address):
     yield open_page
     for context in contexts:
         context.close()
-    assert [fault for fault in faults if "422" not in fault] == []  # the browser tells of refused files as well
+    assert [fault for fault in faults if "422" not in fault] == []  # the browser reports refused files as well
 
 
 def photo(tmp_path: Path, height: int = 90, width: int = 120) -> Path:
-    """A light and a dark half, each a little uneven."""
+    """A photo with a light and a dark half, each a little uneven."""
     y, x = np.mgrid[:height, :width]
     levels = np.where(x < width // 2, 80, 170) + 6 * np.sin(x / 9) + 6 * np.cos(y / 7)
     Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "old.png")
@@ -108,19 +108,19 @@ def ready(page) -> None:
 
 
 def shown(page, pane: str = "#pane-a") -> np.ndarray:
-    """What the canvas shows, (H, W, 3)."""
+    """The content of the canvas, (H, W, 3)."""
     url = page.evaluate(f"() => document.querySelector('{pane} .picture').toDataURL()")
     return np.array(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")).astype(int)
 
 
 def place(page, x: float, y: float, size=(120, 90)) -> tuple[float, float]:
-    """Where a pixel of the photo is on the screen."""
+    """The position on the screen of a pixel of the photo."""
     box = page.locator("#pane-a .picture").bounding_box()
     return box["x"] + (x + 0.5) * box["width"] / size[0], box["y"] + (y + 0.5) * box["height"] / size[1]
 
 
 def hint(page, x: int, y: int) -> str:
-    """A click, and a colour of the picker's: its name."""
+    """Clicks a place and picks a colour by its name in the picker."""
     page.mouse.click(*place(page, x, y))
     page.wait_for_selector("#swatches button")
     box = page.locator("#picker").bounding_box()
@@ -189,7 +189,8 @@ def test_a_photo_in_colour_with_its_answers_and_before_and_after(visit, tmp_path
 
 @pytest.mark.parametrize("model", ["calm", "bold"])
 def test_what_is_shown_is_what_is_saved(visit, tmp_path, model):
-    """The page lays colour onto lightness itself, at every strength and warmth: within 2 levels of the server's."""
+    """The page lays colour onto lightness itself, at every strength and warmth, within 2 levels of the server's
+    picture."""
     page = visit()
     upload(page, photo(tmp_path), model)
     hint(page, 30, 45)
@@ -249,7 +250,7 @@ def test_a_stroke_no_colour_and_a_colour_from_the_photo(visit, tmp_path):
     assert colourful(shown(page)[30:60, 75:105]) > 10
     page.click("#gray")
     ready(page)
-    assert colourful(shown(page)[40:50, 85:95]) < 12  # it was sepia, of 27
+    assert colourful(shown(page)[40:50, 85:95]) < 12  # it was sepia, with a colorfulness of 27
     page.click("#remove")
     ready(page)
     assert page.locator(".mark").count() == 1

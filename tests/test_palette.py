@@ -1,4 +1,4 @@
-"""palette.py against brute force and cases that were computed by hand."""
+"""palette.py against brute force, and against cases computed by hand."""
 
 import math
 import pickle
@@ -63,7 +63,7 @@ def test_planted_colours_are_found_the_most_frequent_first(noise):
 
 
 def test_a_centre_lies_where_most_of_its_pixels_are():
-    """Nine pixels of one colour and one of another beside it: the centre divides their distance as one to nine."""
+    """With nine pixels of one colour and one of another beside it, the centre divides their distance 1 : 9."""
     near, other = (46, 160, 110), (200, 40, 40)
     images = np.array([GREEN] * 9 + [near] + [other] * 10, dtype=np.uint8).reshape(1, 4, 5, 3)
     centres, counts = fit_palette(images, 2)
@@ -92,7 +92,7 @@ def test_counts_are_those_of_the_nearest_centre():
 
 
 def test_centres_are_better_than_any_pixels_of_the_photos():
-    """Lloyd's algorithm has run: the error is below that of the best of twenty random choices."""
+    """The error after Lloyd's algorithm is below that of the best of twenty random choices."""
     images = colourful()
     ab = color.rgb_to_lab(color.channels_first(images))[:, 1:].movedim(1, -1).reshape(-1, 2)
     choices = [ab[torch.randperm(len(ab), generator=torch.Generator().manual_seed(s))[:12]] for s in range(20)]
@@ -143,7 +143,8 @@ def test_what_has_no_palette_is_refused(images, bins, words):
 
 
 def test_soft_encoding_by_hand():
-    """Distances 0, 5, 10, 15, 20 and 30 from the origin; exp(-d^2 / 50) of the first five, and the sixth left out."""
+    """The distances are 0, 5, 10, 15, 20 and 30; the weights are exp(-d^2 / 50) for the first five, and the sixth is
+    left out."""
     centres = torch.tensor([[30.0, 0.0], [0.0, 20.0], [5.0, 0.0], [0.0, -10.0], [0.0, 0.0], [-15.0, 0.0]])
     classes, weights = SoftEncoder(centres)(torch.zeros(1, 2, 1, 1))
     assert classes.dtype == torch.long
@@ -166,7 +167,7 @@ def palettes() -> dict[str, Tensor]:
 
 
 def colours() -> Tensor:
-    """(1, 2, 1, N): all over the plane, on the borders of its unit cells, and at its corners."""
+    """Colours (1, 2, 1, N) all over the plane, on the borders of its unit cells, and at their corners."""
     everywhere = rand(2, 20_000, seed=4) * 255.8 - 127.9
     borders = torch.cartesian_prod(torch.arange(-127.0, 128, 3), torch.arange(-127.0, 128, 3)).T
     corners = torch.tensor([[-127.9, -127.9, 127.9, 127.9], [-127.9, 127.9, -127.9, 127.9]])
@@ -209,7 +210,7 @@ def test_each_place_of_a_picture_is_encoded_at_its_place():
 
 
 def test_rarity_weights_by_hand():
-    """P = 0.6, 0.3, 0.1 and A = 0.5, so 1 / (P / 2 + 1 / 6), over what makes sum P w 1."""
+    """P = 0.6, 0.3, 0.1 and A = 0.5, so w = 1 / (P / 2 + 1 / 6), divided by sum P w so that this becomes 1."""
     weights = rarity_weights(palette_of(FAR_APART, [6.0, 3.0, 1.0]), 0.5)
     raw = torch.tensor([1 / (p / 2 + 1 / 6) for p in (0.6, 0.3, 0.1)])
     torch.testing.assert_close(weights, raw / (0.6 * raw[0] + 0.3 * raw[1] + 0.1 * raw[2]))
@@ -217,7 +218,8 @@ def test_rarity_weights_by_hand():
 
 
 def test_smoothing_by_hand():
-    """At this distance a centre has half its own Gaussian at the other: 2/3 of its pixels stay, 1/3 goes over."""
+    """At this distance the Gaussian of one centre has half its height at the other: 2/3 of its pixels stay, and 1/3
+    moves."""
     near = palette_of([[0.0, 0.0], [0.0, math.sqrt(50 * math.log(2))]], [3.0, 1.0])
     expected = [0.75 * 2 / 3 + 0.25 / 3, 0.75 / 3 + 0.25 * 2 / 3]
     torch.testing.assert_close(smoothed_frequencies(near), torch.tensor(expected).double(), rtol=1e-6, atol=0)
@@ -241,7 +243,7 @@ def test_all_mixing_is_no_rebalancing_and_none_is_all_of_it():
 
 
 def test_a_colour_without_pixels_has_a_finite_weight():
-    """A palette of other photos, or one made by hand, may have one."""
+    """A palette of other photos, or one made by hand, may have such a colour."""
     assert rarity_weights(palette_of([[0, 0], [120, 120], [-120, -120]], [5.0, 0.0, 1.0]), 0.0).isfinite().all()
 
 
@@ -253,7 +255,7 @@ def decode(logits: list[float], centres: Tensor, temperature: float) -> list[flo
 
 
 def test_annealed_mean_by_hand():
-    """Two classes whose logits differ by 0.38 ln 3: at T = 0.38, three to one."""
+    """Two classes whose logits differ by 0.38 ln 3 have the probabilities 3 : 1 at T = 0.38."""
     centres = torch.tensor([[40.0, 0.0], [0.0, -20.0]])
     assert decode([0.38 * math.log(3), 0.0], centres, 0.38) == pytest.approx([30, -5], rel=1e-5)
     assert decode([math.log(3), 0.0], centres, 1.0) == pytest.approx([30, -5], rel=1e-5)
@@ -324,7 +326,7 @@ def test_a_palette_is_read_back_as_it_was_written(tmp_path):
 
 def test_a_palette_with_other_bins_is_refused_with_the_cure(tmp_path):
     save_palette(tmp_path / "p.npz", palette_of(FAR_APART, [1.0, 1, 1]))
-    with pytest.raises(ProjectError, match="has 3 colours, and --bins is 313; give --bins 3"):
+    with pytest.raises(ProjectError, match="has 3 colours, and --bins is 313; use --bins 3"):
         load_palette(tmp_path / "p.npz", bins=313)
 
 

@@ -1,4 +1,4 @@
-"""perceptual_loss.py: torchvision's VGG16 to the bit, LPIPS as its package has it, gradients everywhere, and no silent
+"""perceptual_loss.py: torchvision's VGG16 to the bit, LPIPS as in its package, gradients everywhere, and no silent
 fallback."""
 
 import os
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from Project7 import color, perceptual_loss
 from Project7.perceptual_loss import LPIPS, PerceptualLoss, WeightsMissing, load_lpips, load_perceptual
 
-# Without their cache: what is in a file or behind the network differs from test to test.
+# Without their cache, because the content of files and of the network differs from test to test.
 load, load_similarity = load_perceptual.__wrapped__, load_lpips.__wrapped__
 AB_MEAN, AB_STD = torch.tensor([2.1, 8.9]), torch.tensor([12.6, 17.7])
 FILE_NAME = "vgg16-397923af.pth"  # as torchvision's cache calls it
@@ -27,7 +27,7 @@ THE_THREE_WAYS = ("--perceptual-weights FILE", "--perceptual-net random", "--per
 
 
 def made_up(build) -> nn.Sequential:
-    """The `features` of a network of torchvision with random weights; its classifier's millions stay imaginary."""
+    """The `features` of a torchvision network with random weights; the millions of its classifier take no memory."""
     with torch.device("meta"):
         features = build().features
     features = features.to_empty(device="cpu").requires_grad_(False).eval()
@@ -40,10 +40,10 @@ def made_up(build) -> nn.Sequential:
 
 
 def as_stored(build, features: nn.Sequential) -> dict[str, Tensor]:
-    """What torchvision's file holds, by name and shape: `features.*` and `classifier.*`."""
+    """The content of torchvision's file, by name and shape: `features.*` and `classifier.*`."""
     with torch.device("meta"):
         shapes = build().state_dict()
-    one = torch.full((1,), torch.nan)  # stretched to any shape it takes four bytes; and whoever reads it has NaN
+    one = torch.full((1,), torch.nan)  # expanded to any shape it takes four bytes, and reading it gives NaN
     weights = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
     return {name: weights.get(name, one.expand(tensor.shape)) for name, tensor in shapes.items()}
 
@@ -76,7 +76,7 @@ def alex_state() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def files(file, alex_state, tmp_path_factory) -> dict[str, str]:
-    """By the names of LPIPS: the trunks in torchvision's format."""
+    """Files of the trunks in torchvision's format, by the names of LPIPS."""
     path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
     torch.save(alex_state, path)
     return {"alex": str(path), "vgg": file}
@@ -101,7 +101,7 @@ def same_features(loss: PerceptualLoss, other: PerceptualLoss) -> bool:
 
 
 def refusal(net: str, *arguments) -> str:
-    """What load_perceptual or load_lpips says: a sentence or two, on one line, with the three ways on."""
+    """The message of load_perceptual or load_lpips: one or two sentences on one line, with the three ways to go on."""
     with pytest.raises(WeightsMissing) as caught:
         (load if net == "vgg16" else load_similarity)(net, *arguments)
     message = str(caught.value)
@@ -117,7 +117,7 @@ def refusal(net: str, *arguments) -> str:
 
 
 def test_the_features_are_those_of_torchvision(vgg16, file):
-    """relu1_2, relu2_2, relu3_3 and relu4_3 stand after the second, fourth, seventh and tenth convolution."""
+    """relu1_2, relu2_2, relu3_3 and relu4_3 follow the second, fourth, seventh and tenth convolution."""
     loss, rgb = load("vgg16", file), pictures(2, 32)
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     x, after, expected = (rgb - mean) / std, 0, []
@@ -190,7 +190,7 @@ def test_the_distance_is_symmetric_and_each_samples_own(untrained):
 
 
 def test_the_distance_by_its_equation(untrained):
-    """The distance d of two unit features, d^2 = 2 - 2 cos, by places and layers, rounded off below 0.01."""
+    """The distance d of two unit features, d^2 = 2 - 2 cos, at each place and layer, is smoothed below 0.01."""
     rgb, other = pictures(2, 32), pictures(2, 32, seed=1)
     expected = 0
     for f, g in zip(untrained.extract(rgb), untrained.extract(other), strict=True):
@@ -223,7 +223,7 @@ def test_the_distance_grows_with_the_error_of_colour(kind, file):
 @pytest.mark.parametrize("tint", [0.0, 30.0, -110.0, 120.0], ids=["neutral", "tinted", "green", "red"])
 @pytest.mark.parametrize("lightness", [-1.0, 0.0, 1.0], ids=["black", "gray", "white"])
 def test_gradients_are_finite_and_there_at_every_colour(untrained, lightness, tint, precision):
-    """At black and white the cube and the sRGB curve have their corners; ab of 110 and more is far out of gamut."""
+    """At black and white the RGB cube and the sRGB curve have corners; ab of 110 and more is far out of gamut."""
     L = torch.full((1, 1, 16, 16), lightness)
     ab = (torch.full((1, 2, 16, 16), tint) - AB_MEAN[:, None, None]) / AB_STD[:, None, None]
     truth = ab.roll(1, dims=1) * 0.5 + 1
@@ -245,7 +245,7 @@ def test_an_estimate_that_is_no_colour_at_all_is_finite_too(untrained, lightness
 
 
 def test_no_colour_lies_beyond_128(untrained):
-    """Or one wild pixel would be all that a layer sees."""
+    """Otherwise a single extreme pixel would dominate a layer."""
     L, truth = color.split(pictures(), AB_MEAN, AB_STD)
     within, far = (
         untrained.of_chroma(
@@ -281,7 +281,7 @@ def test_bf16_is_near_float32(untrained):
 
 
 def test_colours_walk_towards_the_truth(untrained):
-    """The gradient is of use: following it alone brings a gray picture nearer to its colours."""
+    """The gradient is useful: following it alone brings a gray picture closer to its colours."""
     L, truth = color.split(pictures(1, 16) * 0.4 + 0.3, AB_MEAN, AB_STD)
     ab = torch.zeros_like(truth, requires_grad=True)
     optimizer = torch.optim.Adam([ab], lr=0.1)
@@ -329,7 +329,7 @@ def test_no_pictures_have_no_distance(untrained):
 
 
 def test_a_file_of_torchvision_is_taken_without_its_classifier(file, state):
-    """The classifier of this one is NaN: it is not looked at."""
+    """The classifier in this file is NaN, and is ignored."""
     loss = load("vgg16", file)
     assert sum(p.numel() for p in loss.parameters()) == 7_635_264
     for name, tensor in loss.features.state_dict().items():
@@ -345,7 +345,7 @@ def test_features_alone_and_half_precision_will_do(tmp_path, vgg16):
 
 
 def test_parameters_will_do_as_well_as_tensors(tmp_path, vgg16):
-    """`dict(model.named_parameters())` holds tensors that ask for a gradient."""
+    """`dict(model.named_parameters())` holds tensors that require a gradient."""
     parameters = {f"features.{name}": nn.Parameter(tensor) for name, tensor in vgg16.state_dict().items()}
     torch.save(parameters, tmp_path / "parameters.pth")
     loss = load("vgg16", str(tmp_path / "parameters.pth"))
@@ -359,7 +359,8 @@ def test_a_file_in_the_home_folder_may_be_named_with_a_tilde(file, monkeypatch):
 
 @pytest.mark.parametrize("place", ["features.0.weight", "features.21.weight"])
 def test_the_name_tells_other_weights_from_these(file, state, tmp_path, place):
-    """Losses under one name are compared with each other: other features need another name, in any layer."""
+    """Losses under the same name are compared with each other, so other features need another name, whichever layer
+    differs."""
     torch.save({**state, place: state[place] * 1.5}, tmp_path / "other.pth")
     other = load("vgg16", str(tmp_path / "other.pth")).name
     assert other != load("vgg16", file).name
@@ -368,7 +369,7 @@ def test_the_name_tells_other_weights_from_these(file, state, tmp_path, place):
 
 
 def test_the_name_does_not_depend_on_what_is_left_out(file, state, tmp_path):
-    """The same features without a classifier, or after one, are the same objective."""
+    """The same features are the same objective, with or without a classifier in the file."""
     features = {name: tensor for name, tensor in state.items() if name.startswith("features")}
     for number, same in enumerate((features, dict(reversed(state.items())))):
         torch.save(same, tmp_path / f"{number}.pth")
@@ -460,7 +461,7 @@ def test_a_file_with_a_number_that_is_none_is_refused(tmp_path, state, value):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache of torch.hub, and no way out: a test that would download fails."""
+    """An empty cache of torch.hub without network access, so that a test that would download fails."""
 
     def refuse(*arguments, **settings):
         raise urllib.error.URLError("no route to host")
@@ -474,7 +475,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_file_in_torchs_cache_is_used_without_a_network(cache, file, state):
-    """torch.hub checks the hash when it downloads, so that this made-up file passes for torchvision's."""
+    """torch.hub checks the hash only when it downloads, so this artificial file passes for torchvision's."""
     (cache / FILE_NAME).symlink_to(file)
     loss = load("vgg16")
     assert torch.equal(loss.features[21].weight, state["features.21.weight"])
@@ -499,7 +500,7 @@ def test_a_download_of_other_bytes_is_refused_by_its_hash(cache, tmp_path, monke
 
 
 def test_a_damaged_file_in_the_cache_is_named(cache):
-    """A download that was cut by a full disk, say: the person must learn which file to remove."""
+    """For example, a full disk may have cut a download short: the message must say which file to remove."""
     (cache / FILE_NAME).write_bytes(b"cut")
     message = refusal("vgg16")
     assert str(cache / FILE_NAME) in message
@@ -532,7 +533,7 @@ def test_a_silent_server_is_given_up_and_the_socket_is_left_as_it_was(cache, mon
 
 
 def test_a_refusal_is_not_remembered(cache, file):
-    """A person who puts the file where the message says can go on in the same run."""
+    """A person who puts the file where the message says can continue in the same run."""
     load_perceptual.cache_clear()
     with pytest.raises(WeightsMissing):
         load_perceptual("vgg16")
@@ -540,7 +541,7 @@ def test_a_refusal_is_not_remembered(cache, file):
     try:
         assert load_perceptual("vgg16").name == "VGG16"
     finally:
-        load_perceptual.cache_clear()  # these are no weights of torchvision's
+        load_perceptual.cache_clear()  # these weights are not torchvision's
 
 
 # ---- LPIPS
@@ -549,7 +550,7 @@ every_net = pytest.mark.parametrize("net", FILES)
 
 
 def the_packages_own(net: str) -> lpips.LPIPS:
-    """As its users have it: it asks torchvision for the trunk, which finds the file in its cache."""
+    """LPIPS as its users get it: it asks torchvision for the trunk, which finds the file in its cache."""
     with warnings.catch_warnings(action="ignore"):
         return lpips.LPIPS(net=net, verbose=False)
 
@@ -557,7 +558,8 @@ def the_packages_own(net: str) -> lpips.LPIPS:
 @pytest.mark.slow
 @every_net
 def test_lpips_is_that_of_its_package(net, files, cache, similarities):
-    """Trunk, learnt weights, scaling and mean: ours from the file and ours from the cache, theirs from the cache."""
+    """Trunk, learnt weights, scaling and mean agree: ours from the file and from the cache, the package's from the
+    cache."""
     (cache / FILES[net]).symlink_to(files[net])
     theirs, rgb, truth = the_packages_own(net), pictures(3, 40), pictures(3, 40, seed=1)
     mine = {"file": similarities[net], "cache": load_similarity(net)}
@@ -577,7 +579,7 @@ def test_lpips_is_that_of_its_package(net, files, cache, similarities):
 
 @every_net
 def test_the_trunk_of_lpips_is_that_of_the_file(net, similarities, state, alex_state):
-    """Layer by layer, in torchvision's numbering; the classifier of this file is NaN, and is not looked at."""
+    """It agrees layer by layer, in torchvision's numbering; the classifier in this file is NaN, and is ignored."""
     stored = {"vgg": state, "alex": alex_state}[net]
     found = {name.split(".", 1)[1]: tensor for name, tensor in similarities[net].network.net.state_dict().items()}
     assert len(found) == {"alex": 10, "vgg": 26}[net]
@@ -597,10 +599,10 @@ def test_lpips_is_each_samples_own_and_0_at_the_truth(net, similarities):
 
 
 def test_where_all_features_are_0_the_gradient_is_finite(files):
-    """The package divides by sqrt(sum of squares), whose slope at 0 is infinite: times 0 it is NaN in the features.
-    Only the ReLU before them keeps it from the picture."""
+    """The package divides by sqrt(sum of squares), whose slope at 0 is infinite; times 0 that makes the gradient of the
+    features NaN. Only the ReLU before them keeps it from the picture."""
     similarity = load_similarity("alex", files["alex"])
-    similarity.network.net.slice1[0].weight.fill_(0.01)  # now its first layer sees light alone, and only much of it
+    similarity.network.net.slice1[0].weight.fill_(0.01)  # now its first layer sees only light, above a high threshold
     similarity.network.net.slice1[0].bias.fill_(-1.0)
     rgb, truth = pictures(2, 48), pictures(2, 48, seed=1)
     rgb[..., 24:] = 0
@@ -624,7 +626,8 @@ def test_where_all_features_are_0_the_gradient_is_finite(files):
 
 
 def test_where_features_are_nearly_0_the_gradient_is_bounded_and_the_packages_is_not(files):
-    """Two channels a millionth above 0, the others 0: a hair's breadth in the picture turns the direction round."""
+    """Two channels are a millionth above 0 and the others 0, so a minimal change of the picture reverses the
+    direction."""
     similarity = load_similarity("alex", files["alex"])
     rgb, truth = torch.full((1, 3, 32, 32), 0.4), pictures(1, 32)
     first, seen = similarity.network.net.slice1[0], similarity.network.scaling_layer(2 * rgb - 1)[0, :, 0, 0]
@@ -668,7 +671,7 @@ def test_bf16_lpips_is_near_float32(similarities):
 
 
 def test_the_dropout_of_lpips_never_drops(files):
-    """Its learnt layers have one, and a loss is told .train() together with the network that it teaches."""
+    """Its learnt layers have dropout, and .train() is called on a loss together with the network that it trains."""
     similarity = load_similarity("alex", files["alex"])
     rgb, truth = pictures(2, 32), pictures(2, 32, seed=1)
     before = similarity(rgb, truth)
@@ -694,7 +697,7 @@ def test_the_network_of_lpips_is_frozen(similarities):
 
 
 def test_the_untrained_lpips_is_the_same_every_time_takes_no_file_and_is_named_so(cache, monkeypatch):
-    """By its name alone: neither the cache nor the network is asked."""
+    """Neither the cache nor the network is asked."""
     monkeypatch.setattr(perceptual_loss, "download", lambda trunk: pytest.fail("asked the network"))
     torch.manual_seed(1)
     before, first = torch.get_rng_state(), load_similarity("random")

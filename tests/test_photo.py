@@ -32,7 +32,7 @@ TAG, IFD = ExifTags.Base, ExifTags.IFD
 
 
 def smooth(height: int = 20, width: int = 28) -> np.ndarray:
-    """A picture that JPEG keeps well and that has no symmetry. (H, W, 3) uint8"""
+    """A picture (H, W, 3) uint8 that JPEG keeps well and that has no symmetry."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x * 8 + 20, y * 9 + 30, 200 - x * 3 - y * 4], -1).astype(np.uint8)
 
@@ -49,7 +49,7 @@ def encode(image: Image.Image | np.ndarray, kind: str, **options) -> bytes:
 
 
 def png(size: tuple[int, int], bits: int, color: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG by hand: `rows` are the scan lines, each with its filter byte; `chunks` go before them."""
+    """A PNG built by hand: `rows` are the scan lines, each with its filter byte; `chunks` precede them."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -60,7 +60,7 @@ def png(size: tuple[int, int], bits: int, color: int, rows: bytes, *chunks: tupl
 
 
 def profile(space: bytes, gamma: float | np.ndarray, colorants: dict[bytes, tuple[float, ...]]) -> bytes:
-    """An ICC profile by hand (version 2): RGB with three colorants or GRAY with none, a gamma or a table."""
+    """An ICC profile built by hand (version 2): RGB with three colorants or GRAY with none, and a gamma or a table."""
 
     def xyz(values: tuple[float, ...]) -> bytes:
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(v * 65536) for v in values))
@@ -216,7 +216,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """Mends the checksums of a PNG, so that mutations come past them. Other formats have none."""
+    """Repairs the checksums of a PNG, so that they do not catch the mutations. Other formats have none."""
     out, at = bytearray(data), 8
     while data.startswith(b"\x89PNG") and at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4])
@@ -279,7 +279,7 @@ print("MB", highest() - start)
 
 
 def measured(*paths: Path) -> tuple[list[str], int]:
-    """(one line a path, the megabytes that opening them took) of a process of its own."""
+    """The output, one line per path, of a separate process, and the megabytes that opening the photos took."""
     if not Path("/proc/self/status").exists():
         pytest.skip("the system does not tell the memory of a process")
     command = [sys.executable, "-W", "error", "-c", MEASURED, *map(str, paths)]
@@ -321,7 +321,7 @@ def test_bombs_are_refused_before_decoding(tmp_path):
     lines, megabytes = measured(*(tmp_path / name for name in bombs))
     for name, line in zip(bombs, lines, strict=True):
         assert name in line
-        # of a picture with a large text or profile that is dropped, and the picture is read
+        # a picture with a large text or profile is read without it
         assert ("photo (1, 1, 3)" if name in ("text.png", "profile.png") else "120 megapixels") in line
     assert megabytes < 100
 
@@ -632,7 +632,7 @@ def test_mpo_is_a_jpeg():
 
 
 def adobe_to_srgb(rgb: np.ndarray) -> np.ndarray:
-    """By the formulas, through XYZ (D50). Right where the colour is one that sRGB has."""
+    """Adobe RGB to sRGB by the formulas, through XYZ (D50); correct for colours that sRGB has."""
     to_xyz = np.array(list(ADOBE_COLORANTS.values())).T
     srgb = np.array(list(SRGB_COLORANTS.values())).T
     linear = ((rgb / 255) ** (563 / 256)) @ (np.linalg.inv(srgb) @ to_xyz).T
@@ -672,10 +672,10 @@ def test_a_profile_leaves_alpha_alone():
 def test_srgb_profiles_change_nothing():
     v = np.linspace(0, 1, 1024)
     table = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
-    by_hand = profile(b"RGB ", table, SRGB_COLORANTS)  # as most cameras have it, with no name that could tell
+    by_hand = profile(b"RGB ", table, SRGB_COLORANTS)  # like that of most cameras, without a telling name
     source, target = ImageCms.ImageCmsProfile(io.BytesIO(by_hand)), ImageCms.createProfile("sRGB")
     converted = np.asarray(ImageCms.profileToProfile(Image.fromarray(noise()), source, target))
-    assert 0 < np.abs(converted.astype(int) - noise()).max() <= 2  # the rounding that nobody wants
+    assert 0 < np.abs(converted.astype(int) - noise()).max() <= 2  # the rounding that must be avoided
     for srgb in (by_hand, to_image(noise()).info["icc_profile"]):
         photo = open_photo(encode(noise(), "PNG", icc_profile=srgb))
         np.testing.assert_array_equal(photo.rgb, noise())
@@ -896,13 +896,13 @@ def test_transparency_stays_in_webp_and_is_white_in_jpeg(tmp_path):
 
 
 def test_a_side_that_a_format_cannot_hold_is_said(tmp_path):
-    with pytest.raises(ProjectError, match="WEBP ends at 16383 pixels a side, not 20000; use PNG"):
+    with pytest.raises(ProjectError, match="WEBP files have at most 16383 pixels per side, not 20000; use PNG"):
         save_photo(tmp_path / "a.webp", np.zeros((1, 20_000, 3), np.uint8))
     assert not list(tmp_path.iterdir())
 
 
 def test_damaged_scans_print_nothing_of_their_own(capfd):
-    """libtiff, tifffile and Pillow would each write lines on stderr, which say nothing to a person."""
+    """libtiff, tifffile and Pillow would each write lines on stderr that mean nothing to a person."""
     seeded, content = random.Random(3), io.BytesIO()
     gradient = np.arange(60 * 50 * 3, dtype=np.uint32).reshape(60, 50, 3)
     Image.fromarray((gradient * 7 % 251).astype(np.uint8)).save(content, "TIFF", compression="tiff_lzw")

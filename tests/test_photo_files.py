@@ -1,4 +1,4 @@
-"""photo_files.py: what is taken for a photo, each real folder once, and what is left out is said."""
+"""photo_files.py: which files count as photos, each real folder once, and messages about what is left out."""
 
 import os
 import socket
@@ -154,7 +154,7 @@ def test_avif_counts_where_it_can_be_read():
 
 
 def test_a_folder_of_many_files_is_listed_once_and_no_file_is_opened(tmp_path, monkeypatch):
-    """Of 60,000 photos the first is coloured within seconds; what would spoil that is work for each pair of files."""
+    """The first of 60,000 photos is coloured within seconds, which work for each pair of files would prevent."""
     for number in range(2000):
         (tmp_path / f"{number}.png").touch()
     listed, looked = [], []

@@ -1,4 +1,4 @@
-"""photo_source.py: which photos a data set holds; what is not used is said, and no zip costs more than it says."""
+"""photo_source.py: which photos a data set holds, messages about what is not used, and zips that claim a wrong size."""
 
 import io
 import os
@@ -89,7 +89,7 @@ def test_a_zip_counts_what_it_leaves_out(tmp_path):
 
 @pytest.mark.parametrize(("place", "value", "reason"), [(8, 1, "is encrypted"), (10, 9, "by method 9")])
 def test_a_sound_zip_that_cannot_be_read_is_not_called_damaged(tmp_path, place, value, reason):
-    """As the central directory says it: flags at 8, method at 10."""
+    """The central directory says so: its flags are at 8, the method at 10."""
     path = zipped(tmp_path / "a.zip", "a.png")
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\1\2") + place] = value
@@ -120,7 +120,7 @@ def test_a_name_that_is_no_text_is_a_photo(tmp_path):
 
 
 def wide_profile() -> bytes:
-    """A profile whose green is not sRGB's: that of Lab's XYZ, taken through LittleCMS's own primaries swapped."""
+    """A profile with other primaries: that of sRGB with red and green exchanged."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     count = int.from_bytes(profile[128:132], "big")
     tags = {bytes(profile[132 + 12 * k : 136 + 12 * k]): 132 + 12 * k for k in range(count)}

@@ -1,4 +1,4 @@
-"""Which precision a run trains in: what was asked for, or what a measurement says."""
+"""The precision of a run: the one that was asked for, or the one that a measurement chooses."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_auto_takes_bfloat16_only_where_it_gains(monkeypatch, gain, choice):
 
 @pytest.fixture
 def hopeful(monkeypatch):
-    """Whatever a convolution says, the step is measured."""
+    """Lets the training step be measured whatever a convolution shows."""
     monkeypatch.setattr(precision, "convolution_gain", lambda device: 1.0)
 
 
@@ -101,7 +101,7 @@ def test_compiled_networks_keep_the_names_of_their_weights(monkeypatch, method):
 
 @pytest.mark.parametrize("method", TINY)
 def test_channels_last_changes_no_number(method):
-    """On CUDA the weights are laid out so; the rest of the code must not care."""
+    """Weights have this layout on CUDA, and the rest of the code must not depend on it."""
     model = build_model(TINY[method])
     if method == "classification":
         model.set_palette(precision.Palette(torch.randn(8, 2) * 30, torch.ones(8)))
@@ -115,7 +115,7 @@ def test_channels_last_changes_no_number(method):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("method", ["diffusion", "regression"])
 def test_a_training_step_on_cuda_waits_for_nothing(tmp_path, method):
-    """No transfer to the host inside the step: torch raises on one."""
+    """There must be no transfer to the host within the step; torch raises if there is one."""
     import numpy as np
 
     from Project7.image_set import ImageSet

@@ -1,4 +1,4 @@
-"""Which process of several this is, and its share of the work."""
+"""Which of several processes this is, and its share of the work."""
 
 import os
 

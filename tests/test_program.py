@@ -1,4 +1,4 @@
-"""program.py: every program begins quietly and ends with one sentence and the right exit code."""
+"""program.py: every program starts quietly, and ends with one sentence and the right exit code."""
 
 import io
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def own_signal_handlers():
-    """`run` takes over SIGTERM for good; pytest gets its own handlers back."""
+    """`run` replaces the handler of SIGTERM for good; pytest gets its own handlers back."""
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     yield
     for signum, handler in before.items():
@@ -27,7 +27,7 @@ def own_signal_handlers():
 
 def start(code: str, **options) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    environment.pop("PYTHONUNBUFFERED", None)  # it would hide what is still in the buffer at the end
+    environment.pop("PYTHONUNBUFFERED", None)  # it would hide output that is still in the buffer at the end
     return subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **options)
 
 
@@ -164,7 +164,7 @@ def test_a_reader_that_has_left_is_no_error(text):
 
 
 def test_a_console_that_cannot_write_a_name_is_no_error(monkeypatch):
-    """Code page 1252, as on many Windows machines."""
+    """Many Windows machines use code page 1252."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
     assert run(lambda: print("Köln 写真 \udce9.png")) == 0
@@ -231,7 +231,7 @@ def test_the_handlers_are_restored(error):
 
 
 def test_a_python_without_the_requirements_is_told_in_one_sentence(tmp_path):
-    """A fresh interpreter that has nothing installed, as a person has who has not activated the environment."""
+    """A fresh interpreter without any packages is what a person has who has not activated the environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     for script in (["Project7/train_diffusion.py", "--help"], ["-m", "Project7", "models"], ["Project7", "models"]):
         result = subprocess.run(

@@ -67,7 +67,7 @@ sys.exit(program.run(main))
 
 
 class Terminal:
-    """A program in a terminal, and the person before it."""
+    """A program in a terminal, and the person who uses it."""
 
     def __init__(self, *command: Path | str, **environment: str):
         self.child = pexpect.spawn(
@@ -88,7 +88,7 @@ class Terminal:
         return self
 
     def answer(self) -> object:
-        """What the function of the driver returned."""
+        """The result of the driver's function."""
         self.child.expect("ANSWER (.*) END")
         answer = json.loads(self.child.match.group(1))
         assert self.ends() == 0
@@ -124,7 +124,7 @@ def make_models(models_dir: Path, *names: str) -> None:
 
 
 def test_a_wrong_path_is_named_and_asked_again_at_that_question(ask, tmp_path):
-    """Nothing that was answered before is lost; a path may stand in quotes."""
+    """Earlier answers are not lost, and a path may be quoted."""
     (tmp_path / "empty").mkdir()
     photos = tmp_path / "my photos"
     photos.mkdir()
@@ -229,7 +229,7 @@ def test_own_models_come_first_and_those_of_other_scripts_are_named_and_not_offe
         ["mine", "base", "Create"],
         ["mine", "terms", "base", "Create"],
     ]
-    assert "not offered here: classes, terms." in " ".join(capsys.readouterr().out.split())
+    assert "resumed here (see `project7 models`): classes, terms." in " ".join(capsys.readouterr().out.split())
 
 
 def test_more_models_than_digits_are_chosen_with_arrows(ask, tmp_path):
@@ -310,7 +310,7 @@ def test_typed_values_are_the_answers(ask):
 
 
 def test_bad_values_are_explained_and_asked_again(ask):
-    """And what was given as a flag is not asked."""
+    """A setting that was given as a flag is not asked for."""
     given = {name: "1" for name in QUESTIONS if name not in ("features", "epochs", "learning_rate")}
     terminal = ask(f"ask_settings({given}, mse)")
     for name, bad, said, good in [
@@ -464,7 +464,8 @@ COURSE["enhanced"] = COURSE["simple"]
 
 @pytest.fixture
 def person(monkeypatch):
-    """Asks, answers with `typed` (question -> answer; Enter elsewhere), returns the questions and the answers."""
+    """Asks and answers with `typed` (question -> answer; Enter for the others); returns the questions and the
+    answers."""
 
     def asked(sections_with, typed=None, given=None, current=None):
         seen, left = [], dict(typed or {})
@@ -514,7 +515,7 @@ def test_the_recipe_of_restoration_begins_with_its_own_loss(person):
     [("conservative", "0.5 0.3 2 0.3"), ("vibrant", "0.3 0.2 4 1"), ("maximum", "0.2 0.2 5 1.5")],
 )
 def test_the_answer_to_the_preset_changes_the_weights_shown_afterwards(person, preset, weights):
-    """And a preset is an answer after `enhanced`, whatever loss the recipe begins with."""
+    """The preset is asked for after the answer `enhanced`, whatever loss the recipe starts with."""
     typed = {LOSS_QUESTION: "enhanced", PRESET_QUESTION: preset}
     seen, answers = person(losses(SIMPLE), typed)
     names = ("Perceptual", "L", "ab", "Saturation")
@@ -551,7 +552,7 @@ def test_the_loss_of_the_model_so_far_is_the_default(person):
 
 
 def test_typing_the_loss_of_the_model_so_far_is_like_enter(person):
-    """Resuming takes it for a repetition that changes nothing, so the weights shown are the model's."""
+    """Resuming treats it as a repetition that changes nothing, so the weights shown are the model's."""
     current = LossConfig(loss="enhanced", preset="vibrant", ab_weight=7)
     seen, answers = person(losses(SIMPLE), {LOSS_QUESTION: "enhanced"}, current=current)
     weights = ["Perceptual weight [0.3]", "L weight [0.2]", "ab weight [7]", "Saturation weight [1]"]
@@ -561,7 +562,7 @@ def test_typing_the_loss_of_the_model_so_far_is_like_enter(person):
 
 @pytest.mark.parametrize("of", [SIMPLE, RESTORATION])
 def test_another_preset_for_the_model_so_far_shows_the_weights_of_that_preset(person, of):
-    """Enter keeps the model's enhanced loss, whatever the recipe begins with."""
+    """Enter keeps the model's enhanced loss, whatever the recipe starts with."""
     current = LossConfig(loss="enhanced", ab_weight=7, perceptual_net="random")
     seen, answers = person(losses(of), {PRESET_QUESTION: "vibrant"}, current=current)
     weights = ["Perceptual weight [0.3]", "L weight [0.2]", "ab weight [4]", "Saturation weight [1]"]
@@ -603,7 +604,7 @@ def test_ctrl_c_at_a_question_exits_130(ask, tmp_path, call, question, key):
 
 
 def test_the_training_script_asks_in_order_and_ctrl_c_leaves_nothing(tmp_path):
-    """The real program, up to its last question."""
+    """This is the real program, up to its last question."""
     models = tmp_path / "models"
     terminal = Terminal(SCRIPT, "--models-dir", models)
     terminal.sees("this will be the first").sees("Model name [model-1]:").types("mine" + ENTER)

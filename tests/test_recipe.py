@@ -1,4 +1,4 @@
-"""What a training request becomes, before anything is trained."""
+"""From the flags and answers to a training request, before anything is trained."""
 
 from types import SimpleNamespace
 
@@ -200,12 +200,12 @@ def test_the_epochs_of_two_stages_are_those_of_the_first_and_of_both(tmp_path, f
 @pytest.mark.parametrize("flag", ["--stage1-epochs", "--stage2-epochs"])
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", ""])
 def test_a_stage_has_one_epoch_or_more(tmp_path, flag, value):
-    with pytest.raises(UsageError, match=f"{flag} {value}: epochs are a whole number above 0"):
+    with pytest.raises(UsageError, match=f"{flag} {value}: the number of epochs must be a whole number above 0"):
         gather(tmp_path, "--name", "new", "--yes", f"{flag}={value}", of=V2)
 
 
 def test_without_a_terminal_the_epochs_of_the_stages_are_missing_like_any_answer(tmp_path):
-    """Two-stage training does not fall back on 30 and 15 epochs where nobody has said so, nor --yes."""
+    """Two-stage training does not use 30 and 15 epochs unless they or --yes were given."""
     everything = ["--name", "new", "--strategy", "two-stage", *ANSWERED]
     with pytest.raises(UsageError, match=r"--stage1-epochs.*--stage2-epochs"):
         gather(tmp_path, *everything, of=V2)
@@ -225,7 +225,7 @@ def test_without_a_terminal_the_adversarial_weight_is_missing_only_with_a_discri
 
 @pytest.fixture
 def person(monkeypatch):
-    """A terminal; each question that is asked is noted, and answered with nothing."""
+    """A terminal in which each question is recorded, and answered with nothing."""
     asked = []
 
     def ask_settings(given, sections_with, current=None):
@@ -252,13 +252,13 @@ def test_two_stages_by_flag_are_not_asked_for_again(tmp_path, person):
 
 
 def test_a_new_model_by_flag_is_not_asked_for_again(tmp_path, person):
-    """--strategy new has answered whether to resume."""
+    """--strategy new has already answered whether to resume."""
     gather(tmp_path, "--strategy", "new", of=V2)
     assert person == ["name", ("model", "data", "training", "objective")]
 
 
 def test_epochs_by_flag_are_not_overruled_by_the_choice_of_two_stages(tmp_path, person, monkeypatch):
-    """--epochs says nothing about stages, so the list does not offer them."""
+    """--epochs does not say how to divide them into stages, so the list does not offer two stages."""
     offered = []
     monkeypatch.setattr(prompts, "ask_model", lambda *_, stages: offered.append(stages) or (None, stages))
     assert gather(tmp_path, "--epochs", "3", of=V2).settings["epochs"] == "3"
@@ -348,7 +348,7 @@ def test_a_model_without_a_loss_of_its_own_is_asked_for_one(tmp_path, person):
 
 
 def settle(monkeypatch, objective, *, answers=(), asking=True, there=("tiny", "random")):
-    """settle_perceptual where VGG16's own weights cannot be had, and what a person was asked."""
+    """Calls settle_perceptual while VGG16's weights are not available, and records what a person is asked."""
     asked, answers = [], iter(answers)
 
     def load(net, weights):
@@ -388,7 +388,7 @@ def test_a_person_says_how_to_go_on_without_the_features(monkeypatch, answer):
 
 
 def test_where_the_shipped_network_is_missing_it_is_not_offered(monkeypatch):
-    """A copy of the toolkit without its weights, say."""
+    """For example, in a copy of the toolkit without its weights."""
     answers = [{"perceptual_net": "tiny"}, {"perceptual_weight": "0"}]
     _, asked = settle(monkeypatch, ObjectiveConfig(), answers=answers, there=())
     assert [(network, tiny) for _, network, tiny in asked] == [("VGG16", True), ("TinyVGG", False)]
@@ -407,7 +407,7 @@ def test_nobody_to_ask_ends_the_run(monkeypatch):
 
 
 def settle_lpips(monkeypatch, loss, *, answers=()):
-    """The same for the loss of direct regression, where LPIPS has no network."""
+    """Calls settle_perceptual for the loss of direct regression, while LPIPS has no network."""
     asked, answers = [], iter(answers)
 
     def load(net, weights):

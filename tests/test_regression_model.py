@@ -51,7 +51,7 @@ def make_batch(count: int = 3, size: tuple[int, int] = (16, 16), *, step: int = 
 
 
 def loud(**changes) -> RegressionColorizer:
-    """Untrained, and its answers are big: a fresh one says nearly the mean colour."""
+    """An untrained model with large answers; by default, a new one answers nearly the mean colour."""
     model = tiny(**changes)
     with torch.no_grad():
         model.unet.leave[-1].weight.mul_(20)
@@ -100,7 +100,8 @@ def test_the_loss_is_the_mean_squared_error_of_ab():
 
 @pytest.mark.parametrize("scale", [2, 4])
 def test_at_a_part_of_the_resolution_the_truth_is_as_fine_as_can_be_answered(scale):
-    """Both are means over squares, enlarged along the edges of L: what is finer cannot be learnt, nor be blamed."""
+    """Answer and truth are both means over squares, enlarged along the edges of L; finer detail cannot be learnt, and
+    is not counted as an error."""
     model, batch = tiny(chroma_scale=scale), make_batch(size=(16, 24))
     truth = enlarge(F.avg_pool2d(batch.ab, scale), F.avg_pool2d(batch.L, scale), batch.L)
     expected = (model.colorize(batch.L) - truth).square().mean(dim=(1, 2, 3))
@@ -110,7 +111,7 @@ def test_at_a_part_of_the_resolution_the_truth_is_as_fine_as_can_be_answered(sca
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_with_lightness_its_mean_squared_error_is_added(scale):
-    """Both of the faded photo's answer, against the photo as it was."""
+    """Both errors are those of the answer to the faded photo, compared with the original."""
     model, batch = loud(**LAB, chroma_scale=scale), make_batch(image_share=1.0)
     faded = model.shown(batch.L, batch.random)
     answer = model.colorize(faded)
@@ -139,7 +140,7 @@ def test_the_estimate_is_of_every_sample_with_a_gradient(changes, size):
 
 
 def test_a_sample_does_not_depend_on_those_beside_it():
-    """No statistics of the batch: micro-steps and processes agree with one pass over it all."""
+    """There are no batch statistics, so micro-steps and processes agree with one pass over the whole batch."""
     model, batch = tiny(**LAB), make_batch(4)
     whole = model(batch).loss
     part = Batch(batch.L[2:], batch.ab[2:], BatchRandom(3, 0, 2, 2, 4))
@@ -157,7 +158,7 @@ def test_a_fresh_model_answers_nearly_the_mean_colour(changes):
 
 @pytest.mark.parametrize("fade", [0.0, 0.3, 0.95])
 def test_a_faded_photo_is_paler_by_so_much_at_most_and_no_lightness_leaves_its_range(fade):
-    """The contrast of many: between 1 - fade and 1, and both ends are met."""
+    """The contrasts of many photos lie between 1 - fade and 1, and reach both ends."""
     model = tiny(**LAB, fade=fade)
     L = torch.tensor([-1.0, 1.0]).expand(400, 1, 1, 2)
     faded = model.shown(L, BatchRandom(0, 0, 0, 400, 400))
@@ -193,7 +194,7 @@ def test_a_model_of_ab_alone_is_shown_photos_as_they_are():
 
 
 def test_colouring_fades_nothing():
-    """Only training photos are faded: a photo that is to be coloured comes as it is."""
+    """Only training photos are faded; a photo to be coloured is used as it is."""
     model, L = loud(**LAB, fade=0.9), make_batch().L
     assert torch.equal(model.colorize(L), model.answer(L))
 
@@ -241,7 +242,7 @@ def test_any_number_of_levels(levels, size):
 
 
 def test_an_odd_size_is_padded_by_repeating_its_edge():
-    """A flat picture looks to the levels as if it went on."""
+    """At every level, a flat picture looks as if it continued."""
     model = loud(channel_multipliers=(1, 1, 1))
     whole = model.colorize(torch.full((1, 1, 16, 16), 0.3))
     part = model.colorize(torch.full((1, 1, 13, 15), 0.3))
@@ -271,7 +272,7 @@ sizes = pytest.mark.parametrize("size", [(1, 1), (16, 16), (7, 16), (33, 47), (1
 @sizes
 @pytest.mark.parametrize("scale", [1, 2])
 def test_a_model_of_ab_keeps_the_lightness_of_the_photo(size, scale):
-    """Exactly, before it becomes bytes; to one unit of L after."""
+    """It is exact before rounding to bytes, and within one unit of L after it."""
     model, rgb = loud(chroma_scale=scale), photo(*size)
     answer = colorizer(model).colorize(rgb)
     assert answer.size == (size[1], size[0])
@@ -284,7 +285,7 @@ def test_a_model_of_ab_keeps_the_lightness_of_the_photo(size, scale):
 @sizes
 @pytest.mark.parametrize("scale", [1, 2])
 def test_a_model_of_lab_changes_the_lightness_at_full_size(size, scale):
-    """By what it says, wherever it says it: here 0.2 lighter in the network's range, which is 10 units of L."""
+    """It changes where and by how much the model says: here by 0.2 in the network's range, which is 10 units of L."""
     model, rgb = tiny(**LAB, chroma_scale=scale), photo(*size)
     with torch.no_grad():
         model.unet.leave[-1].weight.zero_()
@@ -335,7 +336,7 @@ def test_a_reloaded_model_colours_bit_for_bit(tmp_path, changes):
 
 
 def four_photos() -> Tensor:
-    """(4, 3, 16, 16) uint8: left and right halves of different lightness, which tells their colours."""
+    """Photos (4, 3, 16, 16) uint8 whose left and right halves differ in lightness, which tells their colours."""
     colours = torch.tensor([[200, 60, 60], [40, 90, 160], [90, 160, 60], [230, 200, 80]], dtype=torch.uint8)
     pictures = torch.stack([colours, colours.roll(1, dims=0)], dim=-1)  # (4, 3, 2)
     return pictures.repeat_interleave(8, dim=-1)[:, :, None].expand(-1, -1, 16, -1).contiguous()
@@ -344,7 +345,7 @@ def four_photos() -> Tensor:
 def learn(
     model: RegressionColorizer, loss: LossConfig | None, photos: Tensor, *, steps: int = 60, rate: float = 1e-2
 ) -> list[float]:
-    """The loss of each step."""
+    """Trains, and returns the loss of each step."""
     objective = Objective(None, loss=loss, image_size=16, device=torch.device("cpu"), method_loss=model.LOSS)
     objective.begin(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
@@ -381,7 +382,7 @@ def test_it_learns_four_photos(loss, model):
 
 @pytest.mark.slow
 def test_it_learns_to_give_faded_photos_their_lightness_back():
-    """Each has something black and something white in it, by which one can see how far it has faded."""
+    """Each photo has something black and something white in it, which show how far it has faded."""
     network, photos = tiny(**LAB, fade=0.8), four_photos()
     photos[..., :3], photos[..., -3:] = 0, 255
     loss = LossConfig(loss="enhanced", perceptual_weight=0, l_weight=3)
@@ -389,7 +390,7 @@ def test_it_learns_to_give_faded_photos_their_lightness_back():
     assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:5]), losses[::10]
     L, _ = color.split(photos, network.ab_mean, network.ab_std)
     L = L.repeat(16, 1, 1, 1)
-    faded = network.shown(L, BatchRandom(0, 1000, 0, 64, 64))  # as it has not been seen
+    faded = network.shown(L, BatchRandom(0, 1000, 0, 64, 64))  # faded as in no training step
     restored = faded + network.colorize(faded)[:, :1]
     assert (restored - L).abs().mean() < 0.5 * (faded - L).abs().mean()
 
@@ -399,7 +400,7 @@ def test_it_learns_to_give_faded_photos_their_lightness_back():
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_the_term_of_lightness_is_nothing_for_a_model_of_ab(scale):
-    """By construction, to the bit: the lightness of its answer is that of the photo."""
+    """It is 0 by construction, to the bit, because the lightness of the answer is that of the photo."""
     model, batch = loud(chroma_scale=scale), make_batch(image_share=1.0)
     loss = LossConfig(loss="enhanced", perceptual_weight=0)
     objective = Objective(None, loss=loss, image_size=16, device=torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""What `make release-check` finds before a release; the whole of it is a slow test."""
+"""The problems that `make release-check` finds before a release; the whole check is a slow test."""
 
 import importlib.util
 from pathlib import Path
@@ -13,7 +13,7 @@ _spec.loader.exec_module(release_check)
 
 @pytest.fixture
 def ready(tmp_path):
-    """A checkout of which nothing is wrong."""
+    """A checkout without any problem."""
     (tmp_path / "Project7").mkdir()
     (tmp_path / "Project7" / "__init__.py").write_text('"""About."""\n\n__version__ = "1.2.0"\n')
     (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.2.0\n\n## 1.1.0\n")

@@ -1,4 +1,4 @@
-"""What a run shows, and that trouble with showing never stops training."""
+"""What a run shows; and trouble with showing never stops the training."""
 
 import io
 import re
@@ -135,7 +135,7 @@ def test_a_picture_that_cannot_be_written_is_said_once(tmp_path):
     text = shown(folder, progress(), progress(step=20), progress(step=30))
     assert text.count("No comparison picture") == 1
     assert text.count("No TensorBoard log") == 1
-    assert text.count("epoch 1/2") == 3  # training went on
+    assert text.count("epoch 1/2") == 3  # training continued
 
 
 def test_a_terminal_gets_one_line_that_is_gone_at_the_end(tmp_path):
@@ -148,7 +148,7 @@ def test_a_terminal_gets_one_line_that_is_gone_at_the_end(tmp_path):
 
 
 def pyte_lines(text):
-    """What stands on the screen: of the codes only those that rich uses for a live line."""
+    """The content of the screen; it knows only the escape codes that rich uses for a live line."""
     lines, row = [""], 0
     for part in re.split(r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)", text):
         if part == "\n":

@@ -76,7 +76,7 @@ def test_a_model_with_terms_is_not_for_the_recipe_without():
 
 
 def test_that_cure_works():
-    """What is left is the squared error alone."""
+    """Only the squared error is left."""
     objective = merge(WITH_TERMS, perceptual_weight="0", gan=False).objective
     assert (objective.mse_weight, objective.perceptual_weight, objective.gan) == (1, 0, False)
 
@@ -160,7 +160,7 @@ def with_loss(loss=None, **model):
 
 
 def merged_loss(stored, of=SIMPLE, **given):
-    """As the scripts do: the recipe's settings are those that the given ones bring along."""
+    """Merges as the scripts do: the recipe's settings are those that follow from the given ones."""
     loss = merge(stored, of.sections_with(given), **given).loss
     return LossConfig(**loss.model_dump())  # not of the recipe's own class, which has other defaults
 
@@ -187,7 +187,7 @@ def test_one_weight_changes_and_the_others_stay():
 
 
 def test_another_preset_resets_the_weights_that_were_not_given():
-    """But not what has nothing to do with a preset."""
+    """It does not reset what does not depend on a preset."""
     changed = merged_loss(with_loss(TUNED), preset="maximum", saturation_weight="2")
     expected = PRESETS["maximum"] | {"saturation_weight": 2.0, "a_weight": 1.0, "b_weight": 1.0}
     assert {name: getattr(changed, name) for name in expected} == expected
@@ -212,14 +212,14 @@ def test_another_loss_resets_the_weights_that_were_not_given():
     ],
 )
 def test_a_weight_that_repeats_the_stored_one_is_kept_when_the_loss_changes(stored, given, name, value):
-    """It was said, and so it is not reset with those that were not."""
+    """It was given explicitly, and so it is not reset with the others."""
     assert getattr(merged_loss(with_loss(stored), **given), name) == value
 
 
 @pytest.mark.parametrize(
     ("stored", "given", "said"),
     [
-        ({}, {"preset": "vibrant"}, "presets are of the enhanced loss.*use --loss enhanced"),
+        ({}, {"preset": "vibrant"}, "only the enhanced loss has presets.*use --loss enhanced"),
         ({}, {"saturation_weight": "1"}, "no term for --saturation-weight; use it with --loss enhanced"),
         (TUNED, {"loss": "weighted", "l_weight": "1"}, "the weighted loss has no term for --l-weight"),
         (TUNED, {"lab_weight": "1"}, "the enhanced loss has no term for --lab-weight"),
@@ -238,7 +238,7 @@ def test_what_does_not_go_with_the_loss_is_refused(stored, given, said):
 
 
 def test_what_goes_together_is_checked_over_the_parts_too():
-    """The weighted loss knows no lightness, and LPIPS no picture of 16 pixels."""
+    """The weighted loss does not use lightness, and LPIPS does not accept pictures of 16 pixels."""
     with pytest.raises(UsageError, match=r"weighted loss says nothing about lightness.*use --loss enhanced"):
         merged_loss(with_loss({"loss": "enhanced"}, outputs="lab"), loss="weighted")
     small = with_loss({"loss": "weighted"}).model_copy(update={"data": DataConfig(image_size=16)})
@@ -248,7 +248,7 @@ def test_what_goes_together_is_checked_over_the_parts_too():
 
 
 def test_the_training_that_goes_with_a_loss_is_that_of_a_new_model_only():
-    """--loss weighted on an old one changes the loss, not the learning rate nor its schedule."""
+    """--loss weighted on an existing model changes the loss, but not the learning rate or its schedule."""
     stored = with_loss({})
     merged = merge(stored, SIMPLE.sections_with({"loss": "weighted"}), loss="weighted")
     assert merged.training.model_dump() == stored.training.model_dump()
@@ -331,7 +331,7 @@ def test_a_lost_history_is_written_anew_from_the_checkpoint(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A file of weights: small, untrained, but a model's."""
+    """A file of weights of a small, untrained model."""
     path = tmp_path_factory.mktemp("old") / "best_model.pth"
     model = build_model(STORED.model)
     save_checkpoint(path, {"model_state_dict": model.state_dict(), "config": STORED.model_dump(mode="json")})
@@ -353,7 +353,7 @@ def test_what_does_not_touch_the_weights_may_be_new(trained):
 
 @pytest.mark.parametrize("given", [{"features": "8,32"}, {"hints": True}, {"chroma_scale": "2"}, {"layers": "2"}])
 def test_another_network_cannot_take_the_weights(trained, given):
-    with pytest.raises(UsageError, match=rf"do not fit a network with other --{next(iter(given)).replace('_', '-')};"):
+    with pytest.raises(UsageError, match=rf"fit a network with another --{next(iter(given)).replace('_', '-')};"):
         resume.starting_point(trained, DiffusionConfig, given)
 
 

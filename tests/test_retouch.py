@@ -91,7 +91,7 @@ def test_a_mixed_picture_is_made_again_from_the_answers_that_were_mixed(model, p
 
 
 def test_strength_warmth_and_grain_are_heard(model, photo, tmp_path):
-    """--saturation was once taken and not passed on."""
+    """--saturation was once accepted, but not passed on."""
     pictures = {}
     for name, flags in {"as it is": [], "gray": ["--saturation", 0], "warm": ["--warmth", 20]}.items():
         assert colorize(model, photo, *flags, "--output", tmp_path / name) == 0
@@ -147,7 +147,7 @@ def test_grain_is_taken_from_what_the_network_sees_alone(model, photo):
 
 
 def test_a_reference_gives_its_colours_to_what_is_alike(model):
-    """The mirrored, enlarged photo itself as its reference: hints lie apart, and have the true colours."""
+    """The reference is the photo itself, mirrored and enlarged: hints lie apart, and have the true colours."""
     truth = open_photo(sample_photos()["astronaut"])
     gray = color.channels_last(color.gray(color.channels_first(truth.rgb)[None]))[0]
     opened = Colorizer.load(model, device="cpu").open(gray)
@@ -164,7 +164,7 @@ def test_a_reference_gives_its_colours_to_what_is_alike(model):
 
 
 def test_the_hints_of_one_photo_are_carried_over_to_a_folder(model, tmp_path, capsys):
-    """To the same things in a mirrored copy of another size; to nothing in a photo of other things."""
+    """They reach the same things in a mirrored copy of another size, and nothing in a photo of other things."""
     truth = Image.open(sample_photos()["astronaut"]).convert("L")
     opened = Colorizer.load(model, device="cpu").open(truth, steps=2, working_size=32)
     told = {"#c03020": (100, 300), "#2040c0": (240, 30), "#30a040": (470, 470)}

@@ -1,4 +1,4 @@
-"""What is said of a run before it begins: the model, the objective and its terms."""
+"""The description of a run before it begins: the model, the objective and its terms."""
 
 import io
 
@@ -52,7 +52,7 @@ def test_the_loss_of_direct_regression_is_said_before_the_run(loss, text):
 
 
 def test_a_file_of_features_of_the_loss_is_named_before_the_run():
-    """AlexNet from a file is not torchvision's: who compares two runs has to see it."""
+    """AlexNet from a file is not torchvision's, and a person who compares two runs must see that."""
     config = RunConfig(model=RegressionConfig(), loss=LossConfig(perceptual_weights="alex.pth"))
     assert "alex.pth" in objective_text(config)
 
@@ -84,7 +84,7 @@ def test_brackets_in_a_path_are_no_markup(tmp_path):
 
 
 def test_a_file_of_features_is_named_before_the_run():
-    """VGG16 from a file is not torchvision's: who compares two runs has to see it."""
+    """VGG16 from a file is not torchvision's, and a person who compares two runs must see that."""
     assert "vgg.pth" in objective_text(RunConfig(objective=ObjectiveConfig(perceptual_weights="vgg.pth")))
 
 

@@ -1,4 +1,4 @@
-"""How long a run will take: said before it begins, and nothing is changed by the measuring."""
+"""The estimated time of a run: it is shown before the run begins, and the measurement changes nothing."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_times_are_said_in_words():
 
 
 def test_a_person_who_does_not_agree_leaves_nothing(tmp_path, monkeypatch, capsys):
-    """And is told the time first."""
+    """The time is shown before the person is asked."""
     monkeypatch.setattr(recipe, "can_ask", lambda arguments: True)
     monkeypatch.setattr(request, "can_ask", lambda arguments: True)
     monkeypatch.setattr(preparation.prompts, "ask_settings", lambda *_, **__: {})

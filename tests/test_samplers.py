@@ -51,7 +51,7 @@ def settings(schedule=DEFAULT, timesteps: int = 1000, noise_shift: float = 1.0) 
 
 
 def best_denoiser(abar: torch.Tensor, prediction_type: str):
-    """What a perfectly trained network would answer. float64 inside, for abar near 0 and 1."""
+    """The predictions of a perfectly trained network, in float64 for abar near 0 and 1."""
 
     def denoise(x_t, t):
         a = abar[t.long()].double()
@@ -72,10 +72,9 @@ def draw(name: str, conf: DiffusionConfig, steps: int) -> torch.Tensor:
 
 
 def by_hand(conf: DiffusionConfig, steps: int, ancestral: bool) -> tuple[float, float]:
-    """Mean and standard deviation of the samples: DDIM (Song et al. 2021, eq. 12, eta = 0) or DDPM (Ho et al., eq. 7).
-
-    x_t = shift + N(0, spread^2) stays so at each step, from timestep to next timestep of the trailing spacing.
-    """
+    """The mean and the standard deviation of the samples: DDIM (Song et al. 2021, eq. 12, eta = 0) or DDPM (Ho et al.,
+    eq. 7). x_t = shift + N(0, spread^2) keeps this form at each step, from timestep to next timestep of the trailing
+    spacing."""
     abar = make_noise_scheduler(conf).alphas_cumprod.double().numpy()
     timesteps = np.round(np.arange(conf.timesteps, 0, -conf.timesteps / steps)).astype(int)[:steps] - 1
     shift, variance = 0.0, 1.0
@@ -99,14 +98,15 @@ def by_hand(conf: DiffusionConfig, steps: int, ancestral: bool) -> tuple[float, 
 def test_samples_have_the_mean_and_spread_of_the_data(name, schedule):
     x = draw(name, settings(schedule), steps=100)
     assert x.mean().item() == pytest.approx(MEAN, abs=0.012)
-    # Few steps are too certain: the share of the true spread that is missing falls with their number.
+    # With few steps the spread is too small: the missing share falls with their number.
     assert 1 - 1.4 / 100**0.5 < x.std().item() / STD < 1.06
 
 
 @every_sampler
 @pytest.mark.parametrize(("timesteps", "steps"), [(1000, 20), (1000, 30), (1000, 300), (50, 20), (50, 30), (20, 15)])
 def test_any_number_of_steps_is_clean(name, timesteps, steps):
-    """Also one that does not divide the timesteps: too much spread, or a shifted mean, is noise left in the picture."""
+    """This includes numbers that do not divide the timesteps: too much spread, or a shifted mean, is noise left in the
+    picture."""
     x = draw(name, settings(timesteps=timesteps), steps)
     assert x.mean().item() == pytest.approx(MEAN, abs=0.012)
     assert 1 - 1.4 / steps**0.5 < x.std().item() / STD < 1.04
@@ -156,7 +156,7 @@ def test_sampling_starts_at_the_last_trained_step(name, steps):
 
 
 def mixing(x_t, t):
-    """A denoiser with a will of its own, one pixel at a time."""
+    """A denoiser that is not linear, one pixel at a time."""
     return torch.tanh(x_t) * (0.5 + t / 2000)
 
 
@@ -174,7 +174,7 @@ def test_the_same_generator_gives_the_same_picture(name):
     first = draw_with(name, seeded(1), 3)
     assert first.shape == (3, 2, 4, 5)
     assert first.std() > 0.1
-    torch.manual_seed(123)  # the global generator has no say
+    torch.manual_seed(123)  # the global generator has no influence
     assert torch.equal(draw_with(name, seeded(1), 3), first)
     assert not torch.isclose(draw_with(name, seeded(2), 3), first).any(dim=0).all()
 
@@ -189,7 +189,8 @@ def test_a_picture_does_not_depend_on_its_company(name):
 
 @every_sampler
 def test_only_ancestral_samplers_draw_fresh_noise(name):
-    """The others are a function of the first noise alone: 3 x 2 x 4 x 5 numbers, and the generator is left there."""
+    """The others are a function of the first noise alone: they draw 3 x 2 x 4 x 5 numbers, and leave the generator
+    there."""
     used, first_noise = seeded(1), seeded(1)
     draw_with(name, used, 3)
     torch.randn(3, 2, 4, 5, generator=first_noise)
@@ -277,7 +278,7 @@ def test_the_last_step_is_noise(schedule, timesteps):
 
 @pytest.mark.parametrize("timesteps", [100, 1000])
 def test_zero_terminal_snr_leaves_the_first_step_as_it_is(timesteps):
-    """Lin et al. 2023, algorithm 1: sqrt(abar) is shifted to 0 at the end and stretched back at the start."""
+    """By Lin et al. 2023, algorithm 1, sqrt(abar) is shifted to 0 at the end and rescaled at the start."""
     with_signal = make_noise_scheduler(settings(("v_prediction", "linear", False), timesteps)).alphas_cumprod.sqrt()
     without = make_noise_scheduler(settings(("v_prediction", "linear", True), timesteps)).alphas_cumprod.sqrt()
     expected = (with_signal - with_signal[-1]) * with_signal[0] / (with_signal[0] - with_signal[-1])
@@ -305,7 +306,7 @@ def test_allowed_and_refused_are_all_combinations():
 
 @pytest.mark.parametrize("timesteps", [20, 1000, 4000])
 def test_a_schedule_that_leaves_a_picture_is_refused_here_too(timesteps):
-    """Should a configuration ever get past config.py."""
+    """This guards against a configuration that gets past config.py."""
     conf = settings().model_copy(update={"zero_terminal_snr": False, "timesteps": timesteps})
     with pytest.raises(UsageError, match=r"--beta-schedule scaled_linear .* leaves 7% .* --zero-terminal-snr"):
         make_noise_scheduler(conf)
@@ -360,7 +361,7 @@ def test_a_shift_divides_the_signal_to_noise_ratio_by_its_square(schedule, times
 
 @every_shifted
 def test_a_shift_of_1_leaves_the_schedule_bit_for_bit(schedule):
-    """Models of before keep their schedule."""
+    """Older models keep their schedule."""
     without = parse_settings(DiffusionConfig, dict(zip(("prediction_type", "beta_schedule"), schedule, strict=False)))
     assert torch.equal(
         make_noise_scheduler(settings(schedule)).alphas_cumprod, make_noise_scheduler(without).alphas_cumprod
@@ -368,7 +369,7 @@ def test_a_shift_of_1_leaves_the_schedule_bit_for_bit(schedule):
 
 
 def test_shifted_betas_by_hand():
-    """abar = 0.8, 0.2, 0: SNR 4, 1/4, 0. Shifted by 2: 1, 1/16, 0, which is abar = 1/2, 1/17, 0."""
+    """abar = 0.8, 0.2, 0 has the SNR 4, 1/4, 0. Shifted by 2, that is 1, 1/16, 0, and abar = 1/2, 1/17, 0."""
     shifted = shifted_betas(torch.tensor([0.2, 0.75, 1.0]), 2.0)
     torch.testing.assert_close(shifted, torch.tensor([1 / 2, 1 - 2 / 17, 1.0]))
 
@@ -382,7 +383,7 @@ def test_shifts_add_up():
 
 @every_sampler
 def test_a_sampler_has_the_shifted_schedule_too(name):
-    """It is made from the configuration of the model's scheduler, which must hold the shift."""
+    """It is made from the configuration of the model's scheduler, which must contain the shift."""
     noise_scheduler = make_noise_scheduler(settings(noise_shift=3.0))
     abar = make_sampler(name, noise_scheduler, steps=10).alphas_cumprod
     torch.testing.assert_close(abar, noise_scheduler.alphas_cumprod, rtol=1e-4, atol=1e-6)
@@ -402,11 +403,9 @@ def test_a_sampler_has_the_shifted_schedule_too(name):
     ],
 )
 def test_any_number_of_steps_is_clean_on_a_shifted_schedule(name, timesteps, steps, shift):
-    """No NaN and no noise that is left, and no solver does worse than the first-order ones do by their equations.
-
-    Most timesteps are nearly noise there, so few of the evenly spaced steps fall where the picture takes shape: how
-    much spread that leaves is a matter of the equation, not of the data alone.
-    """
+    """There is no NaN and no noise left, and no solver does worse than the first-order ones do by their equations. Most
+    timesteps are nearly noise there, so few of the evenly spaced steps fall where the picture takes shape; the spread
+    that this leaves depends on the equation, not on the data alone."""
     conf = settings(timesteps=timesteps, noise_shift=shift)
     x = draw(name, conf, steps)
     assert x.mean().item() == pytest.approx(MEAN, abs=0.012)
@@ -427,7 +426,7 @@ def test_first_order_samplers_do_what_their_equation_says_on_a_shifted_schedule(
 @pytest.mark.parametrize("schedule", [("v_prediction", "linear", True), DEFAULT])
 @pytest.mark.parametrize("shift", [1.0, 2.0, 3.0])
 def test_the_default_sampler_keeps_the_spread_with_a_shift_and_with_more_steps(schedule, shift, steps):
-    """Its steps are even in log-SNR, so a shift does it little harm. More steps must not make colours paler."""
+    """Its steps are even in log-SNR, so a shift hardly affects it. More steps must not make colours paler."""
     spread = draw("dpm++", settings(schedule, noise_shift=shift), steps).std().item() / STD
     assert 0.85 < spread < 1.04
 
@@ -435,7 +434,7 @@ def test_the_default_sampler_keeps_the_spread_with_a_shift_and_with_more_steps(s
 @pytest.mark.parametrize("steps", [3, 5, 10, 20])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_no_step_is_spent_between_pure_noise_and_a_trace_of_signal(shift, steps):
-    """After the one from pure noise the signal is 1 % of the noise, and from there its logarithm rises evenly."""
+    """After the step from pure noise the signal is 1 % of the noise, and from there its logarithm rises evenly."""
     abar = make_noise_scheduler(settings(noise_shift=shift)).alphas_cumprod
     first, *rest = even_places(abar, steps)
     assert first == len(abar) - 1

@@ -1,4 +1,4 @@
-"""What a scan tells before it is coloured, and what is done about it."""
+"""The checks of a scan before it is coloured, and what is done about their results."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""models/base and models/base-classification, as they come with the toolkit: what they are, and that they colour."""
+"""models/base and models/base-classification, as they come with the toolkit: their content, and that they colour."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from Project7.model_folder import open_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = {"base": ("diffusion", 32e6), "base-classification": ("classification", 16e6)}
-PLACES = re.compile(r'"(/[a-z]|[A-Z]:\\\\|~)|/(home|work|tmp|root)/')  # of one machine
+PLACES = re.compile(r'"(/[a-z]|[A-Z]:\\\\|~)|/(home|work|tmp|root)/')  # paths of one machine
 
 each = pytest.mark.parametrize("name", SHIPPED)
 
@@ -37,7 +37,7 @@ def photos():
 
 @pytest.fixture(scope="module")
 def measured(photos):
-    """What a model makes of photos that it has never seen, measured: energy score, colorfulness, tint, ..."""
+    """Measures of a model on photos that it has never seen: energy score, colorfulness, tint, ..."""
     truth, known = np.array(photos.images), {}
 
     def measure(name, **settings):
@@ -104,7 +104,8 @@ def test_both_are_part_of_the_package():
 
 @each
 def test_it_colours(name, measured):
-    """On photos unlike those it was trained on: far nearer to the truth than gray, in colours and not in one tint."""
+    """On photos unlike its training photos, it is far closer to the truth than gray, and has colours rather than one
+    tint."""
     found, gray = measured(name), measured("gray")
     assert found["energy_score"].mean() < 0.8 * gray["energy_score"].mean()
     assert found["colorfulness"].mean() > 0.4 * gray["colorfulness_truth"].mean()
@@ -156,7 +157,7 @@ def test_it_is_what_colours_where_no_model_is_named(tmp_path, photos):
 
 
 def test_its_training_goes_on_in_a_copy_with_a_fresh_optimizer(tmp_path, offline):
-    """The second stage on a machine without a network: `--resume base` with the perceptual term of TinyVGG."""
+    """This is the second stage on a machine without a network: `--resume base` with the perceptual term of TinyVGG."""
     before = folder("base").best.read_bytes()
     epochs = len(model_folder.read_history(folder("base")))
     flags = ["--resume", "base", "--models-dir", tmp_path / "models", "--cache-dir", tmp_path / "cache"]

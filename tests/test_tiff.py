@@ -1,4 +1,4 @@
-"""tiff.py: the kinds of TIFF that scanners, microscopes and painting programs write come out as what they show."""
+"""tiff.py: TIFFs as scanners, microscopes and painting programs write them are read correctly."""
 
 import io
 
@@ -95,7 +95,7 @@ def test_48_bits_in_a_profile_of_their_own_are_kept_where_they_are_gray():
 
 
 def linear_profile() -> bytes:
-    """LittleCMS's sRGB with a linear curve."""
+    """LittleCMS's sRGB profile with a linear curve."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     start = profile.index(b"para")
     profile[start + 8 : start + 10] = bytes(2)  # ICC.1, parametricCurveType 0: Y = X ^ g
@@ -123,5 +123,5 @@ def test_a_small_first_page_is_not_the_photo_and_a_photo_marked_small_is_one():
 
 def test_what_is_not_read_is_named():
     complex_values = written(GRAY.astype("c8"))
-    with pytest.raises(PhotoError, match=r"is a TIFF of .* which is not read; save it with 8 or 16 bits"):
+    with pytest.raises(PhotoError, match=r"is a TIFF of .* which cannot be read; save it with 8 or 16 bits"):
         open_photo(complex_values)

@@ -57,7 +57,7 @@ def gray_photos(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """Decoded once for all tests."""
+    """A cache for all tests, so that photos are decoded once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROJECT7_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -65,16 +65,16 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate(monkeypatch):
-    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # it has one precision a process
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # it has one precision per process
 
 
 def train(models, *flags, script=train_classification):
-    """In this process: quick. Returns the exit code."""
+    """Trains in this process, which is quick. Returns the exit code."""
     return script.main(["--models-dir", str(models), *map(str, flags)])
 
 
 def run(*arguments):
-    """As a program of its own, without a terminal."""
+    """Runs the script as a separate program, without a terminal."""
     arguments = [sys.executable, *map(str, arguments)]
     return subprocess.run(arguments, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, cwd=ROOT)
 
@@ -117,7 +117,7 @@ def files(folder):
 
 @pytest.fixture(scope="module")
 def created(tmp_path_factory, photos):
-    """A model of one epoch, made by the script; and what it has said."""
+    """A model of one epoch, made by the script, and the script's output."""
     models = tmp_path_factory.mktemp("created")
     done = run(SCRIPT, "--models-dir", models, "--name", "m", "--data", photos, *SMALL)
     assert done.returncode == 0, done.stderr
@@ -126,7 +126,7 @@ def created(tmp_path_factory, photos):
 
 @pytest.fixture
 def model(created, tmp_path):
-    """A copy, in a models folder of its own."""
+    """A copy of that model in its own models folder."""
     return Path(shutil.copytree(created[0], tmp_path / "models" / "m"))
 
 
@@ -172,7 +172,7 @@ def test_the_checkpoint_carries_the_palette_of_the_training_images(created, phot
 
 
 def test_one_epoch_and_one_more_are_two(model, photos, capsys):
-    """The palette is kept to the bit, and so is all else."""
+    """The palette is kept to the bit, and so is everything else."""
     before = last(model)
     assert train(model.parent, "--resume", "m", "--epochs", 1, "--yes") == 0
     assert "palette: " not in capsys.readouterr().out, "it was fitted again"
@@ -199,7 +199,7 @@ def test_a_resumed_model_keeps_its_palette_and_its_shape(model):
 
 
 def test_a_discriminator_can_join(model):
-    """With feature matching, on as many scales as the pictures allow."""
+    """It has feature matching, and as many scales as the pictures allow."""
     gan = "--gan --gan-start 0 --gan-warmup 0 --gan-width 8 --epochs 1 --yes".split()
     assert train(model.parent, "--resume", "m", *gan) == 0
     first, second = history(model)
@@ -240,7 +240,7 @@ def test_the_palette_is_seeded(tmp_path, photos):
 
 @pytest.mark.parametrize("seed", [-1, 2**40])
 def test_any_seed_gives_a_palette_or_a_sentence(tmp_path, photos, seed):
-    """2^40 is a seed of the training scripts."""
+    """The training scripts accept 2^40 as a seed."""
     arguments = ["--data", str(photos), *PICTURES, "--bins", "9", "--seed", str(seed)]
     try:
         command(["palette", *arguments, "--output", str(tmp_path / "p.npz")])
@@ -278,7 +278,7 @@ def test_more_bins_than_colours_are_refused_and_nothing_is_left(tmp_path):
 
 def test_gray_photos_have_no_palette(tmp_path, gray_photos):
     done = run(SCRIPT, "--models-dir", tmp_path / "models", "--name", "m", "--data", gray_photos, *SMALL)
-    refused(done, "training photos that were looked at are gray", "give photos in colour")
+    refused(done, "training photos that were checked are gray", "give photos in colour")
     assert not (tmp_path / "models" / "m").exists()
     with pytest.raises(UsageError, match="all gray"):
         command(["palette", "--data", str(gray_photos), *PICTURES, "--output", str(tmp_path / "p.npz")])

@@ -1,7 +1,6 @@
 """The two recipes of direct regression as a person runs them: train_colorization_simple.py, train_image_restoration.py.
-
-Every loss, the defaults that it brings, its weights on resuming, the questions at a real terminal, and no network.
-"""
+Every loss, the defaults that follow from it, its weights on resuming, the questions at a real terminal, and no
+network."""
 
 import contextlib
 import copy
@@ -61,7 +60,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """Decoded once for all tests."""
+    """A cache for all tests, so that photos are decoded once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROJECT7_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -69,16 +68,16 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate(monkeypatch):
-    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # it has one precision a process
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # it has one precision per process
 
 
 def train(models, *flags, script=train_colorization_simple):
-    """In this process: quick. Returns the exit code."""
+    """Trains in this process, which is quick. Returns the exit code."""
     return script.main(["--models-dir", str(models), *map(str, flags)])
 
 
 def run(script, *flags):
-    """As a program of its own, without a terminal."""
+    """Runs the script as a separate program, without a terminal."""
     arguments = [sys.executable, str(script), *map(str, flags)]
     return subprocess.run(arguments, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)
 
@@ -111,7 +110,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, photos):
-    """One epoch of each loss, and of the recipe of restoration: two steps."""
+    """A model of one epoch (two steps) for each loss, and for the recipe of restoration."""
     folder = tmp_path_factory.mktemp("models")
     for name, (script, flags) in RECIPES.items():
         flags = ["--name", name, "--data", photos, "--epochs", 1, "--yes", *SMALL, *flags]
@@ -121,7 +120,7 @@ def models(tmp_path_factory, photos):
 
 @pytest.fixture
 def mine(models, tmp_path):
-    """Copies, in a models folder of one's own."""
+    """Copies of the models, in a separate models folder."""
     return Path(shutil.copytree(models, tmp_path / "models"))
 
 
@@ -207,7 +206,7 @@ def asked_for(monkeypatch, tmp_path):
     return of
 
 
-# What the source documents and the issue say, loss by loss.
+# The values of the source documents, loss by loss.
 SIMPLE_TRAINING = {"learning_rate": 1e-4, "batch_size": 16, "lr_schedule": "constant"}
 WEIGHTED_TRAINING = {
     "learning_rate": 5e-5, "batch_size": 16, "weight_decay": 1e-5, "lr_schedule": "one-cycle", "epochs": 100,
@@ -263,7 +262,7 @@ def test_flags_come_before_what_a_loss_brings(asked_for):
 
 
 def test_with_a_flag_for_every_question_nothing_is_missing(asked_for, tmp_path):
-    """Without --yes, and without a terminal."""
+    """This holds without --yes, and without a terminal."""
     answers = {
         "name": "m", "loss": "enhanced", "preset": "vibrant", "perceptual-weight": "1", "l-weight": "1",
         "ab-weight": "1", "saturation-weight": "1", "model-channels": "8", "batch-size": "4",
@@ -288,7 +287,7 @@ every_loss = pytest.mark.parametrize(("loss", "model"), TRAINED.values(), ids=TR
 
 
 def image_set(count: int, seed: int) -> ImageSet:
-    """Photos of two halves, of two colours each."""
+    """Photos with two halves in two colours each."""
     halves = np.random.default_rng(seed).integers(0, 256, (count, 1, 2, 3), dtype=np.uint8)
     pictures = halves.repeat(32, axis=1).repeat(16, axis=2)
     return ImageSet(pictures, ("x",) * count, ("",) * count, f"set-{seed}-{count}", None)
@@ -319,7 +318,7 @@ def steps(folder, loss, model, *, leave=None, resume=None, images=IMAGES, **trai
 
 @every_loss
 def test_a_run_left_in_the_middle_of_an_epoch_goes_on_bit_for_bit(tmp_path, loss, model):
-    """With a schedule that has an end, and photos that fade by the step."""
+    """The schedule has an end, and the photos are faded differently at each step."""
     steps(tmp_path / "whole", loss, model, lr_schedule="one-cycle")
     steps(tmp_path / "parts", loss, model, leave=4, lr_schedule="one-cycle")
     halfway = last(tmp_path / "parts")
@@ -338,7 +337,7 @@ def test_a_run_left_in_the_middle_of_an_epoch_goes_on_bit_for_bit(tmp_path, loss
 
 @every_loss
 def test_a_step_of_micro_steps_is_that_of_the_whole_batch(tmp_path, loss, model):
-    """The photos of each fade as in the whole batch."""
+    """Each photo is faded as in the whole batch."""
     found = [
         steps(tmp_path / f"{parts}", loss, model, epochs=1, batch_size=4 // parts, gradient_accumulation=parts)
         for parts in (1, 2)
@@ -352,7 +351,7 @@ def test_a_step_of_micro_steps_is_that_of_the_whole_batch(tmp_path, loss, model)
 
 @every_loss
 def test_training_lowers_the_loss(tmp_path, loss, model):
-    """Four photos, over and over; LPIPS among the terms."""
+    """It trains on four photos, over and over, with LPIPS among the terms."""
     four, seen = image_set(4, 3), image_set(2, 2)
     images = (dataclasses.replace(four, images=np.concatenate([four.images] * 8)), seen)
     entries = [p.entry for p in steps(tmp_path, loss, model, images=images, epochs=5, learning_rate=1e-2) if p.entry]
@@ -361,7 +360,7 @@ def test_training_lowers_the_loss(tmp_path, loss, model):
 
 
 def test_the_pictures_of_restoration_begin_with_the_same_faded_photos(tmp_path):
-    """On the left what the network was given, or nobody could judge what it did."""
+    """The left column shows what the network was given; without that, nobody could judge its answers."""
     restoring = [
         p.comparison for p in steps(tmp_path / "lab", *TRAINED["restoration"], image_interval=2) if p.comparison
     ]
@@ -383,7 +382,7 @@ AGAIN = ["--epochs", 1, "--yes"]
 
 
 def score_of(said):
-    found = re.search(r"The weights as they come in score (\d+\.\d+) under this objective", said)
+    found = re.search(r"The present weights score (\d+\.\d+) under this objective", said)
     return found and float(found.group(1))
 
 
@@ -400,7 +399,7 @@ def test_one_epoch_more_inherits_everything(mine, name, capsys):
 
 
 def test_either_script_continues_a_regression_model(mine):
-    """What the model predicts is its own, and no default of a script."""
+    """What the model predicts is determined by the model, and not by a default of the script."""
     assert train(mine, "--resume", "simple", *AGAIN, script=train_restoration) == 0
     assert train(mine, "--resume", "restoration", *AGAIN) == 0
     assert config(mine / "simple")["model"]["outputs"] == "ab"
@@ -421,7 +420,7 @@ CHANGES = {
 
 @pytest.mark.parametrize(("name", "flags", "weights"), CHANGES.values(), ids=CHANGES)
 def test_another_objective_on_resuming_is_scored_before_it_trains(mine, name, flags, weights, capsys):
-    """The old best was measured under another one, and counts no more."""
+    """The old best loss was measured under another objective, and does not count any more."""
     (before,) = history(mine / name)
     assert train(mine, "--resume", name, *AGAIN, *flags.split()) == 0
     said = capsys.readouterr().out
@@ -447,7 +446,7 @@ def test_another_objective_on_resuming_is_scored_before_it_trains(mine, name, fl
     ],
 )
 def test_objectives_whose_terms_only_look_alike_are_told_apart(mine, name, flags, capsys):
-    """`1 ab` of the simple loss is not `1 ab` of the weighted one, and a : b is a part of the objective."""
+    """`1 ab` of the simple loss is not `1 ab` of the weighted one, and a : b is part of the objective."""
     assert train(mine, "--resume", name, *AGAIN, *flags.split()) == 0
     if name == "simple":
         capsys.readouterr()
@@ -458,7 +457,7 @@ def test_objectives_whose_terms_only_look_alike_are_told_apart(mine, name, flags
 
 
 def test_the_schedule_of_the_weighted_loss_has_an_end(tmp_path, photos):
-    """Its one cycle is over; who adds epochs says what they have, and may say another rate then."""
+    """Its one cycle is over: a person who adds epochs must give their schedule, and may give another rate."""
     small = ["--name", "m", "--data", photos, "--epochs", 1, "--yes", *SMALL, "--loss", "weighted"]
     assert train(tmp_path, *small, "--batch-size", 1) == 0
     assert history(tmp_path / "m")[0]["learning_rate"] < 5e-5 / 1e3, "it ends with almost nothing"
@@ -479,7 +478,7 @@ def test_the_loss_changes_in_a_copy_and_the_old_model_stays(mine):
 @pytest.mark.parametrize(
     ("name", "flags", "words"),
     [
-        ("simple", "--preset vibrant", "presets are of the enhanced loss"),
+        ("simple", "--preset vibrant", "only the enhanced loss has presets"),
         ("simple", "--saturation-weight 1", "use it with --loss enhanced"),
         ("weighted", "--ab-weight 0", "all weights of the loss are 0"),
         ("restoration", "--loss weighted", "says nothing about lightness.* use --loss enhanced with an --l-weight"),
@@ -562,7 +561,7 @@ def test_options_of_other_methods_are_refused(models, photos, tmp_path, flags, w
 
 
 def test_hints_recolour_the_surface_around_them(models, photos):
-    """The network takes none; its answer is corrected along the edges of L (hints.py)."""
+    """The network takes no hints; its answer is corrected along the edges of L (hints.py)."""
     colorizer = Colorizer.load(models / "simple" / "best_model.pth", device="cpu")
     plain, told = (np.asarray(colorizer.colorize(photos / "3.png", hints=h)) for h in ((), [(1, 1, "red")]))
     assert told[1, 1, 0] > plain[1, 1, 0]
@@ -602,7 +601,7 @@ def test_without_a_terminal_a_run_without_alexnet_names_the_ways_to_go_on_and_st
     ],
 )
 def test_every_loss_with_the_term_needs_its_network(tmp_path, photos, offline, script, flags, words):
-    """None of them goes on with something else."""
+    """No loss continues with another network."""
     settings = ["--name", "m", "--data", photos, "--yes", *SMALL, *flags.split()]
     with pytest.raises(WeightsMissing, match=words) as caught:
         train(tmp_path / "models", *settings, script=script)
@@ -622,7 +621,7 @@ def test_the_other_ways_need_no_network(tmp_path, photos, offline, flags):
 
 
 def test_a_weight_that_calls_for_alexnet_on_resuming_leaves_the_model_as_it_is(mine, offline):
-    """Nor is a copy begun."""
+    """No copy is begun either."""
     before = files(mine / "weighted")
     for in_a_copy in ([], ["--name", "new"]):
         with pytest.raises(WeightsMissing, match="The weights of AlexNet cannot be downloaded"):
@@ -635,7 +634,7 @@ def test_a_weight_that_calls_for_alexnet_on_resuming_leaves_the_model_as_it_is(m
 
 BAD = [
     (SCRIPT, "--loss huber", ["--loss huber", "'simple', 'weighted' or 'enhanced'"]),
-    (SCRIPT, "--preset vibrant", ["presets are of the enhanced loss", "use --loss enhanced"]),
+    (SCRIPT, "--preset vibrant", ["only the enhanced loss has presets", "use --loss enhanced"]),
     (SCRIPT, "--loss enhanced --preset wild", ["--preset wild", "'conservative'"]),
     (SCRIPT, "--saturation-weight 1", ["--saturation-weight", "--loss enhanced"]),
     (SCRIPT, "--loss weighted --lab-weight 1", ["--lab-weight", "--loss simple"]),
@@ -706,7 +705,7 @@ def test_from_inside_the_package_folder_and_as_a_module():
 
 
 def end(child, code=0):
-    """What it has shown, plain."""
+    """What the terminal has shown, without escape codes."""
     child.expect(pexpect.EOF)
     child.close()
     shown = child.logfile_read.getvalue()
@@ -720,7 +719,8 @@ EXPLANATION = ("What is minimised:", "simple     LPIPS", "weighted   ab alone", 
 
 @pytest.mark.slow
 def test_answering_weighted_changes_the_defaults_shown_afterwards(tmp_path, photos, offline):
-    """From the first question to the end of the run; bad answers are refused with a sentence, and asked again."""
+    """It goes from the first question to the end of the run; bad answers are refused with a sentence, and asked
+    again."""
     models = tmp_path / "models"
     child = open_terminal(SCRIPT, models, "--channel-multipliers", "1,2", *PICTURES[2:])
     child.expect_exact("this will be the first")
@@ -779,7 +779,7 @@ def test_answering_enhanced_asks_for_a_preset_and_shows_its_weights(tmp_path):
 
 
 def test_a_model_from_the_list_is_asked_for_its_loss(mine):
-    """Its own loss and weights are the defaults; nothing else is asked for."""
+    """The model's own loss and weights are the defaults, and nothing else is asked for."""
     child = open_terminal(SCRIPT, mine)
     child.expect_exact("Do you want to resume from an existing model?")
     child.expect(r"1\) enhanced  \(epoch 1, best loss \d+\.\d{4}")
@@ -789,7 +789,7 @@ def test_a_model_from_the_list_is_asked_for_its_loss(mine):
     answer(child, "Perceptual weight [0]:", "")
     answer(child, "ab weight [1]:", "")
     answer(child, "Start? [Y/n]:", "")
-    child.expect_exact("The weights as they come in score")
+    child.expect_exact("The present weights score")
     child.expect_exact("Done: 2 epochs")
     shown = end(child)
     for word in ("Preset (", "Saturation weight", "Model channels", "Batch size", "Training images"):
@@ -799,7 +799,7 @@ def test_a_model_from_the_list_is_asked_for_its_loss(mine):
 
 @pytest.mark.slow
 def test_without_alexnet_a_person_says_how_to_go_on(tmp_path, photos, offline):
-    """Untrained features, which are then named as such."""
+    """The untrained features that are chosen are named as such."""
     given = ["--loss", "simple", "--perceptual-weight", 1, "--lab-weight", 1, "--ab-weight", 2]
     training = ["--learning-rate", "1e-4", "--weight-decay", 0.01, "--lr-schedule", "constant", "--epochs", 1]
     flags = ["--name", "m", "--data", photos, *SMALL, "--limit", 4, "--val-limit", 2, *given, *training]

@@ -1,4 +1,5 @@
-"""The recipe as a person runs it: stops and resumes; whole processes where they are killed, real terminals."""
+"""The recipe as a person runs it: stopping and resuming, with separate processes where they are killed, and real
+terminals."""
 
 import contextlib
 import json
@@ -58,7 +59,7 @@ def small(place, photos, *flags, **named):
 
 
 def killed(place, photos, *, at, epochs):
-    """In a process of its own, which kills itself at a fault point."""
+    """Runs in a separate process, which kills itself at a fault point."""
     command = [sys.executable, SCRIPT, "--models-dir", place / "models", *flags_of(photos, epochs=epochs)]
     done = subprocess.run(
         list(map(str, command)),
@@ -72,7 +73,7 @@ def killed(place, photos, *, at, epochs):
 
 
 def test_killed_before_the_first_save_a_run_begins_anew(place, photos):
-    """Only config.json is there then: --resume takes its settings, and --name may use the folder."""
+    """Only config.json exists then: --resume uses its settings, and --name may reuse the folder."""
     killed(place, photos, at="before-rename:2", epochs=1)
     folder = place / "models" / "m"
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"logs"} == {"config.json"}
@@ -88,7 +89,7 @@ def test_killed_before_the_first_save_a_run_begins_anew(place, photos):
 
 
 def test_the_settings_of_a_launcher_change_nothing(place, photos, monkeypatch):
-    """`accelerate launch --dynamo_backend eager` would write weights that no resume reads."""
+    """`accelerate launch --dynamo_backend eager` would write weights that cannot be resumed."""
     assert small(place, photos, epochs=1).returncode == 0
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
@@ -109,7 +110,7 @@ def same_weights(a, b):
 
 
 def test_train_stop_resume_add_epochs_and_copy(place, photos):
-    """One life of a model, with the refusals on the way."""
+    """It follows the life of one model, with the refusals on the way."""
     done = small(place, photos)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr  # no escape codes in a pipe
@@ -163,7 +164,7 @@ def test_a_signal_saves_and_says_how_to_go_on(place, photos, signum, code):
 
 
 def test_kill_between_the_two_files_and_resume(place, photos):
-    """SIGKILL while a checkpoint is being replaced: the old one stands, and the run goes on to the same end."""
+    """SIGKILL arrives while a checkpoint is being replaced: the old one is kept, and the run reaches the same end."""
     straight = small(place, photos, name="straight", epochs=3)
     assert straight.returncode == 0, straight.stderr
     killed(place, photos, at="before-rename:6", epochs=3)
@@ -268,7 +269,7 @@ def test_where_there_are_no_locks_that_is_said(place, photos, monkeypatch):
     monkeypatch.setattr(model_folder, "file_lock", no_lock)
     done = small(place, photos, epochs=1)
     assert done.returncode == 0, done.stderr
-    assert "knows no locks: see that no second training runs in this folder" in done.stdout
+    assert "does not support locks: make sure that no second training runs in this folder" in done.stdout
 
 
 def test_from_inside_the_package_folder_and_as_a_module(place, photos):
@@ -283,7 +284,8 @@ def test_from_inside_the_package_folder_and_as_a_module(place, photos):
 
 @pytest.mark.timeout(300)
 def test_two_processes_train_the_same_model_as_one(place, photos):
-    """accelerate launch with two processes of batch 2, and one process of batch 4: one global batch, one model."""
+    """accelerate launch with two processes of batch 2, and one process of batch 4, have the same global batch and
+    model."""
     assert small(place, photos, name="one", epochs=2).returncode == 0
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", str(SCRIPT)]
     flags = ["--name", "two", "--data", photos, "--epochs", 2, "--yes", *SMALL, "--batch-size", 2]
@@ -298,7 +300,7 @@ def test_two_processes_train_the_same_model_as_one(place, photos):
 
 
 def test_the_questions_in_a_real_terminal(place, photos):
-    """As a person types them: create, with a bad answer on the way; then resume from the list."""
+    """A person creates a model, with a bad answer on the way, and then resumes it from the list."""
     arguments = [str(SCRIPT), "--models-dir", str(place / "models"), "--image-size", "16", "--device", "cpu"]
     arguments += ["--encoder", "none"]  # quick
     terminal = pexpect.spawn(sys.executable, arguments, cwd=place, encoding="utf-8", timeout=60, dimensions=(40, 120))

@@ -1,4 +1,4 @@
-"""The V2 recipe as a person runs it: typed in a real terminal, called with flags, and without the features of VGG16."""
+"""The V2 recipe as a person runs it: typed in a real terminal, called with flags, and without the weights of VGG16."""
 
 import json
 import re
@@ -43,14 +43,14 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """Decoded once for all tests."""
+    """A cache for all tests, so that photos are decoded once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROJECT7_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
 def train(models, *flags, script=SCRIPT):
-    """Without a terminal."""
+    """Trains without a terminal."""
     command = [sys.executable, str(script), "--models-dir", str(models), *map(str, flags)]
     return subprocess.run(command, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)
 
@@ -60,7 +60,7 @@ def terminal(models, *flags):
 
 
 def end(child, code=0):
-    """What it has shown, plain."""
+    """What the terminal has shown, without escape codes."""
     child.expect(pexpect.EOF)
     child.close()
     shown = child.logfile_read.getvalue()
@@ -89,7 +89,7 @@ def files(folder):
 
 @pytest.fixture(scope="module")
 def mse_model(tmp_path_factory, photos):
-    """One epoch of the recipe without terms."""
+    """A model of one epoch, made by the recipe without terms."""
     models = tmp_path_factory.mktemp("mse")
     done = train(models, "--name", "old", "--data", photos, "--epochs", 1, "--yes", *SMALL, script=MSE_SCRIPT)
     assert done.returncode == 0, done.stderr
@@ -98,7 +98,7 @@ def mse_model(tmp_path_factory, photos):
 
 @pytest.fixture(scope="module")
 def created(tmp_path_factory, photos):
-    """A model with all terms, made by answering every question; and what the terminal has shown."""
+    """A model with all terms, made by answering every question, and what the terminal showed."""
     models = tmp_path_factory.mktemp("created") / "models"
     child = terminal(models, *RANDOM, *GAN_AT_ONCE[1:], *PICTURES, "--encoder", "none")
     child.expect_exact("this will be the first")
@@ -170,7 +170,8 @@ def test_the_model_colours_like_any_other(created):
 
 
 def test_a_model_from_the_list_continues_with_the_terms_that_are_answered(tmp_path, mse_model):
-    """Its architecture is not asked for again; its epochs and its history go on; it is scored before it trains."""
+    """Its architecture is not asked for again, its epochs and its history continue, and it is scored before it
+    trains."""
     folder = shutil.copytree(mse_model, tmp_path / "old")
     (before,) = history(folder)
     child = terminal(tmp_path, *RANDOM)
@@ -186,7 +187,7 @@ def test_a_model_from_the_list_continues_with_the_terms_that_are_answered(tmp_pa
     answer(child, "Perceptual weight [0.1]:", "0.3")
     answer(child, "Use GAN discriminator? (y/n) [n]:", "n")
     answer(child, "Start? [Y/n]:", "")
-    child.expect_exact("The weights as they come in score")
+    child.expect_exact("The present weights score")
     child.expect_exact("Done: 2 epochs")
     shown = end(child)
     assert "U-Net features" not in shown
@@ -226,7 +227,7 @@ WAYS = ("--perceptual-net tiny", "--perceptual-weights FILE", "--perceptual-net 
 
 
 def missing_weights(models, photos, *flags):
-    """A person before the three ways; a run of four pictures, in one epoch."""
+    """A terminal in which a person is offered the three ways to go on; the run has four pictures and one epoch."""
     flags = ["--name", "m", "--data", photos, "--epochs", 1, *SMALL, "--limit", 4, "--val-limit", 4, *flags]
     settled = ["--mse-weight", 1, "--perceptual-weight", 0.1, "--no-gan", "--learning-rate", "1e-4"]
     child = terminal(models, *flags, *settled)
@@ -237,7 +238,7 @@ def missing_weights(models, photos, *flags):
 
 
 def test_the_weights_of_vgg16_from_a_file(tmp_path, photos, offline):
-    """A file that is something else is refused, and asked for again."""
+    """A file of another kind is refused, and asked for again."""
     other, weights = tmp_path / "other.pth", tmp_path / "vgg16.pth"
     torch.save({"features.0.weight": torch.zeros(2)}, other)
     state = {
@@ -313,7 +314,7 @@ def test_a_named_file_that_is_not_there_stops_a_run_too(tmp_path, photos):
 
 
 def test_without_vgg16_a_copy_is_not_begun(tmp_path, mse_model, offline):
-    """Neither the old folder is touched, nor is the new name taken."""
+    """The old folder is not changed, and the new name is not taken."""
     folder = shutil.copytree(mse_model, tmp_path / "old")
     done = train(tmp_path, "--resume", "old", "--name", "new", "--epochs", 1)
     assert done.returncode == 1, done.stdout
@@ -326,7 +327,7 @@ def test_without_vgg16_a_copy_is_not_begun(tmp_path, mse_model, offline):
 
 
 def test_terms_and_a_discriminator_are_added_in_a_copy(tmp_path, mse_model):
-    """The old folder stays as it is, byte for byte; the new one has its past, and a best of its own."""
+    """The old folder stays as it is, byte for byte; the new one has its history, and its own best loss."""
     folder = shutil.copytree(mse_model, tmp_path / "old")
     weight = ["--perceptual-weight", 10]  # so that a loss without the term is surely lower
     done = train(tmp_path, "--resume", "old", "--name", "new", "--epochs", 1, *RANDOM, *weight, *GAN_AT_ONCE)

@@ -62,13 +62,13 @@ def config(
 
 
 def terms(**settings) -> ObjectiveConfig:
-    """The V2 recipe's objective, small: untrained features, a narrow discriminator that soon has its say."""
+    """The objective of the V2 recipe, small: untrained features, and a narrow discriminator that counts early."""
     small = {"perceptual_net": "random", "image_share": 0.5, "gan_width": 8, "gan_start": 2, "gan_warmup": 3}
     return ObjectiveConfig(**small | settings)
 
 
 def run(folder, settings: RunConfig, *, leave=None, watch=None, resume=None, images=IMAGES) -> list[trainer.Progress]:
-    """All the Progress of a run; with `leave`, until it is true of one. watch: is called with each."""
+    """All the Progress of a run; with `leave`, until that is true of one. watch: called with each."""
     seen = []
     resume = copy.deepcopy(resume)  # the run goes on in the optimizer's own tensors
     steps = train(settings, ModelFolder(folder), images, accelerator=make_accelerator(settings.training), resume=resume)
@@ -95,7 +95,7 @@ def timeless(history: list[dict]) -> list[dict]:
 
 
 def assert_equal(a, b, name: str) -> None:
-    """Nested dicts and lists of tensors and numbers, bit for bit."""
+    """Compares nested dicts and lists of tensors and numbers, bit for bit."""
     if isinstance(a, dict):
         assert a.keys() == b.keys(), name
         for key, value in a.items():
@@ -107,7 +107,7 @@ def assert_equal(a, b, name: str) -> None:
 
 
 def assert_same_run(a: dict, b: dict) -> None:
-    """Two last_model.pth hold the same run, bit for bit."""
+    """Asserts that two last_model.pth hold the same run, bit for bit."""
     for part in ("model_state_dict", "raw_state_dict", "loss_state_dict"):  # the last holds the discriminator
         assert_equal(a[part], b[part], part)
     assert_equal(a["optimizer_state_dict"]["state"], b["optimizer_state_dict"]["state"], "AdamW")
@@ -142,7 +142,7 @@ def test_a_run_left_during_validation_goes_on_bit_for_bit(tmp_path, whole):
 
 
 def test_an_error_between_two_steps_loses_nothing(tmp_path, whole, monkeypatch):
-    """A loader's worker that died, a picture that cannot be read: what was trained is saved, and goes on."""
+    """After a dead loader worker or an unreadable picture, what was trained is saved, and the run can continue."""
 
     def load(images, batches, *, num_workers):
         for number, indices in enumerate(batches):
@@ -206,7 +206,8 @@ def test_every_image_is_trained_on_once_an_epoch(tmp_path, monkeypatch):
 
 
 def test_micro_steps_make_the_same_step(tmp_path):
-    """Four pictures at once, or twice two: one gradient to rounding, with the same noise, timesteps and flips."""
+    """Four pictures at once and twice two have the same gradient up to rounding, with the same noise, timesteps and
+    flips."""
     for name, settings in {"one": {}, "two": {"batch_size": 2, "gradient_accumulation": 2}}.items():
         run(tmp_path / name, config(epochs=1, **settings))
     one, two = (load_checkpoint(tmp_path / n / "last_model.pth")["raw_state_dict"] for n in ("one", "two"))
@@ -214,7 +215,7 @@ def test_micro_steps_make_the_same_step(tmp_path):
 
 
 def at_the_model(monkeypatch, *, before=lambda batch: batch, after=lambda step, batch: step) -> None:
-    """Changes what the networks are given, or what they answer, in training; not in validation."""
+    """Changes what the networks are given, or what they answer, in training but not in validation."""
     for method in (DiffusionColorizer, RegressionColorizer):
 
         def forward(self, batch, original=method.forward):
@@ -226,7 +227,7 @@ def at_the_model(monkeypatch, *, before=lambda batch: batch, after=lambda step, 
 
 
 def memory_for(monkeypatch, pictures: int) -> None:
-    """A device that has room for so many at a time."""
+    """Simulates a device with memory for a limited number of pictures."""
 
     def tight(batch):
         if len(batch.L) > pictures:
@@ -326,7 +327,7 @@ def test_best_model_holds_the_ema_and_last_model_the_raw_weights_too(tmp_path):
 
 
 def test_validation_is_the_same_whatever_was_trained_before(tmp_path):
-    """Fixed noise and timesteps: two runs with one set of weights have one validation loss."""
+    """Noise and timesteps are fixed, so two runs with the same weights have the same validation loss."""
     losses = []
     for seed_of_order in (1, 2):
         settings = config(learning_rate=1e-12, epochs=1)
@@ -381,7 +382,8 @@ def test_learning_rate_schedules():
 
 
 def test_the_loss_falls_and_the_colours_come(tmp_path):
-    """One colour everywhere, whatever L: a small network learns it in a few hundred small steps."""
+    """The photos have one colour everywhere, whatever L is; a small network learns that in a few hundred small
+    steps."""
     rng = np.random.default_rng(0)
     gray = rng.integers(90, 170, (64, 1, 1, 1))
     pictures = np.broadcast_to(gray + np.array([50, -30, -60]), (64, 8, 8, 3)).astype(np.uint8)
@@ -398,7 +400,7 @@ def test_the_loss_falls_and_the_colours_come(tmp_path):
 
 
 def test_a_step_answers_per_sample():
-    """What lets several processes agree: forward gives one loss a sample, not a mean."""
+    """Several processes agree because forward gives one loss per sample, not a mean."""
     settings = config()
     model = trainer.build_model(settings.model)
     batch = trainer.Batch(torch.zeros(3, 1, 16, 16), torch.zeros(3, 2, 16, 16), trainer.BatchRandom(0, 0, 0, 3, 3))
@@ -418,7 +420,7 @@ def v2(name: str) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """name in V2 -> the last checkpoint of a run in one go."""
+    """name in V2 -> the last checkpoint of an uninterrupted run."""
     found = {}
     for name in V2:
         folder = tmp_path_factory.mktemp("uninterrupted")
@@ -430,7 +432,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", V2)
 def test_a_run_with_terms_left_after_every_step_goes_on_bit_for_bit(tmp_path, uninterrupted, name):
-    """Left and resumed a dozen times: after each step, and where one epoch, or stage, has ended."""
+    """It is left and resumed a dozen times: after each step, and at the end of an epoch or stage."""
     left = None
     while left is None or left["epoch"] < 2:
         seen = run(tmp_path, v2(name), resume=left, leave=lambda p: p.phase == "train")
@@ -441,7 +443,7 @@ def test_a_run_with_terms_left_after_every_step_goes_on_bit_for_bit(tmp_path, un
 
 @pytest.mark.parametrize(("name", "epoch"), [("gan", 1), ("two stages", 2)])
 def test_a_run_with_terms_left_in_validation_goes_on_bit_for_bit(tmp_path, uninterrupted, name, epoch):
-    """With two stages, the first validation of epoch 2 is the one that scores what stage 1 has left."""
+    """With two stages, the first validation of epoch 2 scores the weights that stage 1 has left."""
     seen = run(tmp_path, v2(name), leave=lambda p: p.phase == "validate" and p.epoch == epoch)
     scoring = name == "two stages" and epoch == 2
     assert seen[-1].step == (6 if scoring else 6 * epoch)
@@ -472,7 +474,7 @@ def test_the_second_stage_starts_a_new_schedule_a_new_score_and_the_discriminato
 
 
 def test_a_stage_1_is_a_run_of_the_squared_error(tmp_path, uninterrupted):
-    """Bit for bit: the terms of stage 2 leave no trace in it."""
+    """It is equal bit for bit: the terms of stage 2 leave no trace in it."""
     run(tmp_path, config(epochs=1, lr_schedule="cosine"))
     alone = load_checkpoint(tmp_path / "last_model.pth")["history"]
     (stage_1, _) = uninterrupted["two stages"]["history"]
@@ -485,21 +487,22 @@ def test_a_stage_1_is_a_run_of_the_squared_error(tmp_path, uninterrupted):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """The folder of one epoch of the squared error alone."""
+    """The folder of a model of one epoch with the squared error alone."""
     folder = tmp_path_factory.mktemp("plain")
     run(folder, config(epochs=1))
     return folder
 
 
 def begin_again(tmp_path, source, objective: ObjectiveConfig | None, **training):
-    """Resumes a checkpoint under another objective, and leaves at once. The Progress, and what is saved then."""
+    """Resumes a checkpoint under another objective, and leaves at once. Returns the Progress and what was saved
+    then."""
     settings = config(epochs=source["epoch"] + 1, objective=objective, **training)
     seen = run(tmp_path, settings, resume=source, leave=lambda p: p.phase == "train")
     return seen, load_checkpoint(tmp_path / "last_model.pth")
 
 
 def test_weights_of_another_objective_are_scored_first_without_the_adversarial_term(tmp_path, plain):
-    """The score is the squared error's validation loss, and 0.1 (or 0.2) times the perceptual term."""
+    """The score is the validation loss of the squared error plus 0.1 (or 0.2) times the perceptual term."""
     source = load_checkpoint(plain / "last_model.pth")
     scores = {}
     objectives = {"a": terms(), "b": terms(gan=True, gan_start=0, gan_warmup=0), "c": terms(perceptual_weight=0.2)}
@@ -616,7 +619,7 @@ DOCUMENTED += ("best_val_loss", "config")
 
 
 def documented(checkpoint: dict) -> dict:
-    """What an older, or a foreign, program that follows the source document would have written."""
+    """A checkpoint as an older or a foreign program would write it after the source document."""
     return copy.deepcopy({key: checkpoint[key] for key in DOCUMENTED})
 
 
@@ -630,7 +633,7 @@ def test_a_checkpoint_with_only_the_keys_of_the_source_document_says_what_is_mis
 def test_a_checkpoint_with_only_the_keys_of_the_source_document_is_scored_and_continued(tmp_path, uninterrupted):
     source = documented(uninterrupted["gan"])
     seen, left = begin_again(tmp_path, source, V2["gan"])
-    assert seen[0].phase == "validate"  # nobody knows what its best was measured under
+    assert seen[0].phase == "validate"  # the objective of its best loss is not known
     assert left["progress"]["best_val_loss"] == pytest.approx(source["val_loss"], rel=1e-6)
     assert left["epoch"] == 2
     assert left["optimizer_state_dict"]["state"][0]["step"] == 13
@@ -640,7 +643,7 @@ def test_a_checkpoint_with_only_the_keys_of_the_source_document_is_scored_and_co
 
 
 def test_the_optimizers_of_another_program_go_on_in_ours(tmp_path, uninterrupted):
-    """torch's AdamW without `fused`, which cannot leave out a bad step, and with other settings of its own."""
+    """Theirs is torch's AdamW without `fused`, which cannot leave out a bad step, and has other settings."""
     source = documented(uninterrupted["gan"])
     optimizers = (source["optimizer_state_dict"], source["loss_state_dict"]["discriminator_optimizer_state_dict"])
     for state in optimizers:
@@ -676,7 +679,8 @@ AT_ONCE = {"gan_start": 0, "gan_warmup": 0}
 
 
 def gradients(folder, accumulation: int = 1) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Of the model, and of its discriminator, after one batch of seven in so many micro-steps; and the measures."""
+    """The gradients of the model and of its discriminator after one batch of seven in several micro-steps, and the
+    measures."""
     objective = terms(gan=True, feature_matching_weight=1.0, perceptual_weight=10.0, adversarial_weight=10.0, **AT_ONCE)
     settings = config(objective=objective)
     run_ = trainer.Run(settings, ModelFolder(folder), IMAGES, make_accelerator(settings.training), None)
@@ -689,7 +693,8 @@ def gradients(folder, accumulation: int = 1) -> tuple[torch.Tensor, torch.Tensor
 
 @pytest.mark.parametrize("accumulation", [2, 3, 7])
 def test_micro_steps_have_the_gradients_of_one_pass_with_every_term(tmp_path, accumulation):
-    """Some micro-steps of one picture have no sample with an image-space term: the whole batch is what divides."""
+    """Some micro-steps of one picture have no sample with an image-space term, so the terms are divided by the whole
+    batch."""
     whole, parts = gradients(tmp_path), gradients(tmp_path, accumulation)
     for name, one, many in zip(("model", "discriminator"), whole, parts, strict=False):
         assert one.norm() > 1e-4
@@ -700,7 +705,8 @@ def test_micro_steps_have_the_gradients_of_one_pass_with_every_term(tmp_path, ac
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_every_term(tmp_path):
-    """Two processes (gloo) with batches of two, and this one with batches of four: one model, one discriminator."""
+    """Two processes (gloo) with batches of two and this one with batches of four make the same model and
+    discriminator."""
     objective = terms(gan=True, feature_matching_weight=1.0, gan_start=1, gan_warmup=1)
     code = (
         "import sys, test_trainer as t; from Project7.training_config import ObjectiveConfig as O;"
@@ -730,7 +736,7 @@ def test_two_processes_train_as_one_with_every_term(tmp_path):
     assert max((t - two["raw_state_dict"][n]).abs().max().item() for n, t in one["raw_state_dict"].items()) < 1e-4
     for part in ("terms", "weighted_terms", "val_terms"):
         for name, value in one["history"][0][part].items():
-            # the hinge loss leaves its last bias no gradient but rounding, and AdamW makes whole steps of that
+            # the hinge loss gives the last bias only rounding as its gradient, from which AdamW makes whole steps
             assert two["history"][0][part][name] == pytest.approx(value, rel=1e-3, abs=1e-3), (part, name)
     states = [c["loss_state_dict"]["discriminator_optimizer_state_dict"]["state"] for c in (one, two)]
     mean = [torch.cat([moments["exp_avg"].flatten() for moments in state.values()]) for state in states]
@@ -738,7 +744,8 @@ def test_two_processes_train_as_one_with_every_term(tmp_path):
 
 
 def test_running_out_of_memory_leaves_no_gradient_in_the_discriminator(tmp_path, monkeypatch):
-    """The memory ends when the discriminator has its gradient: the step is repeated, and that one not counted twice."""
+    """Memory runs out when the discriminator has its gradient: the step is repeated, and that gradient not counted
+    twice."""
     settings = config(epochs=1, objective=terms(gan=True))
     kept, teach, step = [], Critic.teach, Critic.step
 
@@ -835,7 +842,7 @@ def test_the_history_has_each_term_weighted_and_as_it_is(tmp_path):
 
 
 def test_the_means_of_an_epoch_are_those_of_one_objective(tmp_path):
-    """The terms come in the middle of an epoch; the squared error of its beginning is no part of their means."""
+    """The terms begin in the middle of an epoch; the squared error from before is not part of the means."""
     run(tmp_path, config(epochs=1), leave=lambda p: p.step == 3)
     source = load_checkpoint(tmp_path / "last_model.pth")
     seen = run(tmp_path, config(epochs=1, objective=terms(mse_weight=3.0)), resume=source)
@@ -845,7 +852,8 @@ def test_the_means_of_an_epoch_are_those_of_one_objective(tmp_path):
 
 
 def test_a_term_that_comes_in_late_has_the_mean_of_the_steps_in_which_it_counts(tmp_path):
-    """Weighted, it is its part of the epoch's mean loss; as it is, its mean where it was measured."""
+    """The weighted term is its part of the epoch's mean loss; the unweighted one is the mean over the steps that
+    measured it."""
     seen = run(tmp_path, config(epochs=1, objective=terms(gan=True)))
     values = [p.losses["adversarial"] for p in steps_of(seen) if "adversarial" in p.losses]
     assert len(values) == 4
@@ -856,7 +864,8 @@ def test_a_term_that_comes_in_late_has_the_mean_of_the_steps_in_which_it_counts(
 
 @pytest.mark.parametrize("cause", ["picture", "gradient"])
 def test_a_bad_step_changes_neither_the_model_nor_its_discriminator(tmp_path, monkeypatch, cause):
-    """A NaN in the pictures reaches both; one in the model's gradient alone leaves a discriminator that could step."""
+    """A NaN in the pictures reaches both; with one in the model's gradient alone, the discriminator could still
+    step."""
 
     def spoilt(batch):
         return batch._replace(ab=batch.ab * math.nan) if batch.random.step in (3, 4) else batch
@@ -898,7 +907,7 @@ def test_the_gradient_of_the_model_stays_out_of_the_discriminator_and_the_other_
 
 
 def test_bf16_trains_with_every_term(tmp_path, monkeypatch):
-    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # accelerate has one precision a process
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # accelerate has one precision per process
     settings = config(epochs=1, objective=terms(gan=True, feature_matching_weight=1.0), mixed_precision="bf16")
     seen = run(tmp_path, settings)
     entry = seen[-1].entry
@@ -914,7 +923,7 @@ def test_bf16_trains_with_every_term(tmp_path, monkeypatch):
 
 
 def quick(epochs: int = 3, **training) -> RunConfig:
-    """A network whose steps take little time; with batches of four, six an epoch."""
+    """A network whose steps take little time; with batches of four, an epoch has six."""
     model = RegressionConfig(model_channels=8, channel_multipliers=(1,))
     return config(epochs, **training).model_copy(update={"model": model})
 
@@ -925,7 +934,8 @@ def entries_of(seen: list[trainer.Progress]) -> list[dict]:
 
 @pytest.mark.parametrize(("windows", "length"), [(20, 10), (1, 11)])
 def test_the_windows_of_a_run_are_those_of_its_steps(tmp_path, monkeypatch, windows, length):
-    """Of eleven steps an epoch, so many windows are wanted, and ten steps at least: they go on over its end."""
+    """An epoch has eleven steps. A number of windows per epoch is wanted, and at least ten steps each, so they continue
+    across its end."""
     monkeypatch.setattr(run_history, "WINDOWS", windows)
     seen = run(tmp_path, quick(batch_size=2))
     steps = steps_of(seen)
@@ -952,7 +962,7 @@ def test_the_windows_leave_out_the_opinion_of_the_discriminator(tmp_path):
 
 @pytest.mark.parametrize("bad", [range(2, 4), range(13), range(4, 19)])
 def test_the_windows_count_the_steps_that_were_left_out(tmp_path, monkeypatch, bad):
-    """All of them: a dozen bad steps in a row, too."""
+    """All of them count, even a dozen bad steps in a row."""
     poison(monkeypatch, bad, loss_too=False)
     seen = run(tmp_path, quick(epochs=3, batch_size=2))
     windows = [w for entry in entries_of(seen) for w in entry["windows"]]
@@ -965,7 +975,7 @@ def test_the_windows_count_the_steps_that_were_left_out(tmp_path, monkeypatch, b
 
 
 def test_a_window_of_few_steps_does_not_claim_to_be_exact(tmp_path, monkeypatch):
-    """Of one step the spread would be 0, and any change of the loss would be more than noise."""
+    """With one step the spread would be 0, and any change of the loss would be more than noise."""
     poison(monkeypatch, range(1, 15), loss_too=False)
     windows = [w for entry in entries_of(run(tmp_path, quick(epochs=3, batch_size=2))) for w in entry["windows"]]
     assert windows
@@ -992,7 +1002,7 @@ def test_a_run_left_within_a_window_has_the_same_history(tmp_path, quick_whole, 
 
 
 def test_the_windows_of_an_epoch_are_those_of_one_objective(tmp_path):
-    """The terms come in at its ninth step, and what was measured before is not compared with them."""
+    """The terms begin at its ninth step, and earlier measures are not compared with later ones."""
     run(tmp_path, config(epochs=1, batch_size=1), leave=lambda p: p.step == 8)
     source = load_checkpoint(tmp_path / "last_model.pth")
     assert source["progress"]["window"]["steps"] == 8
@@ -1031,12 +1041,12 @@ def finding(ailment: str, *, collapse: bool = False) -> Finding:
 
 
 def find(monkeypatch, by_epoch: dict[int, list[Finding]]) -> None:
-    """The doctor finds these at the end of these epochs."""
+    """Makes the doctor find these at the end of these epochs."""
     monkeypatch.setattr(trainer.health, "diagnose", lambda record: by_epoch.get(record.latest["epoch"], []))
 
 
 def test_a_finding_is_in_the_history_and_said_once(tmp_path, monkeypatch):
-    """As long as it lasts: the second is said when it comes, and the first again when it comes back."""
+    """It is reported once while it lasts: the second when it appears, and the first again when it comes back."""
     one, two = finding("plateau"), finding("one tint")
     find(monkeypatch, {2: [one], 3: [one], 4: [one, two], 5: [two], 6: [one, two]})
     settings = quick(epochs=6, image_interval=0)
@@ -1076,13 +1086,13 @@ COLLAPSE = [finding("divergence", collapse=True)]
 
 
 def too_fast(monkeypatch, *, after: int, rate: float = 1.0) -> None:
-    """From a step on, the learning rate is far too high."""
+    """Makes the learning rate far too high from a step on."""
     original = trainer.learning_rate
     monkeypatch.setattr(trainer, "learning_rate", lambda s, step, n: rate if step >= after else original(s, step, n))
 
 
 def two_colours(count: int, seed: int) -> ImageSet:
-    """Squares, light ones orange and dark ones blue: soon learnt, and lost again where the steps are too long."""
+    """Squares, light ones orange and dark ones blue: soon learnt, and soon lost again if the steps are too long."""
     light = np.random.default_rng(seed).integers(60, 200, (count, 4, 4, 1)).repeat(4, axis=1).repeat(4, axis=2)
     pictures = light + np.where(light > 130, 1, -1) * np.array([50, -20, -50])
     return ImageSet(pictures.clip(0, 255).astype(np.uint8), ("",) * count, ("",) * count, "two colours", None)
@@ -1093,7 +1103,8 @@ FAST = {"batch_size": 2, "learning_rate": 5e-3}
 
 
 class Rollbacks(list):
-    """What healthy_model.pth and last_model.pth hold after each. `cured`: after so many, nothing goes wrong."""
+    """Records healthy_model.pth and last_model.pth after each rollback. `cured`: the number of rollbacks after which
+    nothing goes wrong."""
 
     def __init__(self, folder: Path, monkeypatch, *, cured: int | None = None):
         super().__init__()
@@ -1160,7 +1171,7 @@ GOES_BACK = {
 
 @pytest.mark.parametrize("name", GOES_BACK)
 def test_a_rollback_restores_the_last_healthy_state_and_lowers_the_rate(tmp_path, monkeypatch, name):
-    """Weights, EMA, AdamW, discriminator, place in the data, means and history: all of it, bit for bit."""
+    """Weights, EMA, AdamW, discriminator, position in the data, means and history are restored bit for bit."""
     find(monkeypatch, {2: COLLAPSE})
     rollbacks = Rollbacks(tmp_path / "a", monkeypatch, cured=1)
     seen = run(tmp_path / "a", GOES_BACK[name], watch=rollbacks.watch)
@@ -1175,7 +1186,7 @@ def test_a_rollback_restores_the_last_healthy_state_and_lowers_the_rate(tmp_path
     assert last["progress"]["rate_scale"] == pytest.approx(0.4)
     assert notes(seen).count("Rolled back from step 12 to step 6") == 1
 
-    # and it goes on as a run that was at that place, and had that rate
+    # and it continues like a run that was at that position with that rate
     run(tmp_path / "b", GOES_BACK[name], resume=last)
     assert_same_run(load_checkpoint(tmp_path / "a" / "last_model.pth"), load_checkpoint(tmp_path / "b/last_model.pth"))
 
@@ -1209,7 +1220,7 @@ def test_there_are_two_rollbacks_at_most(tmp_path, monkeypatch):
 
 
 def test_a_rollback_outlives_the_program(tmp_path, monkeypatch):
-    """Left after the first: the rate stays low, and one more is left."""
+    """The run is left after the first rollback: the rate stays low, and one more is possible."""
     find(monkeypatch, {2: COLLAPSE})
     rollbacks = Rollbacks(tmp_path, monkeypatch)
     settings = quick(on_collapse="rollback")
@@ -1223,7 +1234,7 @@ def test_a_rollback_outlives_the_program(tmp_path, monkeypatch):
 
 
 def test_a_program_that_ends_between_a_collapse_and_its_rollback_still_goes_back_to_health(tmp_path, monkeypatch):
-    """The collapsed state is what last_model.pth holds then; it is not taken for the healthy one."""
+    """last_model.pth then holds the collapsed state, which is not taken for a healthy one."""
     find(monkeypatch, {2: COLLAPSE, 3: COLLAPSE})
     rollbacks = Rollbacks(tmp_path, monkeypatch, cured=1)
     settings = quick(on_collapse="rollback")
@@ -1235,7 +1246,8 @@ def test_a_program_that_ends_between_a_collapse_and_its_rollback_still_goes_back
 
 
 def test_a_rollback_goes_to_before_the_divergence_began(tmp_path, monkeypatch):
-    """It is certain only after three windows, which are three epochs here: their ends are no healthy states."""
+    """A divergence is certain only after three windows, here three epochs, so the ends of these are not healthy
+    states."""
     too_fast(monkeypatch, after=40)
     rollbacks = Rollbacks(tmp_path, monkeypatch, cured=1)
     seen = run(tmp_path, quick(epochs=8, on_collapse="rollback", **FAST), images=TWO_COLOURS, watch=rollbacks.watch)
@@ -1245,7 +1257,7 @@ def test_a_rollback_goes_to_before_the_divergence_began(tmp_path, monkeypatch):
 
 
 def test_a_rollback_goes_to_before_the_steps_without_a_finite_gradient(tmp_path, monkeypatch):
-    """They change nothing: from weights whose gradient is NaN, a lower learning rate leads nowhere."""
+    """Such steps change nothing, but from weights whose gradient is NaN a lower learning rate does not help."""
     poison(monkeypatch, range(8, 1000), loss_too=True)
     rollbacks = Rollbacks(tmp_path, monkeypatch, cured=1)
     seen = run(tmp_path, quick(epochs=5, on_collapse="rollback"), watch=rollbacks.watch)
@@ -1274,7 +1286,7 @@ def seeing(**settings) -> RunConfig:
 
 
 def cached(folder, settings: RunConfig, cache: Path, **more) -> None:
-    """A run that reads what its encoder sees from the disk."""
+    """A run that reads the maps of its encoder from the disk."""
     features = open_features(Encoder(SHIPPED, 32), IMAGES[0], cache_dir=cache)
     resume = copy.deepcopy(more.pop("resume", None))
     accelerator = make_accelerator(settings.training)
@@ -1286,7 +1298,7 @@ def cached(folder, settings: RunConfig, cache: Path, **more) -> None:
 
 
 def test_a_run_with_an_encoder_goes_on_bit_for_bit(tmp_path):
-    """With everything that is drawn: dropped features, hints, zoomed and aged photos."""
+    """It uses everything that is random: dropped features, hints, zoomed and aged photos."""
     settings = seeing(zoom=0.6, old_photos=0.5)
     run(tmp_path / "whole", settings)
     run(tmp_path / "left", settings, leave=lambda p: p.step == 5)
@@ -1326,7 +1338,7 @@ def test_without_mirroring_no_photo_is_mirrored(tmp_path):
 
 
 def test_old_photos_have_the_colours_of_the_good_ones(tmp_path):
-    """Only the lightness ages: what is to be learnt stays."""
+    """Only the lightness is aged; the colours to be learnt stay the same."""
     pair = [
         trainer.Run(config(old_photos=share), ModelFolder(tmp_path), IMAGES, make_accelerator(config().training))
         for share in (0.0, 1.0)

@@ -1,4 +1,5 @@
-"""transfer.py: the original keeps its lightness to the pixel and gets the colours of a copy, wherever that has them."""
+"""transfer.py: the original keeps its lightness to the pixel and gets the colours of a copy, however that is
+shifted."""
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def lab(rgb: np.ndarray) -> torch.Tensor:
 
 
 def edited(rgb: np.ndarray, size=(300, 300), shift=(0, 0), seed: int = 0) -> np.ndarray:
-    """As an editor gives it back: another size, shifted, softer, in another contrast, with grain."""
+    """A copy as an editor returns it: in another size, shifted, softer, in another contrast, with grain."""
     moved = np.roll(rgb, shift, axis=(0, 1))
     small = np.asarray(Image.fromarray(moved).resize(size[::-1], Image.Resampling.BICUBIC)).astype(float)
     grain = np.random.default_rng(seed).normal(0, 4, (*size, 1))
@@ -38,10 +39,10 @@ def test_colours_arrive_where_they_belong(truth, shift):
     answer = lab(transfer(from_array(gray(truth)), from_array(edited(truth, shift=shift))))
     wanted = lab(truth)
     assert (answer[0] - wanted[0]).abs().mean() < 0.5
-    inside = slice(24, -24)  # what was rolled over the border is nowhere
+    inside = slice(24, -24)  # without the part that was rolled over the border
     off = (answer - wanted)[1:, inside, inside].norm(dim=0)
     assert off.median() < 5
-    # A copy that is laid over it without looking is further off.
+    # A copy that is laid over it without alignment is further off.
     blind = lab(np.asarray(Image.fromarray(edited(truth, shift=shift)).resize((512, 512))))[1:]
     further = (blind - wanted[1:])[:, inside, inside].norm(dim=0)
     assert off.mean() < (0.75 if any(shift) else 1.1) * further.mean()

@@ -1,4 +1,4 @@
-"""web.py, guard.py, jobs.py, studio.py: the API does what it says, and what is wrong gets JSON and no path."""
+"""web.py, guard.py, jobs.py, studio.py: the API does what it says, and errors are JSON without a path."""
 
 import asyncio
 import base64
@@ -101,13 +101,13 @@ def opened(client, content: bytes | None = None) -> str:
 
 
 def said(text: str) -> list[tuple[str, dict]]:
-    """Server-sent events."""
+    """The server-sent events of an answer."""
     pairs = re.findall(r"event: (\w+)\ndata: (.*)\n\n", text)
     return [(kind, json.loads(data)) for kind, data in pairs]
 
 
 def is_error(response, status: int) -> str:
-    """The message of an error as all are: JSON with a request id, and no path."""
+    """The message of an error, which must be JSON with a request id, and without a path."""
     assert response.status_code == status, response.text[:300]
     body = response.json()
     assert set(body) == {"error", "request_id"}
@@ -197,7 +197,7 @@ def test_an_open_photo_is_answered_and_exported(client):
     assert [kind for kind, _ in found] == ["step"] * 3 + ["answer"] + ["step"] * 3 + ["answer", "done"]
     answer = fields_of(found[3][1])[1:]
     assert "data" in found[0][1]
-    assert "data" not in found[4][1]  # one forms before the eyes
+    assert "data" not in found[4][1]  # only the first answer is shown while it forms
     assert len(answer) == 6
     exported = client.post(f"/api/photos/{id}/export", json={**asked, "seed": 1, "saturation": 1.5, "warmth": 6})
     picture = np.asarray(Image.open(io.BytesIO(exported.content)))
@@ -411,7 +411,7 @@ def test_a_body_is_counted_whatever_it_says(client, studio):
 
 
 def test_a_flood_without_a_length_is_refused_before_it_is_spooled(studio):
-    """By hand: a test client would collect the whole body first."""
+    """The request is sent by hand, because a test client would collect the whole body first."""
     start = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     sent, answer = 0, []
 
@@ -471,12 +471,12 @@ def test_a_full_queue_says_so_and_empties(models_dir, monkeypatch):
         assert "waiting" in is_error(refused, 503)
         assert int(refused.headers["retry-after"]) > 0
         assert [future.result().status_code for future in waiting] == [200] * 3
-        while studio.heavy.count:  # it is counted off a moment after the answer
+        while studio.heavy.count:  # the count falls a moment after the answer
             time.sleep(0.01)
 
 
 def run_job(seconds: float, leave_after: int | None = None) -> tuple[int, BaseException | None]:
-    """A job of endless steps: how many it made, and what it ended with."""
+    """Runs a job of endless steps: returns how many it made, and how it ended."""
     worker, steps, ended = Worker(waiting=1, seconds=seconds), 0, None
 
     def work(job):
@@ -530,7 +530,7 @@ def test_a_cancelled_job_that_waits_never_begins_and_frees_its_place():
 
 @contextlib.contextmanager
 def live(studio: Studio) -> Iterator[int]:
-    """A real server in a thread, on this port: a test client cannot hang up."""
+    """A real server in a thread, on this port, because a test client cannot hang up."""
     server = uvicorn.Server(uvicorn.Config(web.make_app(studio), log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -548,7 +548,7 @@ def until(happened: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_a_client_that_goes_away_frees_the_worker_within_a_step(models_dir, monkeypatch, caplog):
-    """Whether it waits for a picture, for events or for an export, or is still sending."""
+    """It may be waiting for a picture, for events or for an export, or still be sending."""
     studio, steps = Studio(models_dir, device="cpu"), []
 
     def watch(*arguments, own=web.watch):
@@ -584,7 +584,7 @@ def test_a_client_that_goes_away_frees_the_worker_within_a_step(models_dir, monk
                 client.sendall(raw(asking))
                 until(lambda: len(steps) >= 3)
             until(lambda: studio.heavy.count == 0)
-            assert len(steps) < 12, asking.url  # the server hears of it a moment later
+            assert len(steps) < 12, asking.url  # the server notices it a moment later
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(raw(whole[0])[:-40])
         assert request(address) == 200
@@ -616,7 +616,7 @@ def start_server(models_dir: Path, tmp_path: Path) -> tuple[subprocess.Popen, st
 
 @pytest.mark.slow
 def test_the_server_is_bound_to_this_machine_keeps_its_shape_and_drains(models_dir, tmp_path):
-    """200 requests, 8 at a time, to a queue for 3; SIGTERM while a job runs."""
+    """There are 200 requests, 8 at a time, to a queue for 3; SIGTERM arrives while a job runs."""
     server, address = start_server(models_dir, tmp_path)
     with server:
         try:
@@ -661,7 +661,7 @@ def request(address: str, **fields) -> int:
 
 
 def measure(pid: int) -> tuple[int, int, int]:
-    """Open files, threads and resident MB of a process."""
+    """The open files, threads and resident MB of a process."""
     gc.collect()
     status = Path(f"/proc/{pid}/status").read_text()
     files = len(os.listdir(f"/proc/{pid}/fd"))

@@ -1,6 +1,6 @@
-"""Nodes for ComfyUI: Colorize and Transfer Chroma. How to install them: README.md.
+"""Nodes for ComfyUI: Colorize and Transfer Chroma. README.md says how to install them.
 
-ComfyUI's IMAGE is a float tensor (B, H, W, 3) in [0, 1]; each picture of the batch is coloured by itself.
+ComfyUI's IMAGE is a float tensor (B, H, W, 3) in [0, 1]; each picture of the batch is coloured separately.
 """
 
 import functools
@@ -38,12 +38,12 @@ def to_arrays(image: torch.Tensor) -> list[np.ndarray]:
 
 
 def to_image(pictures: list) -> torch.Tensor:
-    """Pictures of one size, Pillow's or (H, W, 3) of uint8 -> (B, H, W, 3) in [0, 1]."""
+    """Pictures of the same size, from Pillow or as (H, W, 3) uint8 -> (B, H, W, 3) in [0, 1]."""
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255
 
 
 class Colorize(io.ComfyNode):
-    """Colour for gray pictures, on their own lightness."""
+    """Colours gray pictures, and keeps their lightness."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -68,7 +68,7 @@ class Colorize(io.ComfyNode):
 
 
 class TransferChroma(io.ComfyNode):
-    """The colours of an edited copy on the untouched lightness of the original."""
+    """Gives the original the colours of an edited copy, and keeps its lightness."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -76,8 +76,8 @@ class TransferChroma(io.ComfyNode):
             node_id="Project7TransferChroma",
             display_name="Transfer Chroma",
             category=CATEGORY,
-            description="Lays the colours of an edited copy, of any size, onto the original: its detail and its "
-            "lightness stay as they were, whatever the editor did to them.",
+            description="Gives the original the colours of an edited copy of any size. The detail and the lightness of "
+            "the original stay as they were, whatever the editor did to them.",
             inputs=[io.Image.Input("original"), io.Image.Input("edited")],
             outputs=[io.Image.Output()],
         )
@@ -86,8 +86,8 @@ class TransferChroma(io.ComfyNode):
     def execute(cls, original: torch.Tensor, edited: torch.Tensor) -> io.NodeOutput:
         if len(edited) not in (1, len(original)):
             raise UsageError(
-                f"There are {len(original)} originals and {len(edited)} edited copies; give one copy of each, or one "
-                "of all."
+                f"There are {len(original)} originals and {len(edited)} edited copies; give one copy per original, or "
+                "one for all."
             )
         copies = to_arrays(edited.expand(len(original), -1, -1, -1))
         pairs = zip(to_arrays(original), copies, strict=True)
