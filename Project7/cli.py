@@ -537,7 +537,7 @@ def data(arguments: argparse.Namespace) -> int:
     parse_settings(TrainingConfig, {"seed": arguments.seed})
     config: DataConfig = parse_settings(DataConfig, flags.given(arguments, DataConfig))
     with counting(make_console(stderr=True)) as progress:
-        parts = open_dataset(config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress)
+        parts = open_dataset(config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress, say=say)
     for part in parts:
         for line in part.summary.lines():
             say(line)
@@ -588,7 +588,9 @@ def palette(arguments: argparse.Namespace) -> int:
     from Project7.photo import save_png
 
     with counting(make_console(stderr=True)) as progress:
-        training, _ = open_dataset(config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress)
+        training, _ = open_dataset(
+            config, seed=arguments.seed, cache_dir=arguments.cache_dir, progress=progress, say=say
+        )
         found = fit_palette(training.images, settings.bins, seed=arguments.seed, progress=progress)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     save_palette(arguments.output, found)

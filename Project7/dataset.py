@@ -1,32 +1,69 @@
-"""Opens Tiny ImageNet, any folder or zip of images, or the built-in photos: uint8 RGB squares to train on, to validate
-with and to measure with.
+"""Opens Tiny ImageNet, any folder, zip or tars of images, or the built-in photos: uint8 RGB squares to train on, to
+validate with and to measure with.
 
 Imports no torch: the command line lists and checks data without it.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from Project7.counting import Counting
-from Project7.errors import UsageError
-from Project7.image_cache import default_cache_dir, open_part
+from Project7.cache_folder import default_cache_dir, free_bytes
+from Project7.counting import Counting, counted, sized
+from Project7.errors import ProjectError, UsageError
+from Project7.image_cache import Part, is_cached, open_part
 from Project7.image_set import ImageSet, mixed
 from Project7.photo_source import SAMPLES, hold_out, scan, shuffled
 from Project7.training_config import DataConfig
 
 _SAMPLE_CROPS = 200  # squares taken from each built-in photo: a model learns nothing from five centre squares
+_FULL = 0.95  # of the free disk, which is left to others
+
+
+@dataclass(frozen=True)
+class Divided:
+    """A source, divided, before anything of it is decoded."""
+
+    training: Part
+    validation: Part
+    notes: tuple[str, ...]  # what was found and is not used
+
+    def open(self, cache_dir: Path, progress: Counting | None, *, on_the_fly: bool) -> tuple[ImageSet, ImageSet]:
+        """The training and the validation images. Validation is read in every epoch, and is in the cache always."""
+        training = open_part(self.training, cache_dir, progress, on_the_fly=on_the_fly)
+        validation = open_part(self.validation, cache_dir, progress)
+        if self.notes:
+            training = training.reported(warning="; ".join(self.notes))
+        if self.training.photos == self.validation.photos:
+            validation = validation.reported(warning="the only photo is used for training and for validation")
+        return training, validation
 
 
 def open_dataset(
-    config: DataConfig, *, seed: int, cache_dir: Path | None = None, progress: Counting | None = None
+    config: DataConfig,
+    *,
+    seed: int,
+    cache_dir: Path | None = None,
+    progress: Counting | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the validation images. Decodes what is not in the cache yet.
+    """The training and the validation images. Decodes what is not in the cache yet, or leaves that to training, as
+    --decode says.
 
-    Raises UsageError if there is no image, ProjectError if more than 5 % are broken or the disk is full.
+    say: is told, before anything is decoded, how large it will be, and where it goes. Raises UsageError if there is no
+    image, ProjectError if more than 5 % are broken or the disk has no room.
     """
+    where = cache_dir or default_cache_dir()
     crops = config.crops * len(config.data) if len(config.crops) == 1 else config.crops
-    opened = [
-        open_source(source, count, config, seed=seed, cache_dir=cache_dir, progress=progress)
+    sources = [
+        divide_source(source, count, config, seed=seed, cache_dir=where)
         for source, count in zip(config.data, crops, strict=True)
+    ]
+    on_the_fly = choose_decoding(sources, config.decode, where, say)
+    opened = [
+        source.open(where, progress, on_the_fly=on_the_fly and not kept(source.training, config.decode, where))
+        for source in sources
     ]
     if len(opened) == 1:
         return opened[0]
@@ -34,28 +71,56 @@ def open_dataset(
     return training, validation
 
 
-def open_source(
-    data: str, crops: int, config: DataConfig, *, seed: int, cache_dir: Path | None, progress: Counting | None
-) -> tuple[ImageSet, ImageSet]:
-    """The training and the validation images of one source. crops: squares taken from each training photo."""
-    source = scan(data)
-    how = {"size": config.image_size, "crops": _SAMPLE_CROPS if data == SAMPLES and crops == 1 else crops}
+def divide_source(data: str, crops: int, config: DataConfig, *, seed: int, cache_dir: Path) -> Divided:
+    """crops: squares taken from each training photo."""
+    source = scan(data, cache_dir)
+    crops = _SAMPLE_CROPS if data == SAMPLES and crops == 1 else crops
     training, validation = hold_out(source, config.val_fraction, seed)
     if config.limit or config.min_colorfulness:
         training = shuffled(training, seed)
-    warning = "the only photo is used for training and for validation" if training == validation else ""
-    where = cache_dir or default_cache_dir()
-    least = config.min_colorfulness
-    parts = [
-        open_part(source, "training", training, how, least, config.limit, seed, where, progress),
-        # If the set has a validation part of its own, its photos are the same for every seed of the run.
-        open_part(source, "validation", shuffled(validation, 0), how, least, config.val_limit, seed, where, progress),
-    ]
-    if source.notes:
-        parts[0] = parts[0].reported(warning="; ".join(source.notes))
-    if warning:
-        parts[1] = parts[1].reported(warning=warning)
-    return parts[0], parts[1]
+    how: dict[str, Any] = {
+        "size": config.image_size,
+        "crops": crops,
+        "seed": seed,
+        "min_colorfulness": config.min_colorfulness,
+    }
+    # If the set has a validation part of its own, its photos are the same for every seed of the run.
+    return Divided(
+        Part("training", source.storage, training, limit=config.limit, **how),
+        Part("validation", source.storage, shuffled(validation, 0), limit=config.val_limit, **how),
+        source.notes,
+    )
+
+
+def kept(part: Part, decode: str, cache_dir: Path) -> bool:
+    """Whether a part is read from the cache because it is there already."""
+    return decode != "on-the-fly" and is_cached(part, cache_dir)
+
+
+def choose_decoding(
+    sources: Sequence[Divided], decode: str, cache_dir: Path, say: Callable[[str], object] | None
+) -> bool:
+    """Whether training photos that are not in the cache are decoded on the fly. Raises ProjectError where the disk has
+    no room and --decode leaves no choice."""
+    training = [source.training for source in sources if not kept(source.training, decode, cache_dir)]
+    validation = [source.validation for source in sources if not is_cached(source.validation, cache_dir)]
+    parts, free = training + validation, free_bytes(cache_dir)
+    need, least = (sum(part.decoded_bytes for part in some) for some in (parts, validation))
+    on_the_fly = decode == "on-the-fly" or (decode == "auto" and need > _FULL * free)
+    count = counted(sum(part.wanted for part in parts), "photo")
+    size = f"{count} take up to {sized(need)} decoded, and {sized(free)} are free in {cache_dir}"
+    place = "free some space, choose another place with --cache-dir"
+    if not on_the_fly and need > _FULL * free:
+        raise ProjectError(f"The {size}; {place}, or decode them whenever they are needed with --decode on-the-fly.")
+    if on_the_fly and least > _FULL * free:
+        raise ProjectError(
+            f"The {size}; even the {sized(least)} for validation have no room there; {place}, or give a lower "
+            "--val-limit."
+        )
+    if say and parts:
+        how = "the training photos are decoded on the fly, whenever they are needed" if on_the_fly else "kept there"
+        say(f"{size}: {how}")
+    return on_the_fly
 
 
 def open_photos(
@@ -72,11 +137,10 @@ def open_photos(
     split: "train" or "val" of a set that is divided (None: val). A plain folder is used whole; naming a split of it
     raises UsageError.
     """
-    source = scan(data)
+    where = cache_dir or default_cache_dir()
+    source = scan(data, where)
     if source.validation is None and split:
         raise UsageError(f"--data {data} is not divided into train and val; leave --split out, it is used whole.")
     photos = source.training if source.validation is None or split == "train" else source.validation
-    how = {"size": size, "crops": 1}
-    return open_part(
-        source, "test", shuffled(photos, 0), how, 0.0, limit, 0, cache_dir or default_cache_dir(), progress
-    )
+    part = Part("test", source.storage, shuffled(photos, 0), size=size, crops=1, seed=0, limit=limit)
+    return open_part(part, where, progress)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from Project7 import color
 from Project7.atomic_file import file_lock
+from Project7.cache_folder import default_cache_dir
 from Project7.counting import Counting
 from Project7.encoder import Encoder, Maps
 from Project7.errors import ProjectError, sentence
-from Project7.image_cache import default_cache_dir
 from Project7.image_set import ImageSet
 
 _VERSION = 1  # to be raised when the same photos and encoder give other numbers

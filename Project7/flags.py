@@ -28,6 +28,8 @@ class Parser(argparse.ArgumentParser):
         if strange := next((word for word in extra if word.startswith("-")), None):
             flag = strange.split("=")[0]
             self.error(f"there is no flag {flag}{meant(flag, self._option_string_actions)}")
+        if any(word.endswith(".tar") for word in extra):
+            self.error("--data takes one text; put its braces in quotes, so that the shell leaves them alone")
         return found, extra
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from Project7.errors import ProjectError, sentence
+from Project7.on_the_fly import OnTheFly
 from Project7.photo_files import shown
+from Project7.processes import own_cpus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,10 +32,13 @@ class DataSummary:
     seconds: float  # that decoding took when the cache was built
     built: bool = False  # whether it was decoded just now, rather than opened from the cache
     warning: str = ""
+    on_the_fly: bool = False  # the squares are decoded whenever they are needed
 
     def lines(self) -> list[str]:
         squares = f" ({self.used:,} squares)" if self.used != self.photos else ""
         how = f"decoded in {self.seconds:.0f} s" if self.built else "from the cache"
+        if self.on_the_fly:
+            how = "decoded on the fly" + (f" (looked through in {self.seconds:.0f} s)" if self.built else "")
         lines = [f"{self.part}: {self.photos:,} images{squares}, {how}"]
         if self.gray:
             lines.append(f"  {self.gray:,} left out: not colourful enough (--min-colorfulness)")
@@ -61,11 +66,23 @@ class MixedPictures:
         found = np.empty((len(numbers), *self.shape[1:]), np.uint8)
         part = np.searchsorted(self.starts, numbers, side="right") - 1
         for k, pictures in enumerate(self.parts):
-            found[part == k] = np.asarray(pictures)[numbers[part == k] - self.starts[k]]
+            found[part == k] = plain(pictures)[numbers[part == k] - self.starts[k]]
         return found
 
 
-Pictures = np.ndarray | MixedPictures
+Pictures = np.ndarray | MixedPictures | OnTheFly
+
+
+def plain(pictures: Pictures) -> Pictures:
+    """A memory map as an ordinary array, which is indexed twice as fast."""
+    return np.asarray(pictures) if isinstance(pictures, np.ndarray) else pictures
+
+
+def needs_workers(pictures: Pictures) -> bool:
+    """Whether batches of these pictures take so much time that other processes should prepare them."""
+    if isinstance(pictures, MixedPictures):
+        return any(map(needs_workers, pictures.parts))
+    return isinstance(pictures, OnTheFly)
 
 
 @dataclass(frozen=True)
@@ -82,7 +99,7 @@ class MixedSummary:
 class ImageSet:
     """N pictures to train on, to validate with or to measure with."""
 
-    images: Pictures  # (N, S, S, 3) uint8, memory-mapped, read-only
+    images: Pictures  # (N, S, S, 3) uint8, memory-mapped and read-only, or decoded on the fly
     names: tuple[str, ...]  # N names inside the source
     labels: tuple[str, ...]  # N classes (WordNet IDs) of Tiny ImageNet, "" elsewhere
     fingerprint: str  # digest of the pixels and their order; a copy of the data elsewhere has the same one
@@ -143,24 +160,32 @@ def mixed_order(seed: int, epoch: int, sizes: Sequence[int], shares: Sequence[fl
     return np.concatenate(chosen)[np.random.default_rng([seed, epoch]).permutation(total)]
 
 
-def load_batches(images: Pictures, batches: Sequence[np.ndarray], *, num_workers: int = 0) -> Generator["Tensor"]:
+def load_batches(
+    images: Pictures, batches: Sequence[np.ndarray], *, num_workers: int | None = None
+) -> Generator["Tensor"]:
     """Yields the pictures of each array of indices, uint8 (B, S, S, 3), with or without worker processes.
 
-    Raises ProjectError, which suggests --num-workers 0, if a worker dies.
+    num_workers: None is one per processor where pictures are decoded on the fly, else none.
+    Raises ProjectError for a photo that can no longer be decoded, and, suggesting --num-workers 0, if a worker dies.
     """
     import torch
 
+    if num_workers is None:
+        num_workers = own_cpus() if needs_workers(images) else 0
     if num_workers == 0:
-        plain = images if isinstance(images, MixedPictures) else np.asarray(images)
+        direct = plain(images)
         for indices in batches:
-            yield torch.from_numpy(plain[indices])
+            yield torch.from_numpy(direct[indices])
         return
     pictures: Any = _WorkersPictures(images)  # a torch Dataset by its methods: torch is not imported at the top
     loader: Any = torch.utils.data.DataLoader(
         pictures, batch_size=None, sampler=batches, num_workers=min(num_workers, max(1, len(batches)))
     )
     try:
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, ProjectError):
+                raise batch
+            yield batch
     except RuntimeError as error:
         if "worker" not in str(error):
             raise
@@ -173,11 +198,13 @@ class _WorkersPictures:
     def __init__(self, images: Pictures):
         self.images = images
 
-    def __getitem__(self, indices: np.ndarray) -> "Tensor":
+    def __getitem__(self, indices: np.ndarray) -> "Tensor | ProjectError":
         import torch
 
-        images = self.images if isinstance(self.images, MixedPictures) else np.asarray(self.images)
-        return torch.from_numpy(images[indices])
+        try:
+            return torch.from_numpy(plain(self.images)[indices])
+        except ProjectError as error:  # raised in the main process: the DataLoader would add a traceback to its text
+            return error
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,40 +1,33 @@
-"""Finds the photos of a data set: Tiny ImageNet, any folder or zip, or the built-in samples.
+"""Finds the photos of a data set: Tiny ImageNet, any folder or zip, tars, or the built-in samples.
 
 Imports no torch: the command line lists and checks data without it.
 """
 
 import importlib.util
+import os
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.photo_files import LeftOut, count_others, is_photo_name, is_visible, photo_suffixes, photos_below, shown
+from Project7.photo_storage import Folder, SourcePhoto, Storage, Tars, Zip, open_archive
+from Project7.tar_index import expand, index_all, is_tar_name, tars_below
 
 SAMPLES = "samples"
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _SAMPLE_FILES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
-class SourcePhoto(NamedTuple):
-    """One image file of a source."""
-
-    name: str  # inside the folder or zip
-    label: str  # the class in Tiny ImageNet, "" elsewhere
-    identity: str  # changes when the content of the file changes
-
-
 @dataclass(frozen=True)
 class Source:
     """The photos of a data set, divided as the set itself is."""
 
-    root: str  # the folder, or the zip file
-    is_zip: bool
+    storage: Storage
     training: tuple[SourcePhoto, ...]
     validation: tuple[SourcePhoto, ...] | None  # None: the set is not divided
     notes: tuple[str, ...] = ()  # what was found but is not used, in words
@@ -51,25 +44,35 @@ def sample_photos() -> dict[str, Path]:
     return {Path(name).stem: folder / name for name in _SAMPLE_FILES if (folder / name).exists()}
 
 
-def scan(data: str) -> Source:
-    """The images of a source, and how they are divided. Raises UsageError, which names the cure, if there are none."""
-    cure = "give a folder or zip of images; `project7 download` gets Tiny ImageNet, --data samples needs nothing"
+def scan(data: str, cache_dir: Path | None = None) -> Source:
+    """The images of a source, and how they are divided. Raises UsageError, which names the cure, if there are none.
+
+    cache_dir: where the indexes of tars are kept.
+    """
+    cure = "give a folder, zip or tar of images; `project7 download` gets Tiny ImageNet, --data samples needs nothing"
     path = Path(data)
     if data == SAMPLES and not path.exists():
         files = sample_photos().values()
-        return Source(str(next(iter(files)).parent), False, tuple(_on_disk(f.parent, f.name) for f in files), None)
+        folder = next(iter(files)).parent
+        return Source(Folder(str(folder)), tuple(_on_disk(f.parent, f.name) for f in files), None)
     left_out = LeftOut()
+    storage: Storage
     if path.is_dir():
-        photos = scan_folder(path, left_out)
+        storage, photos = Folder(data), scan_folder(path, left_out)
+        if not photos and (tars := tars_below(path)):
+            left_out = LeftOut()
+            storage, photos = scan_tars(tars, path, left_out, cache_dir)
+    elif is_tar_name(data):
+        storage, photos = scan_tars(expand(data), None, left_out, cache_dir)
     elif path.is_file() and zipfile.is_zipfile(path):
-        photos = scan_zip(path, left_out)
+        storage, photos = Zip(data), scan_zip(path, left_out)
     else:
-        what = "is neither a folder nor a zip" if path.exists() else "does not exist"
+        what = "is neither a folder nor a zip or tar" if path.exists() else "does not exist"
         raise UsageError(f"--data {shown(data)} {what}; {cure}.")
     if not photos:
         others = "".join(f"; {line}" for line in left_out.lines())
         raise UsageError(f"--data {shown(data)} holds no image ({', '.join(photo_suffixes())}){others}; {cure}.")
-    source = divide(str(path), not path.is_dir(), photos)
+    source = divide(storage, photos)
     return replace(source, notes=(*source.notes, *left_out.lines()))
 
 
@@ -92,7 +95,7 @@ def scan_zip(path: Path, left_out: LeftOut) -> list[SourcePhoto]:
     Raises UsageError if the zip is damaged, encrypted, or compressed by a method that Python cannot read.
     """
     try:
-        members = _archive(str(path)).infolist()
+        members = open_archive(str(path), os.getpid()).infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise UsageError(
             f"--data {shown(path)} is a damaged zip ({sentence(error)}); copy or download it again."
@@ -112,13 +115,34 @@ def scan_zip(path: Path, left_out: LeftOut) -> list[SourcePhoto]:
     return sorted(SourcePhoto(m.filename, "", f"{m.file_size}:{m.CRC}") for m in photos)
 
 
-@cache
-def _archive(path: str) -> zipfile.ZipFile:
-    """One open archive per process: a ZipFile must not be shared by processes."""
-    return zipfile.ZipFile(path)
+def scan_tars(
+    tars: list[str], root: Path | None, left_out: LeftOut, cache_dir: Path | None
+) -> tuple[Tars, list[SourcePhoto]]:
+    """The images of tars, named as if each tar were unpacked where it lies below `root`; where two would then have one
+    name, in a folder of the tar's name. A member is identified by its place and the tar's size and time.
+
+    Raises UsageError for a tar that is damaged or cut short.
+    """
+    found: list[tuple[str, SourcePhoto]] = []
+    for number, (tar, (stamp, members)) in enumerate(zip(tars, index_all(tars, cache_dir), strict=True)):
+        parent = Path(tar).parent.relative_to(root).as_posix() if root else "."
+        inside = "" if parent == "." else f"{parent}/"
+        for member in members:
+            if not is_photo_name(member.name):
+                count_others(member.name, left_out)
+            elif member.refused:
+                left_out.skipped.append((Path(inside + member.name), member.refused))
+            elif all(map(is_visible, member.name.split("/"))):
+                place = (number, member.offset, member.size)
+                photo = SourcePhoto(inside + member.name, "", f"{stamp}:{member.offset}:{member.size}", place)
+                found.append((tar, photo))
+    times = Counter(photo.name for _, photo in found)
+    if times and max(times.values()) > 1:
+        found = [(tar, photo._replace(name=f"{PurePosixPath(tar).stem}/{photo.name}")) for tar, photo in found]
+    return Tars(tuple(tars)), sorted(photo for _, photo in found)
 
 
-def divide(root: str, is_zip: bool, photos: Sequence[SourcePhoto]) -> Source:
+def divide(storage: Storage, photos: Sequence[SourcePhoto]) -> Source:
     """Finds the official layout of Tiny ImageNet, or any `train/` and `val/`, at the top or in one common folder."""
     tops = {photo.name.split("/")[0] for photo in photos}
     prefix = f"{tops.pop()}/" if len(tops) == 1 and not tops & {"train", "val"} else ""
@@ -128,13 +152,13 @@ def divide(root: str, is_zip: bool, photos: Sequence[SourcePhoto]) -> Source:
         if part in parts:
             parts[part].append(photo)
     if not parts["train"] or not parts["val"]:
-        return Source(root, is_zip, tuple(photos), None)
-    labels = _val_labels(root, is_zip, f"{prefix}val/val_annotations.txt")
+        return Source(storage, tuple(photos), None)
+    labels = _val_labels(storage, f"{prefix}val/val_annotations.txt")
     training = [p._replace(label=_wnid(p.name.removeprefix(prefix))) for p in parts["train"]]
     validation = [p._replace(label=labels.get(PurePosixPath(p.name).name, "")) for p in parts["val"]]
     unused = len(photos) - len(training) - len(validation)
     notes = (f"{unused:,} photos beside train/ and val/ are not used",) if unused else ()
-    return Source(root, is_zip, tuple(training), tuple(validation), notes)
+    return Source(storage, tuple(training), tuple(validation), notes)
 
 
 def _wnid(name: str) -> str:
@@ -143,27 +167,14 @@ def _wnid(name: str) -> str:
     return folders[1] if len(folders) > 2 else ""
 
 
-def _val_labels(root: str, is_zip: bool, name: str) -> dict[str, str]:
+def _val_labels(storage: Storage, name: str) -> dict[str, str]:
+    if not isinstance(storage, Folder | Zip):  # only photos can be read from tars
+        return {}
     try:
-        text = read_bytes(root, is_zip, name).decode()
+        text = storage.read(SourcePhoto(name, "", "")).decode()
     except (OSError, KeyError, UnicodeDecodeError, ProjectError):
         return {}
     return {line.split("\t")[0]: line.split("\t")[1] for line in text.splitlines() if "\t" in line}
-
-
-def read_bytes(root: str, is_zip: bool, name: str) -> bytes:
-    """The bytes of a photo's file. Raises PhotoError if it is too large; in a zip, before anything is unpacked."""
-    from Project7.photo import MAX_BYTES, PhotoError, file_content
-
-    if not is_zip:
-        return file_content(Path(root) / name)
-    archive = _archive(root)
-    size = archive.getinfo(name).file_size
-    if size > MAX_BYTES:
-        raise PhotoError(
-            f"{shown(name)} takes {size >> 20:,} MiB unpacked, and at most {MAX_BYTES >> 20:,} are read; leave it out."
-        )
-    return archive.read(name)
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[tuple[SourcePhoto, ...], tuple[SourcePhoto, ...]]:

@@ -17,7 +17,9 @@ def open_images(config: RunConfig, cache_dir: Path | None, console: Console):
     from Project7.dataset import open_dataset
 
     with counting(console) as progress:
-        images = open_dataset(config.data, seed=config.training.seed, cache_dir=cache_dir, progress=progress)
+        images = open_dataset(
+            config.data, seed=config.training.seed, cache_dir=cache_dir, progress=progress, say=console.print
+        )
     for part in images:
         for line in part.summary.lines():
             console.print(line)

@@ -1,4 +1,5 @@
-"""Training with several processes: which one this is, and starting those that a launcher left out. No torch here."""
+"""Training with several processes: which one this is, what it may use, and starting those that a launcher left out. No
+torch here."""
 
 import os
 import sys
@@ -20,6 +21,16 @@ def several_processes() -> bool:
 def own_share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of the items: every N-th of them for N processes, so that each item has exactly one."""
     return items[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
+
+
+def usable_cpus() -> int:
+    """The processors that this process may use, which may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_cpus() -> int:
+    """This process's share of them, where a launcher started several on this machine."""
+    return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def start_missing_processes() -> None:

@@ -22,8 +22,8 @@ class DataConfig(BaseModel):
 
     data: Sources = setting(
         ("samples",),
-        "Tiny ImageNet (folder or zip), any folder or zip of images, or 'samples' for the built-in photos; several are "
-        "mixed",
+        "Tiny ImageNet (folder or zip), any folder, zip or tar of images, tars such as 'shards/{000..099}.tar', or "
+        "'samples' for the built-in photos; several are mixed",
         ask="Training images (folder, zip, or 'samples')",
         min_length=1,
     )
@@ -50,6 +50,12 @@ class DataConfig(BaseModel):
         0.05, "share of the images kept for validation if the set has no validation images", gt=0, le=0.5
     )
     val_limit: int = setting(1000, "largest number of validation images, per --data", ge=1)
+    decode: Literal["auto", "cache", "on-the-fly"] = setting(
+        "auto",
+        "decode the training images once, into the cache, or whenever they are needed; auto: into the cache if the "
+        "disk has room for them",
+        fixed=False,
+    )
 
     @model_validator(mode="after")
     def _combinations(self):
@@ -108,7 +114,13 @@ class TrainingConfig(BaseModel):
     cache_features: bool = setting(
         False, "compute the encoder's features once and keep them on disk (50 to 200 kB per photo)", fixed=False
     )
-    num_workers: int = setting(0, "processes that read images (the cache needs none)", fixed=False, ge=0, le=256)
+    num_workers: int | None = setting(
+        None,
+        "processes that read images (default: none from the cache, one per processor to decode on the fly)",
+        fixed=False,
+        ge=0,
+        le=256,
+    )
     image_interval: int = setting(250, "steps between comparison pictures; 0 turns them off", fixed=False, ge=0)
     save_minutes: float = setting(10.0, "minutes between saves within an epoch", fixed=False, gt=0)
     on_collapse: Literal["warn", "stop", "rollback"] = setting(

@@ -30,7 +30,7 @@ from Project7.dataset import open_photos
 from Project7.evaluate import colour, generator
 from Project7.image_set import ImageSet
 from Project7.photo import open_photo
-from Project7.photo_source import hold_out, read_bytes, scan
+from Project7.photo_source import hold_out, scan
 from Project7.sheet import sheet, side_by_side
 from Project7.training_config import DataConfig
 
@@ -95,7 +95,7 @@ def large_photos(colorizer: Colorizer, data: str, to: Path) -> None:
     _, held_out = hold_out(source, DataConfig().val_fraction, seed=0)
     rows = []
     for photo in held_out[:8]:
-        opened = open_photo(read_bytes(source.root, source.is_zip, photo.name))
+        opened = open_photo(source.storage.read(photo))
         rows.append(side_by_side([gray_of(opened.rgb[None])[0], np.asarray(colorizer.colorize(opened)), opened.rgb]))
     height = [max(row.shape[0] for row in rows[i : i + 2]) for i in range(0, 8, 2)]
     width = max(row.shape[1] for row in rows)

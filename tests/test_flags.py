@@ -216,3 +216,10 @@ def test_help_fits_a_narrow_terminal(monkeypatch, columns):
 )
 def test_a_default_as_a_person_would_type_it(default, text):
     assert default_text(default) == text
+
+
+def test_braces_that_the_shell_has_expanded_are_explained():
+    parser = Parser(prog="train")
+    add_settings(parser, DataConfig)
+    with pytest.raises(UsageError, match=r"put its braces in quotes.*; see train --help\.$"):
+        parser.parse_args(["--data", "s/0.tar", "s/1.tar", "s/2.tar"])

@@ -20,12 +20,14 @@ ORDER = """
 __init__ errors invocation
 program
 console settings sheet sixteen_bit mark
-counting atomic_file answer_config loss_config training_config color processes
+counting atomic_file cache_folder answer_config loss_config training_config color processes
 model_config
 config
 photo_files tiff
 flags model_folder photo metrics batch brush guided_filter export_parts learning_rate
-photo_source image_set
+squares tar_index photo_storage
+photo_source on_the_fly
+image_set
 image_cache
 dataset download palette layers discriminator samplers augment candidates hints painting provenance
 scan

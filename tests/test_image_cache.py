@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from test_dataset import ROOT, folder_of, opened, picture
 
-from Project7 import image_cache
+from Project7 import cache_folder, image_cache
 from Project7.errors import ProjectError
 
 
@@ -194,10 +194,10 @@ def test_without_a_home_the_cache_is_a_temporary_folder(monkeypatch, tmp_path):
     for name in ("PROJECT7_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert image_cache.default_cache_dir() == tmp_path / ".cache" / "project7"
+    assert cache_folder.default_cache_dir() == tmp_path / ".cache" / "project7"
 
     def home():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", home)
-    assert image_cache.default_cache_dir().is_relative_to(tempfile.gettempdir())
+    assert cache_folder.default_cache_dir().is_relative_to(tempfile.gettempdir())

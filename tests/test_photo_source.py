@@ -10,8 +10,10 @@ from PIL import Image, ImageCms
 
 from Project7 import photo
 from Project7.errors import UsageError
-from Project7.image_cache import decode, decode_chunk
-from Project7.photo_source import SourcePhoto, scan
+from Project7.image_cache import decode_chunk
+from Project7.photo_source import scan
+from Project7.photo_storage import Folder, SourcePhoto, Zip
+from Project7.squares import decode
 
 GREEN = np.full((16, 16, 3), (40, 200, 60), np.uint8)
 
@@ -102,20 +104,20 @@ def test_a_member_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch):
     path = zipped(tmp_path / "a.zip", "a.png")
     monkeypatch.setattr(photo, "MAX_BYTES", 10)
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("it was unpacked"))
-    job = (str(path), True, {"size": 8, "crops": 1, "seed": 0}, 0.0)
+    job = (Zip(str(path)), {"size": 8, "crops": 1, "seed": 0}, 0.0)
     assert decode_chunk(job, [SourcePhoto("a.png", "", "")])[0] == [None]
 
 
 def test_a_fifo_is_broken_and_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    job = (str(tmp_path), False, {"size": 8, "crops": 1, "seed": 0}, 0.0)
+    job = (Folder(str(tmp_path)), {"size": 8, "crops": 1, "seed": 0}, 0.0)
     assert decode_chunk(job, [SourcePhoto("a.png", "", "")]) == ([None], [f"{tmp_path}/a.png is a FIFO, not a photo"])
 
 
 def test_a_name_that_is_no_text_is_a_photo(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     fill(tmp_path, name)
-    job = (str(tmp_path), False, {"size": 8, "crops": 3, "seed": 0}, 0.0)
+    job = (Folder(str(tmp_path)), {"size": 8, "crops": 3, "seed": 0}, 0.0)
     assert decode_chunk(job, scan(str(tmp_path)).training)[1] == [""]
 
 

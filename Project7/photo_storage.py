@@ -1,0 +1,72 @@
+"""Where the bytes of a data set's photos lie: in a folder, in a zip, or in tars. Imports no torch."""
+
+import os
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from Project7.photo_files import shown
+
+
+class SourcePhoto(NamedTuple):
+    """One image file of a source."""
+
+    name: str  # inside the folder, zip or tars
+    label: str  # the class in Tiny ImageNet, "" elsewhere
+    identity: str  # changes when the content of the file changes
+    place: tuple[int, ...] = ()  # in tars: the number of the tar, the first byte, how many bytes
+
+
+@dataclass(frozen=True)
+class Folder:
+    root: str
+
+    def read(self, photo: SourcePhoto) -> bytes:
+        """A photo's file. Raises PhotoError for one that is too large."""
+        from Project7.photo import file_content
+
+        return file_content(Path(self.root) / photo.name)
+
+
+@dataclass(frozen=True)
+class Zip:
+    path: str
+
+    def read(self, photo: SourcePhoto) -> bytes:
+        """A photo's file. Raises PhotoError for one that is too large, before anything of it is unpacked."""
+        archive = open_archive(self.path, os.getpid())
+        check_size(photo.name, archive.getinfo(photo.name).file_size)
+        return archive.read(photo.name)
+
+
+@dataclass(frozen=True)
+class Tars:
+    paths: tuple[str, ...]
+
+    def read(self, photo: SourcePhoto) -> bytes:
+        """A photo's file. Raises PhotoError for one that is too large, before anything of it is read."""
+        number, offset, size = photo.place
+        check_size(photo.name, size)
+        with open(self.paths[number], "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+Storage = Folder | Zip | Tars
+
+
+def check_size(name: str, size: int) -> None:
+    from Project7.photo import MAX_BYTES, PhotoError
+
+    if size > MAX_BYTES:
+        raise PhotoError(
+            f"{shown(name)} takes {size >> 20:,} MiB unpacked, and {MAX_BYTES >> 20:,} are read; leave it out."
+        )
+
+
+@cache
+def open_archive(path: str, process: int) -> zipfile.ZipFile:
+    """One open archive per process, also where a process began as a copy of another: they would share its place."""
+    return zipfile.ZipFile(path)
