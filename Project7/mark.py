@@ -5,6 +5,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 TEXT = "colourised"
 SAID = "Colourised: the colours are a model's guess, not recorded ones."  # of a marked picture, in its file
+ADDED = "Colourised: the colours were added later, not recorded."  # where they are not a model's
 _LETTERS = 0.03  # of the short side
 _LEAST = 10  # pixels of the letters
 _PLATE = 0.55  # how much the plate behind the letters darkens

@@ -20,6 +20,7 @@ import torch
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from Project7 import color, program
+from Project7.answer_config import FAST_STEPS
 from Project7.batch import keyed_generator
 from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
@@ -67,11 +68,14 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def both(colorizer: Colorizer, truth: np.ndarray, number: int, counts: list[int]) -> dict[str, list[float]]:
-    """The PSNR of a photo at each of the counts, by both ways to choose the places."""
+def both(
+    colorizer: Colorizer, truth: np.ndarray, number: int, counts: list[int], options: dict[str, int]
+) -> dict[str, list[float]]:
+    """The PSNR of a photo at each of the counts, by both ways to choose the places. options: of Colorizer.open."""
     gray = color.channels_last(color.gray(color.channels_first(np.ascontiguousarray(truth))[None]))[0]
     ways = {"best click": OpenPhoto.best_click, "random": at_random(f"clicks/{number}")}
-    return {name: curve(colorizer.open(from_array(gray)), truth, place, counts) for name, place in ways.items()}
+    photo = from_array(gray)
+    return {name: curve(colorizer.open(photo, **options), truth, place, counts) for name, place in ways.items()}
 
 
 def done(log: Path, protocol: dict[str, Any]) -> dict[int, dict[str, list[float]]]:
@@ -83,12 +87,13 @@ def done(log: Path, protocol: dict[str, Any]) -> dict[int, dict[str, list[float]
 
 def measure(given: argparse.Namespace, colorizer: Colorizer, size: int, counts: list[int]) -> dict[str, np.ndarray]:
     """The PSNR (photos, counts) of both ways, of the photos in the log and of those up to the limit."""
-    protocol = {"model": colorizer.sha256, "data": Path(given.data).name, "size": size, "counts": counts}
+    options = {"steps": FAST_STEPS, "candidates": 1} if given.fast else {}
+    protocol = {"model": colorizer.sha256, "data": Path(given.data).name, "size": size, "counts": counts, **options}
     found = done(given.log, protocol)
     images = open_photos(given.data, size=size, limit=given.limit).images if given.limit else []
     for number, truth in enumerate(images):
         if number not in found:
-            found[number] = both(colorizer, truth, number, counts)
+            found[number] = both(colorizer, truth, number, counts, options)
             with given.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"protocol": protocol, "photo": number, "psnr": found[number]}) + "\n")
         print(f"{number + 1} of {len(images)} photos", file=sys.stderr)
@@ -116,6 +121,7 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", help="sides of the squares (that of the model's training)")
     parser.add_argument("--counts", type=int, nargs="+", default=[0, 1, 2, 5, 10, 50], help="hints")
     parser.add_argument("--log", type=Path, default=Path("clicks.jsonl"), help="one line per photo and size")
+    parser.add_argument("--fast", action="store_true", help="answers as those of colorize --fast")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     counts = sorted(set(given.counts))
