@@ -643,6 +643,8 @@ def add_transfer(commands) -> None:
     parser.add_argument("original", type=Path, metavar="ORIGINAL")
     parser.add_argument("edited", type=Path, metavar="EDITED", help="of any size, a little shifted at most")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png, .tif, .jpg or .webp")
+    about = ColorizeConfig.model_fields["mark"].description
+    parser.add_argument("--mark", action="store_true", help=about)
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     parser.set_defaults(run=transfer)
 
@@ -654,13 +656,16 @@ def transfer(arguments: argparse.Namespace) -> int:
     if output.exists() and not arguments.force:
         raise UsageError(f"{output} exists; --force replaces it.")
 
+    from Project7 import mark
     from Project7 import transfer as colours
     from Project7.photo import carried_over, open_photo, save_photo
 
     original, edited = open_photo(arguments.original), open_photo(arguments.edited)
-    picture = colours.transfer(original, edited)
+    picture, text = colours.transfer(original, edited), None
+    if arguments.mark:
+        picture, text = mark.marked(picture), {"Comment": mark.ADDED}
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_photo(output, picture, **carried_over(original))
+    save_photo(output, picture, text=text, **carried_over(original))
     say(f"Coloured: {output}")
     return 0
 

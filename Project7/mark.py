@@ -5,6 +5,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 TEXT = "colourised"
 SAID = "Colourised: the colours are a model's guess, not recorded ones."  # comment in the file of a marked picture
+ADDED = "Colourised: the colours were added later, not recorded."  # the comment if the colours are not a model's
 _LETTERS = 0.03  # height of the letters as a share of the short side
 _LEAST = 10  # smallest height of the letters in pixels
 _PLATE = 0.55  # how much the plate behind the letters darkens the picture

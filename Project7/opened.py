@@ -26,7 +26,7 @@ from Project7.encoder import Maps
 from Project7.errors import UsageError
 from Project7.hints import Hint, Spot, find_spots, loosened, nearness, surfaces
 from Project7.mark import marked
-from Project7.painting import photo_digest, shrink
+from Project7.painting import no_larger, photo_digest, shrink
 from Project7.palette import class_spread, unlike_colours
 from Project7.photo import DEEP_SUFFIXES, Photo, carried_over, save_photo, to_image
 from Project7.provenance import TONE, GivenHint, Provenance
@@ -202,9 +202,10 @@ class OpenPhoto:
         return self.colorizer.finish(answer.ab[None], self.small, **told, **tone)
 
     def mixed(self, seed: int) -> Tensor:
-        """(1, 2 or 3, h, w): `chroma` of the answer of a seed, with the strokes of others painted over it."""
+        """(1, 2 or 3, h, w): `chroma` of the answer of a seed, with the strokes of others painted over it; at the size
+        of `fields`, so that a page that mixes those paints the same."""
         answers = self.answers(list(dict.fromkeys([seed, *(stroke.seed for stroke in self.strokes)])))
-        ab = {answer.seed: self.chroma(answer) for answer in answers}
+        ab = {answer.seed: no_larger(self.chroma(answer), self.size) for answer in answers}
         mixed = ab[seed]
         for stroke in self.strokes:
             share = torch.from_numpy(coverage(stroke, self.size, mixed.shape[-2:]))
@@ -231,9 +232,7 @@ class OpenPhoto:
             told = torch.einsum("khw,kc->chw", shares, torch.tensor([spot.ab for spot in spots]))
             share = shares.sum(dim=0, keepdim=True)
         fields = torch.cat([color.level(self.lightness.guide(self.small)[0]), change, ab[0], told, share])
-        if all(full <= small for full, small in zip(self.size, fields.shape[-2:], strict=True)):
-            fields = F.interpolate(fields[None], self.size, mode="bilinear", antialias=True)[0]
-        return fields
+        return no_larger(fields[None], self.size)[0]
 
     # -- what it knows -----------------------------------------------------------------------------------------------
 

@@ -83,6 +83,11 @@ def shrink(L: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(L, size, mode="bilinear", antialias=True)
 
 
+def no_larger(x: Tensor, photo: tuple[int, int]) -> Tensor:
+    """What was found at the working size (1, C, h, w), at that of the photo (H, W) where it is no larger."""
+    return shrink(x, photo) if all(full <= small for full, small in zip(photo, x.shape[-2:], strict=True)) else x
+
+
 def without_grain(L: Tensor, strength: float) -> Tensor:
     """L (1, 1, H, W) without the grain and the dust of an old photo, for the network.
 
@@ -117,8 +122,8 @@ def paint(L: Tensor, L_small: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tenso
     height, width = L.shape[-2:]
     picture = np.empty((height, width, 3), dtype=np.uint16 if deep else np.uint8)
     show = _show_deep if deep else _show
-    if height <= ab.shape[-2] and width <= ab.shape[-1]:
-        ab = F.interpolate(ab, (height, width), mode="bilinear", antialias=True)
+    ab = no_larger(ab, (height, width))
+    if ab.shape[-2:] == L.shape[-2:]:
         picture[:] = show(color.join(L, ab, ab_mean, ab_std))
         return picture
     k, c = line_coefficients(ab, L_small)

@@ -214,15 +214,19 @@ def test_one_answer_is_painted_into_another(plain, tmp_path):
     assert np.array_equal(opened.mix(1, [(20, 30)], radius=200).picture(1), base.astype(np.uint8))  # painted back
 
 
-def test_mixed_fields_make_the_mixed_picture(plain):
+@pytest.mark.parametrize("size", [(60, 90), (9, 14)])  # and one smaller than the working picture
+def test_mixed_fields_make_the_mixed_picture(plain, size):
     """They are mixed as on the page, whatever the hints, the strength and the warmth are."""
-    opened = plain.open(gray(), steps=2, working_size=24).hint(25, 30, "#2040c0").mix(2, [(20, 5), (40, 50)], radius=25)
+    x, y = size[1] // 3, size[0] // 2
+    opened = plain.open(gray(*size), steps=2, working_size=24).hint(x, y, "#2040c0")
+    opened.mix(2, [(x, 1), (2 * x, y)], radius=size[0] / 3)
     opened.saturation, opened.warmth = 1.7, -9.0
     one, two = (opened.fields(answer) for answer in opened.answers([1, 2]))
     share = torch.from_numpy(coverage(opened.strokes[0], opened.size, one.shape[-2:]))
     parts = torch.lerp(one, two, share)[2:].split([2, 2, 1])
     ab = opened.saturation * parts[0] + opened.warmth * torch.cat([parts[2] * 0, 1 - parts[2]]) + parts[1]
-    mine = paint(opened.L, opened.small, ab[None], torch.zeros(2), torch.ones(2))
+    small = opened.small if ab.shape[-2:] == opened.small.shape[-2:] else opened.L
+    mine = paint(opened.L, small, ab[None], torch.zeros(2), torch.ones(2))
     assert np.abs(mine.astype(int) - opened.picture(1)).max() <= 1
 
 

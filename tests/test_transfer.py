@@ -8,6 +8,7 @@ from PIL import Image
 
 from Project7 import cli, color
 from Project7.errors import ProjectError, UsageError
+from Project7.mark import marked
 from Project7.photo import from_array, open_photo
 from Project7.photo_source import sample_photos
 from Project7.transfer import transfer
@@ -73,5 +74,9 @@ def test_on_the_command_line(truth, tmp_path, capsys):
     assert "new.png" in capsys.readouterr().out
     with pytest.raises(UsageError, match="--force replaces it"):
         cli.command(["transfer", *files, "--output", str(tmp_path / "out" / "new.png")])
+    assert cli.command(["transfer", *files, "--output", str(tmp_path / "marked.png"), "--mark"]) == 0
+    with Image.open(tmp_path / "out" / "new.png") as plain, Image.open(tmp_path / "marked.png") as image:
+        assert np.array_equal(image, marked(np.asarray(plain)))
+        assert ("Comment" in plain.info, image.info["Comment"].partition(":")[0]) == (False, "Colourised")
     with pytest.raises(UsageError, match="ends with"):
         cli.command(["transfer", *files, "--output", str(tmp_path / "new.gif")])
