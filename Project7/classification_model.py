@@ -395,7 +395,7 @@ def load_resnet34(source: str) -> dict[str, Tensor]:
 
 
 def encoder_start(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The convolutions of torchvision's ResNet34 by their names here, the three RGB kernels of the stem summed into one.
+    """The convolutions of torchvision's ResNet34 by their names here, with the three kernels of the stem added up.
 
     A gray picture has R = G = B, so the sum of the three kernels gives the same result. Norms are left out, because
     their statistics are those of RGB.

@@ -1,7 +1,7 @@
-"""Opens Tiny ImageNet, any folder or zip of images, or the built-in photos: uint8 RGB squares to train on, to validate
-with and to measure with.
+"""Opens Tiny ImageNet, any folder or zip of images, or the built-in photos, as uint8 RGB squares for training,
+validation and measuring.
 
-Imports no torch: the command line lists and checks data without it.
+It does not import torch, so that the command line can list and check data quickly.
 """
 
 from pathlib import Path
@@ -13,13 +13,13 @@ from Project7.image_set import ImageSet, mixed
 from Project7.photo_source import SAMPLES, hold_out, scan, shuffled
 from Project7.training_config import DataConfig
 
-_SAMPLE_CROPS = 200  # squares taken from each built-in photo: a model learns nothing from five centre squares
+_SAMPLE_CROPS = 200  # squares per built-in photo: five centre squares would be too few to learn from
 
 
 def open_dataset(
     config: DataConfig, *, seed: int, cache_dir: Path | None = None, progress: Counting | None = None
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the validation images. Decodes what is not in the cache yet.
+    """The training and the validation images. Decodes those that are not in the cache yet.
 
     Raises UsageError if there is no image, ProjectError if more than 5 % are broken or the disk is full.
     """
@@ -67,14 +67,14 @@ def open_photos(
     cache_dir: Path | None = None,
     progress: Counting | None = None,
 ) -> ImageSet:
-    """The centre squares of photos to measure with, in an order that does not depend on `limit`.
+    """The centre squares of photos for measuring, in an order that does not depend on `limit`.
 
-    split: "train" or "val" of a set that is divided (None: val). A plain folder is used whole; naming a split of it
-    raises UsageError.
+    split: "train" or "val" of a divided set (None: val). A plain folder is used whole. Raises UsageError if a split of
+    a plain folder is named.
     """
     source = scan(data)
     if source.validation is None and split:
-        raise UsageError(f"--data {data} is not divided into train and val; leave --split out, it is used whole.")
+        raise UsageError(f"--data {data} is not divided into train and val; leave out --split to use it whole.")
     photos = source.training if source.validation is None or split == "train" else source.validation
     how = {"size": size, "crops": 1}
     return open_part(
