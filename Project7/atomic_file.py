@@ -32,10 +32,10 @@ _EOCD = b"PK\x05\x06"  # the zip format's end-of-central-directory record: 22 by
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path`; when the block ends well, it becomes `path` in one step.
+    """Opens a temporary file beside `path`, which becomes `path` in one step when the block ends without an error.
 
-    Raises ProjectError naming the path and the bytes written where the disk is full; whatever ends the block
-    early, Ctrl-C included, leaves `path` as it was and no temporary file.
+    Raises ProjectError, with the path and the number of bytes written, if the disk is full. If anything ends the block
+    early, Ctrl-C included, `path` stays as it was and the temporary file is removed.
     """
     path = Path(path)
     kept = "; the earlier file is kept" if path.exists() else ""
@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.unlink(name)
         cause = (
             error if isinstance(error, OSError) else error.__context__
-        )  # torch.save puts an error of its own before it
+        )  # torch.save raises an error of its own instead
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise ProjectError(
                 f"{path} could not be written: {cause.strerror} after {size:,} bytes{kept}; "
@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """The same with None for every NaN and infinity, which JSON does not know."""
+    """The value with None in place of every NaN and infinity, which JSON cannot represent."""
     if isinstance(value, dict):
         return {key: as_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -82,7 +82,7 @@ def as_json(value: Any) -> Any:
 
 
 def sweep(folder: Path) -> None:
-    """Removes the temporary files of processes that were killed. Young ones may belong to a living process."""
+    """Removes temporary files of killed processes. Those younger than an hour may belong to a running process."""
     for stale in Path(folder).glob(f"{_TEMPORARY}*"):
         with suppress(OSError):
             if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
@@ -105,7 +105,7 @@ def seal(file: BinaryIO) -> None:
 
 
 def seal_holds(file: BinaryIO) -> bool | None:
-    """True or False for a sealed archive that is intact or damaged; None where there is no seal. Rewinds `file`."""
+    """True for an intact sealed archive, False for a damaged one, None if there is no seal. Rewinds `file`."""
     if not is_sealed(file):
         return None
     size = file.seek(0, os.SEEK_END)
@@ -122,18 +122,18 @@ def seal_holds(file: BinaryIO) -> bool | None:
 
 
 def is_sealed(file: BinaryIO) -> bool:
-    """Whether there is a seal, intact or not. Rewinds `file`."""
+    """Whether the file has a seal, intact or damaged. Rewinds `file`."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 2 * (_SEAL_BYTES + 22)))  # a little more: a seal out of its place is a damaged one
+    file.seek(max(0, size - 2 * (_SEAL_BYTES + 22)))  # reads a little more: a misplaced seal counts as damaged
     tail = file.read()
     file.seek(0)
     record, seal_text = tail[tail.rfind(_EOCD) :][:22], tail[-_SEAL_BYTES:]
     announced = record[20:] == _SEAL_BYTES.to_bytes(2, "little")
-    return announced or seal_text.startswith(_SEAL)  # either alone is a seal with a damaged other half
+    return announced or seal_text.startswith(_SEAL)  # if only one of the two holds, the seal is damaged
 
 
 def fault_point(name: str) -> None:
-    """Where the tests pull the plug: PROJECT7_FAULT=name[:n] kills the process at the n-th passage (the first)."""
+    """A place where tests kill the process: PROJECT7_FAULT=name[:n] does so at the n-th call (by default the first)."""
     wanted, _, count = os.environ.get("PROJECT7_FAULT", "").partition(":")
     if wanted != name:
         return
@@ -147,8 +147,8 @@ def fault_point(name: str) -> None:
 def _sync_folder(folder: Path) -> None:
     """Makes the rename itself survive a power cut. Windows cannot open a folder, and needs no such call.
 
-    Some file systems (CIFS, vboxsf, FUSE) cannot do it for a folder. The file is whole and in its place by then, so
-    that is no error; a disk that fails (EIO) is one.
+    Some file systems (CIFS, vboxsf, FUSE) cannot sync a folder. The file is complete and in place by then, so this is
+    not an error; a failing disk (EIO) is.
     """
     if os.name != "posix":
         return
@@ -165,13 +165,14 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def file_lock(path: Path, *, timeout: float = -1) -> Iterator[bool]:
-    """Locks `path` until the block ends, or the process does, in any way. Gives False, and locks nothing, where the
-    file system knows no locks (some network drives). timeout: seconds to wait, -1 for ever. Raises filelock.Timeout."""
+    """Locks `path` until the block or the process ends, however it ends. Yields False, and locks nothing, if the file
+    system does not support locks (some network drives). timeout: seconds to wait, -1 for ever. Raises
+    filelock.Timeout."""
     from filelock import FileLock
 
     lock = FileLock(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # where flock is missing, filelock marks the lock by a file
+        with warnings.catch_warnings(action="ignore"):  # without flock, filelock falls back to a lock file
             lock.acquire(timeout=timeout)
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
@@ -185,6 +186,6 @@ def file_lock(path: Path, *, timeout: float = -1) -> Iterator[bool]:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copies a file; `target` is the old one or the whole copy at every instant."""
+    """Copies a file; at every instant `target` is either the old file or the complete copy."""
     with open(source, "rb") as old, replacing(target) as new:
         shutil.copyfileobj(old, new)

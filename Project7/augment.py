@@ -1,7 +1,7 @@
-"""What is done to training photos on the device, as a function of (seed, step, sample): zoomed, aged.
+"""Augmentation of training photos on the device, as a function of (seed, step, sample): random zoom and ageing.
 
-A photo is zoomed in all three channels. It is aged in its lightness alone: the network sees an old photo and is taught
-the colours of the good one.
+Zoom acts on all three channels. Ageing acts on the lightness alone: the network sees an old photo and learns the
+colours of the undamaged one.
 """
 
 import math
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from Project7.batch import BatchRandom
 
-_STRETCH = 4 / 3  # a crop is at most so much wider or higher than a square: other shapes than squares are seen too
-_BLUR = 1.2  # pixels: the widest Gaussian
-_GRAIN = 0.12  # the strongest, in units of L in [-1, 1]
-_WORST_QUALITY, _BEST_QUALITY = 0.2, 0.8  # of JPEG, where 1 is libjpeg's 100
+_STRETCH = 4 / 3  # largest aspect ratio of a crop, so that shapes other than squares are seen too
+_BLUR = 1.2  # pixels: largest standard deviation of the Gaussian
+_GRAIN = 0.12  # largest standard deviation, in units of L in [-1, 1]
+_WORST_QUALITY, _BEST_QUALITY = 0.2, 0.8  # JPEG quality, where 1 is libjpeg's 100
 _LUMINANCE = (  # quantisation table of JPEG's Annex K.1, for quality 50
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -29,10 +29,10 @@ _LUMINANCE = (  # quantisation table of JPEG's Annex K.1, for quality 50
 
 
 def zoom(rgb: Tensor, smallest: float, random: BatchRandom) -> Tensor:
-    """Random crops of photos, enlarged to the same size: (B, 3, H, W) uint8 -> the same.
+    """Random crops of photos, enlarged to the photos' size: (B, 3, H, W) uint8 -> the same shape and type.
 
-    The area of a crop is between `smallest` squared and all of the photo, its sides differ by at most 4 / 3 (as in
-    Szegedy et al. 2015, Going Deeper with Convolutions, section 6).
+    The area of a crop is between `smallest` squared and 1, as a share of the photo; its aspect ratio is at most 4 / 3
+    (as in Szegedy et al. 2015, Going Deeper with Convolutions, section 6).
     """
     area = smallest**2 + (1 - smallest**2) * random.uniform("zoom")
     stretch = (2 * random.uniform("stretch") - 1) * math.log(_STRETCH) / 2
@@ -46,10 +46,10 @@ def zoom(rgb: Tensor, smallest: float, random: BatchRandom) -> Tensor:
 
 
 def age(L: Tensor, share: float, random: BatchRandom) -> Tensor:
-    """L (B, 1, H, W) in [-1, 1] as on an old photo, for `share` of the samples; the others stay as they are.
+    """Makes a random `share` of the lightness pictures L (B, 1, H, W) in [-1, 1] look old; the others stay unchanged.
 
-    In the order in which it happens to a photo: blur of the lens, exposure (gamma), faded contrast, grain, and the JPEG
-    of the scan; each of a random strength, each left out half of the time.
+    The effects come in the order in which they happen to a photo: blur of the lens, exposure (gamma), faded contrast,
+    grain, and JPEG compression of the scan. Each has a random strength and is left out half of the time.
     """
     if not share:
         return L
@@ -68,7 +68,7 @@ def age(L: Tensor, share: float, random: BatchRandom) -> Tensor:
 
 
 def blurred(L: Tensor, sigma: Tensor) -> Tensor:
-    """A Gaussian blur of each picture's own sigma (B, 1, 1, 1), in pixels; 0 is none."""
+    """L (B, 1, H, W) after a Gaussian blur with a sigma (B, 1, 1, 1) per picture, in pixels; 0 is no blur."""
     reach = torch.arange(-3, 4, device=L.device)
     weights = torch.exp(-(reach**2) / (2 * sigma.flatten()[:, None].clamp(min=1e-3) ** 2))  # (B, 7)
     kernel = (weights / weights.sum(dim=1, keepdim=True))[:, None]  # (B, 1, 7)
@@ -78,12 +78,12 @@ def blurred(L: Tensor, sigma: Tensor) -> Tensor:
 
 
 def jpeg(L: Tensor, quality: Tensor) -> Tensor:
-    """What JPEG leaves of a gray picture (B, 1, H, W) in [-1, 1]; quality: (B, 1, 1, 1) above 0, 1 being the best.
+    """A gray picture (B, 1, H, W) in [-1, 1] after JPEG compression; quality: (B, 1, 1, 1) in (0, 1], 1 is the best.
 
-    Its discrete cosine transform of 8 x 8 blocks, rounded to the multiples of its quantisation table; libjpeg's scale
-    of the table by quality. The rest of JPEG loses nothing.
+    The discrete cosine transform of 8 x 8 blocks is rounded to multiples of the quantisation table, which is scaled by
+    quality as in libjpeg. The other steps of JPEG are lossless.
     """
-    basis = dct_matrix(L.device)  # of levels less 128
+    basis = dct_matrix(L.device)  # applied to levels minus 128
     table = torch.tensor(_LUMINANCE, dtype=torch.float32, device=L.device)
     scale = torch.where(quality < 0.5, 0.5 / quality, 2 - 2 * quality)[..., None, None]  # (B, 1, 1, 1, 1, 1)
     steps = (table * scale).round().clamp(min=1)
@@ -96,7 +96,7 @@ def jpeg(L: Tensor, quality: Tensor) -> Tensor:
 
 
 def dct_matrix(device: torch.device | str = "cpu") -> Tensor:
-    """(8, 8) orthonormal DCT-II."""
+    """The (8, 8) matrix of the orthonormal DCT-II."""
     k, n = torch.arange(8.0)[:, None], torch.arange(8.0)[None]
     matrix = torch.cos(math.pi * (2 * n + 1) * k / 16) / 2
     matrix[0] /= 2**0.5

@@ -1,4 +1,4 @@
-"""What goes into a method's `forward` and what comes out, with the random numbers that both share.
+"""The input and output of a method's `forward`, and the random numbers of a training step.
 
 Randomness is a function of (seed, step, place in the batch): a run that was stopped continues bit for bit without
 any stored generator state, and two processes that share a batch draw what one process would have drawn.
@@ -14,7 +14,7 @@ _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 class BatchRandom(NamedTuple):
-    """Random numbers for samples `start` ... `start + count - 1` of the `total` that make optimizer step `step`.
+    """Random numbers for samples `start` ... `start + count - 1` of the `total` samples in optimizer step `step`.
 
     Each name is a stream of its own, so the order of the calls does not matter.
     """
@@ -33,12 +33,12 @@ class BatchRandom(NamedTuple):
         return self._own(torch.rand(self.total, *shape, generator=self._generator(name), device=self.device))
 
     def spread(self, name: str) -> Tensor:
-        """(count,) float64 in [0, 1), on the CPU: spread evenly, with one common random offset.
+        """(count,) float64 in [0, 1), on the CPU: evenly spread numbers with one common random offset.
 
-        Low-discrepancy timesteps, after Kingma et al. 2021 (Variational Diffusion Models, appendix I): each is uniform,
-        and together they make the loss of a batch far less noisy. The golden ratio's multiples spread evenly over any
-        run of neighbours too, so that every process and micro-step gets its share of low and high noise. They are on
-        the CPU because what depends on them (which samples get the image-space terms) shapes the work.
+        For low-discrepancy timesteps, after Kingma et al. 2021 (Variational Diffusion Models, appendix I): each number
+        is uniform, and together they make the loss of a batch far less noisy. Multiples of the golden ratio are evenly
+        spread over any run of neighbours too, so that every process and micro-step gets its share of low and high
+        noise. They are on the CPU because they decide the shapes of tensors (which samples get image-space terms).
         """
         offset = torch.rand((), generator=self._generator(name, "cpu"), dtype=torch.float64)
         place = torch.arange(self.start, self.start + self.count, dtype=torch.float64)
@@ -52,7 +52,7 @@ class BatchRandom(NamedTuple):
 
 
 def keyed_generator(key: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Random numbers that are a function of `key` alone."""
+    """A generator whose random numbers are a function of `key` alone."""
     digest = hashlib.sha256(key.encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -61,23 +61,23 @@ class Batch(NamedTuple):
     L: Tensor  # (B, 1, H, W) in [-1, 1]
     ab: Tensor  # (B, 2, H, W), about unit variance
     random: BatchRandom
-    image_share: float = 0.0  # share of the samples whose ab_hat is wanted, those that are known best; 0 for none
-    maps: tuple[Tensor, ...] | None = None  # what the encoder sees, where that was computed before: feature_cache.py
+    image_share: float = 0.0  # share of samples that need an estimate (for diffusion, those with the least noise)
+    maps: tuple[Tensor, ...] | None = None  # the encoder's feature maps if they are cached: feature_cache.py
 
 
 class Step(NamedTuple):
-    """One training step's answer, per sample, so that a batch shared by several processes has one mean."""
+    """The result of one training step, per sample, so that a batch shared by several processes has one mean."""
 
     loss: Tensor  # (B,)
     metrics: dict[str, Tensor]  # named terms, (B,), detached
-    estimate: "Estimate | None" = None  # None where none was wanted
+    estimate: "Estimate | None" = None  # None if image_share is 0
 
 
 class Estimate(NamedTuple):
-    """The method's guess of the true chroma of K of the B samples, on which image-space terms act."""
+    """The method's estimate of the true chroma of K of the B samples, to which image-space loss terms are applied."""
 
     ab_hat: Tensor  # (K, 2, H, W), differentiable
-    truth: Tensor  # (K, 2, H, W): the true chroma, as finely as the method can give it
-    L: Tensor  # (K, 1, H, W): their true lightness
+    truth: Tensor  # (K, 2, H, W): the true chroma, at the resolution that the method can reach
+    L: Tensor  # (K, 1, H, W): the true lightness
     weight: Tensor  # (K,): how much a term counts; on average its sum over a batch is the number of samples B
-    L_hat: Tensor | None = None  # (K, 1, H, W), differentiable: the lightness, where the method restores it too
+    L_hat: Tensor | None = None  # (K, 1, H, W), differentiable: the estimated lightness, if the method restores it

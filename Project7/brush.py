@@ -10,7 +10,7 @@ _Place = Annotated[float, Field(gt=-1e6, lt=1e6)]
 
 
 class Stroke(BaseModel):
-    """A brush of a radius, drawn along points, loaded with the answer of a seed; in pixels of the photo.
+    """A brush stroke along points that paints in the answer of a seed. Radius and points are in pixels of the photo.
 
     As JSON: `{"seed": 2, "radius": 40, "points": [[10, 20], [80, 25]]}`.
     """
@@ -19,7 +19,7 @@ class Stroke(BaseModel):
 
     seed: int = Field(ge=0, lt=2**63)
     radius: float = Field(gt=0, lt=1e6)
-    points: tuple[tuple[_Place, _Place], ...] = Field(min_length=1, max_length=400)  # (x, y); outside of the photo too
+    points: tuple[tuple[_Place, _Place], ...] = Field(min_length=1, max_length=400)  # (x, y); may lie outside the photo
 
 
 Strokes = Annotated[tuple[Stroke, ...], Field(max_length=100)]
@@ -28,7 +28,7 @@ Strokes = Annotated[tuple[Stroke, ...], Field(max_length=100)]
 def coverage(stroke: Stroke, photo: tuple[int, int], grid: Sequence[int]) -> np.ndarray:
     """(h, w) float32 in [0, 1]: how much a stroke over a photo (H, W) covers each cell of a grid (h, w).
 
-    All of it within half the radius, falling smoothly to nothing at the radius. static/brush.js computes the same.
+    It is 1 within half the radius and falls smoothly to 0 at the radius. static/brush.js computes the same.
     """
     (height, width), (h, w) = photo, grid
     y = ((np.arange(h) + 0.5) * height / h)[:, None]  # (h, 1)

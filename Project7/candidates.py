@@ -1,19 +1,19 @@
-"""Several answers to one photo: which one is shown, and how far it is drawn towards what they have in common.
+"""Several answers to one photo: which one is shown, and how far it is moved towards their mean.
 
-A single draw from a diffusion model is bold, and now and then wrong all over; the mean of many is right more often and
-pale. In between lies what a person keeps.
+A single sample of a diffusion model is bold, and now and then entirely wrong; the mean of many samples is right more
+often, but pale. People prefer something in between.
 """
 
 from torch import Tensor
 
-_STRONGEST = 1.6  # the most that a mean is strengthened to the chroma of the answers that it is made of
+_STRONGEST = 1.6  # largest factor by which a mean's chroma is raised to that of the answers
 
 
 def choose(samples: Tensor, likelihood: Tensor | None = None, *, trust: float = 1.0) -> Tensor:
-    """The places (B,) of the answers to show, among samples (B, K, 2, h, w) in Lab units.
+    """The indices (B,) of the answers to show, among samples (B, K, 2, h, w) in Lab units.
 
-    By agreement: the smallest mean distance to the others, in Lab units (the medoid); and by likelihood (B, K), in nats
-    per cell, `trust` Lab units for each. Neither looks at the truth.
+    The chosen answer has the smallest mean distance to the others, in Lab units (the medoid). If a likelihood (B, K) is
+    given, in nats per cell, each nat counts as `trust` Lab units less. Neither uses the true colours.
     """
     differences = samples[:, :, None] - samples[:, None]  # (B, K, K, 2, h, w)
     distance = differences.square().mean(dim=(3, 4, 5)).sqrt().sum(dim=2) / max(1, samples.shape[1] - 1)
@@ -22,9 +22,9 @@ def choose(samples: Tensor, likelihood: Tensor | None = None, *, trust: float = 
 
 
 def calmed(chosen: Tensor, mean: Tensor, samples: Tensor, calm: float) -> Tensor:
-    """chosen (B, 2, h, w), drawn by `calm` in [0, 1] towards the mean (B, 2, h, w) of the answers, not its paleness.
+    """chosen (B, 2, h, w), moved by `calm` in [0, 1] towards the mean (B, 2, h, w) of the answers, but not made pale.
 
-    Opposite colours cancel in a mean; the result is brought back to the chroma that the samples (B, K, 2, h, w) have.
+    Opposite colours cancel in a mean, so the result is scaled to the mean chroma of the samples (B, K, 2, h, w).
     """
     if not calm:
         return chosen
@@ -35,5 +35,5 @@ def calmed(chosen: Tensor, mean: Tensor, samples: Tensor, calm: float) -> Tensor
 
 
 def chroma(ab: Tensor) -> Tensor:
-    """(B, 2, h, w) in Lab units -> (B,) the root mean square of the distance from gray."""
+    """ab (B, 2, h, w) in Lab units -> (B,), the root mean square distance from gray."""
     return ab.square().sum(dim=1).mean(dim=(1, 2)).sqrt()

@@ -1,4 +1,4 @@
-"""best_model.pth and last_model.pth: save, load, rebuild. Nothing half-written, nothing unsafe loaded.
+"""Saves, loads and rebuilds models: best_model.pth and last_model.pth. Writes are atomic, and no code is unpickled.
 
 A checkpoint is a dict of tensors and plain Python values:
 
@@ -8,9 +8,9 @@ A checkpoint is a dict of tensors and plain Python values:
     loss_state_dict        the weights of the objectives
     train_loss, val_loss, best_val_loss
     config                 RunConfig as a dict: enough to rebuild the model
-    raw_state_dict, progress, history ...   in last_model.pth: what an exact continuation needs besides
+    raw_state_dict, progress, history ...   only in last_model.pth: what else resuming exactly needs
 
-The file is a zip archive of torch's; its comment holds the SHA-256 of the rest (see atomic_file.seal).
+The file is torch's zip archive; the comment of the archive holds the SHA-256 of the rest (see atomic_file.seal).
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _KEYS = ("model_state_dict", "config")
 
 
 class CheckpointError(ProjectError):
-    """A file of weights that cannot be used; the message says what was expected, what was found and what to do."""
+    """The file of weights cannot be used. The message says what was expected, what was found and what to do."""
 
 
 class StoredModel(NamedTuple):
@@ -43,13 +43,13 @@ class StoredModel(NamedTuple):
     model: Any  # of methods.METHODS
     config: RunConfig
     sha256: str  # of the whole file
-    note: str | None  # what to tell the person about a file without a checksum
+    note: str | None  # a sentence for the user if the file has no checksum
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes a checkpoint, whole or not at all, with its checksum.
+    """Writes a checkpoint with its checksum, completely or not at all.
 
-    Raises CheckpointError for weights that are not finite.
+    Raises CheckpointError if a weight is NaN or infinite.
     """
     for key in ("model_state_dict", "raw_state_dict"):
         if not all_finite(checkpoint.get(key, {}).values()):
@@ -62,7 +62,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint on the CPU. Raises CheckpointError for anything that is not a whole, harmless checkpoint."""
+    """Reads a checkpoint to the CPU. Raises CheckpointError if the file is not a complete and safe checkpoint."""
     return _read(path)[0]
 
 
@@ -73,7 +73,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str, bool]:
             _check_kind(path, file)
             if seal_holds(file) is False:
                 raise CheckpointError(f"{path} is damaged: its checksum does not hold; use another copy of it.")
-            with warnings.catch_warnings(action="ignore"):  # torch's remarks on a pickle that it then refuses
+            with warnings.catch_warnings(action="ignore"):  # torch warns about a pickle before it refuses it
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
             sealed = is_sealed(file)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -102,7 +102,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str, bool]:
 
 
 def unsealed_note(path: Path) -> str | None:
-    """What to tell the person about a file without a checksum; None for one that has it."""
+    """A sentence for the user if the file has no checksum, else None."""
     with open(path, "rb") as file:
         return _note(path, is_sealed(file))
 
@@ -112,7 +112,7 @@ def _note(path: Path, sealed: bool) -> str | None:
 
 
 def open_model(path: Path, device: torch.device | str = "cpu") -> StoredModel:
-    """The trained model, ready to colour, from `best_model.pth` alone. Raises CheckpointError."""
+    """The trained model, ready to colour, from `best_model.pth` alone. Raises CheckpointError if it cannot be used."""
     checkpoint, sha256, sealed = _read(path)
     config = from_dict(checkpoint["config"], path)
     model = rebuild(config, checkpoint["model_state_dict"], path)
@@ -120,19 +120,19 @@ def open_model(path: Path, device: torch.device | str = "cpu") -> StoredModel:
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Any, RunConfig]:
-    """The trained model, ready to colour, and its configuration."""
+    """The trained model, ready to colour, and its configuration. Raises CheckpointError if it cannot be used."""
     return open_model(path, device)[:2]
 
 
 def bare_names(weights: dict[str, Any]) -> dict[str, Any]:
-    """Weights by the names that they have without torch.compile, which puts `_orig_mod.` into them."""
+    """Weights with their names from before torch.compile, which inserts `_orig_mod.`."""
     return {str(name).replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}
 
 
 def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> Method:
-    """A model of `config` that holds `weights`.
+    """A model of `config` with `weights`. Raises CheckpointError if they do not fit.
 
-    Built without memory first, so that a file cannot ask for more than it brings.
+    It is built on the meta device first, so that a small file cannot demand a large amount of memory.
     """
     with torch.device("meta"):
         model = build_model(config.model)
@@ -142,9 +142,9 @@ def rebuild(config: RunConfig, weights: dict[str, torch.Tensor], path: Path) -> 
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Takes over the moments and the rate of a stored AdamW, and none of its other settings, which are ours.
+    """Restores the moments and the learning rate of a stored AdamW, but none of its other settings.
 
-    Raises KeyError, TypeError or ValueError for the state of another model.
+    Raises KeyError, TypeError or ValueError if the state belongs to another model.
     """
     ours = optimizer.state_dict()["param_groups"]
     groups = [
@@ -155,7 +155,7 @@ def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Non
 
 
 def check_weights(model: nn.Module, weights: Any, path: Path) -> None:
-    """Raises CheckpointError unless names, shapes and values fit `model`: a summary of at most five lines."""
+    """Raises CheckpointError, with a summary of at most five lines, unless names, shapes and values fit `model`."""
     if not isinstance(weights, dict) or not all(is_plain(tensor) for tensor in weights.values()):
         raise CheckpointError(
             f"{path}: model_state_dict is not a dict of plain tensors; use the file as it was written."
@@ -172,7 +172,7 @@ def check_weights(model: nn.Module, weights: Any, path: Path) -> None:
     if lines:
         fits = f"{path}: the weights do not fit the model that its configuration describes;"
         raise CheckpointError("\n".join([f"{fits} use the file as it was written.", *lines]))
-    if not all_finite(tensor.float() for tensor in weights.values()):  # as they will be used: 1e300 is infinite there
+    if not all_finite(tensor.float() for tensor in weights.values()):  # checked as float32, where 1e300 is infinite
         raise CheckpointError(f"{path}: the weights hold NaN or infinity; use an earlier copy.")
 
 
@@ -181,10 +181,10 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 def _check_kind(path: Path, file: BinaryIO) -> None:
-    """Names the common accidents: not a checkpoint at all."""
+    """Raises CheckpointError that names the kind of a file which is not a checkpoint at all."""
     start = file.read(64)
     file.seek(0)
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()  # without the mark that Windows puts first
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()  # without the byte order mark that Windows writes
     kinds = {
         "is empty": not start,
         "is a web page": text.startswith((b"<!doctype", b"<html", b"<?xml")),
@@ -201,13 +201,13 @@ def _check_kind(path: Path, file: BinaryIO) -> None:
 
 
 def check_unpacked_size(path: Path, file: BinaryIO) -> None:
-    """Raises CheckpointError for an archive that is much larger unpacked: torch compresses nothing, and a small file
-    that fills the memory is none of ours."""
+    """Raises CheckpointError if an archive is much larger unpacked: torch does not compress, so a small file that would
+    fill the memory was not written by this toolkit."""
     try:
         with zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # no archive, or a damaged one: refused when it is read
+        return  # not an archive, or damaged: reading it will fail
     finally:
         stored = file.seek(0, 2)
         file.seek(0)

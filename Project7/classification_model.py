@@ -3,7 +3,7 @@
 After Zhang et al. 2016 (Colorful Image Colorization), on a U-Net whose encoder is ResNet34 (He et al. 2016):
 
     L -> encoder -> self-attention -> histogram of the whole picture -> decoder (gated skips, FiLM) -> three heads
-    ab_class (Q classes), ab_residual (a bounded nudge), confidence (is the decoded colour within 10 Lab units?)
+    ab_class (Q classes), ab_residual (a bounded offset), confidence (is the decoded colour within 10 Lab units?)
 """
 
 import math
@@ -27,20 +27,20 @@ from Project7.layers import AttentionGate, FiLM, ResBlock, SelfAttention2d, grou
 from Project7.model_config import ClassificationConfig
 from Project7.palette import Palette, SoftEncoder, annealed_mean, palette_weights, rarity_weights
 
-HISTOGRAM_BINS = 64  # a channel
+HISTOGRAM_BINS = 64  # per channel
 _REACH = 110.0  # Lab units: the histograms cover [-110, 110]
-_NUDGE = 10.0  # Lab units: the residual's bound, about the distance between two rare centres
-_CLOSE = 10.0  # Lab units: an error that counts as right for the confidence
+_NUDGE = 10.0  # Lab units: bound of the residual, about the distance between two rare centres
+_CLOSE = 10.0  # Lab units: for the confidence, a smaller error counts as right
 _WEIGHTS = {"class": 1.0, "residual": 1.0, "confidence": 0.1, "histogram": 0.1}  # of the terms of the loss
 _WAVES = 64  # random Fourier features of the noise that makes variants
 _COLOUR_SCALE = 25.0  # Lab units: classes nearer than this get nearly the same noise
-_PATCH = 8  # places: parts of the picture nearer than this get nearly the same noise
+_PATCH = 8  # cells: parts of the picture nearer than this get nearly the same noise
 
 
 class GlobalColorContextHead(nn.Module):
-    """The whole picture's histograms of a and b: (B, C, H, W) -> logits (B, 2, 64).
+    """Predicts the histograms of a and b over the whole picture: (B, C, H, W) -> logits (B, 2, 64).
 
-    Their softmax steers the decoder.
+    Their softmax conditions the decoder.
     """
 
     def __init__(self, channels: int):
@@ -67,14 +67,14 @@ class DecoderStage(nn.Module):
 
 
 class ClassificationColorizer(nn.Module):
-    """`forward` is a training step, `colorize` colours in one pass. Any picture size.
+    """`forward` is a training step; `colorize` colours pictures of any size in one pass.
 
-    The palette is part of the weights: an untrained model has none until `set_palette`.
+    The palette is part of the weights: a new model has none before `set_palette`.
     """
 
     OPTIONS = ("temperature", "variety")  # of colorize
     LOSS = "classification"
-    METRICS = ()  # of a step, that validation reports besides
+    METRICS = ()  # further metrics of a step that validation reports
 
     centres: Tensor  # (Q, 2), ab in Lab units
     counts: Tensor  # (Q,)
@@ -99,30 +99,30 @@ class ClassificationColorizer(nn.Module):
         self.confidence_head = nn.Conv2d(width, 1, 1)
         self.register_buffer("centres", torch.zeros(config.bins, 2))
         self.register_buffer("counts", torch.zeros(config.bins))
-        self.tables: tuple[SoftEncoder, Tensor] | None = None  # made from the palette, when it is there
-        with torch.device("cpu"):  # constants are real even where the weights are not yet: checkpoints.rebuild
+        self.tables: tuple[SoftEncoder, Tensor] | None = None  # made from the palette at first use
+        with torch.device("cpu"):  # constants have values even if the weights are on the meta device, see rebuild
             constants = {"ab_mean": torch.tensor(config.ab_mean), "ab_std": torch.tensor(config.ab_std)}
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
 
     @staticmethod
     def first_weights(config: ClassificationConfig, make_palette: Callable[[], Palette]) -> dict[str, Tensor]:
-        """What a new model begins with besides random weights: the encoder's, where they are wanted, and a palette."""
+        """The weights of a new model that are not random: those of the encoder, if wanted, and the palette."""
         found = encoder.first_weights(config.encoder, config.encoder_weights)
         if config.encoder_weights and not config.encoder:
             found = encoder_start(load_resnet34(config.encoder_weights))
         return found | palette_weights("", make_palette())
 
     def comparison_options(self) -> dict[str, Any]:
-        """Options of `colorize` for the pictures of a run."""
+        """Options of `colorize` for the comparison pictures of a run."""
         return {}
 
     def shown(self, L: Tensor, random: BatchRandom) -> Tensor:
-        """What the network is shown of a training photo: L itself."""
+        """The network's input for a training photo: L itself."""
         return L
 
     def export_parts(self) -> ExportParts:
-        """One graph: L -> ab by the annealed mean at the model's own temperature, and its confidence beside."""
+        """One graph: L -> ab, by the annealed mean at the model's own temperature, and the confidence."""
 
         def classify(L: Tensor, view: Tensor | None = None) -> tuple[Tensor, Tensor]:
             logits, residual, confidence, _ = self.network(L, None if view is None else self.encoder(view))
@@ -155,11 +155,11 @@ class ClassificationColorizer(nn.Module):
         return Step(loss, {name: value.detach() for name, value in terms.items()}, estimate)
 
     def losses(self, logits: Tensor, residual: Tensor, confidence: Tensor, histograms: Tensor, truth: Tensor):
-        """name -> (B,). truth: (B, 2, h, w) in Lab units.
+        """The terms of the loss, name -> (B,). truth: (B, 2, h, w) in Lab units.
 
         class: cross-entropy with the soft target, rebalanced and focal (Zhang et al. 2016, eq. 2; Lin et al. 2017,
-        eq. 4). residual: L1 between the decoded colour plus the nudge and the truth, in units of ab's standard
-        deviation; the decoded colour is fixed there, so that the classes are taught by the cross-entropy alone.
+        eq. 4). residual: L1 between the decoded colour plus the residual and the truth, in units of ab's standard
+        deviation; the decoded colour is detached, so that only the cross-entropy trains the classes.
         confidence: the log score (a proper scoring rule) of the probability that the answer is within 10 Lab units.
         histogram: cross-entropy with the true histograms of a and of b.
         """
@@ -186,7 +186,7 @@ class ClassificationColorizer(nn.Module):
         return rarity[classes[:, 0]] * -(soft * log_p).sum(dim=1)
 
     def encoding(self, ab: Tensor) -> tuple[SoftEncoder, Tensor]:
-        """Colours in Lab units -> classes and weights; and how much each class counts."""
+        """The soft encoding of colours in Lab units (classes and weights), and the rarity weight of each class (Q,)."""
         if self.tables is None:
             weights = rarity_weights(Palette(self.centres.cpu(), self.counts.cpu()), 1 - self.config.rebalance)
             self.tables = (SoftEncoder(self.centres.cpu()).to(ab.device), weights.to(ab.device))
@@ -208,10 +208,10 @@ class ClassificationColorizer(nn.Module):
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> ab (B, 2, H, W), in the network's range, in one pass of the network.
 
-        temperature: of the annealed mean; None is that of the model. variety: 0 is the likeliest answer; above it,
-        noise from `generator` (one for all, or one per picture) tips the classes, by regions rather than by pixels.
-        maps: what `look` has seen, of the photo itself where that is larger than L; None looks at L.
-        watch_confidence: called with what `confidence` gives, without a second pass of the network.
+        temperature: of the annealed mean; None is the model's own. variety: 0 gives the likeliest answer; above 0,
+        noise from `generator` (one for all pictures, or one per picture) changes classes, by regions rather than by
+        pixels. maps: the result of `look`, for the photo itself if that is larger than L; None: of L.
+        watch_confidence: called with the result of `confidence`, without a second pass of the network.
         """
         if hints is not None:
             raise ValueError("a classification model cannot take colour hints")
@@ -225,29 +225,29 @@ class ClassificationColorizer(nn.Module):
 
     @torch.no_grad()
     def distribution(self, L: Tensor, maps: Maps | None, hints: None = None) -> tuple[Tensor, Tensor]:
-        """How likely each colour is: logits (B, Q, h, w), and the colours (Q, 2) in Lab units."""
+        """The distribution over the palette: logits (B, Q, h, w), and the colours (Q, 2) in Lab units."""
         return self.network(L, maps)[0], self.centres
 
     @torch.no_grad()
     def confidence(self, L: Tensor, maps: Maps | None = None) -> Tensor:
-        """L (B, 1, H, W) -> (B, 1, H, W): the probability that a place's colour is within 10 Lab units of the truth."""
+        """L (B, 1, H, W) -> (B, 1, H, W): the probability that a pixel's colour is within 10 Lab units of the truth."""
         return self.probability(self.network(L, maps)[2], L)
 
     def probability(self, confidence: Tensor, L: Tensor) -> Tensor:
-        """The answer of the confidence head (B, 1, h, w) -> (B, 1, H, W) in [0, 1], at the size of L."""
+        """The output of the confidence head (B, 1, h, w) -> probabilities (B, 1, H, W) in [0, 1], at the size of L."""
         return F.interpolate(torch.sigmoid(confidence.float()), L.shape[-2:], mode="bilinear", align_corners=False)
 
     # -- the network -------------------------------------------------------------------------------------------------
 
     def look(self, view: Tensor) -> Maps | None:
-        """What a frozen encoder sees in L (B, 1, H, W) of any size; None with the generator's own ResNet34."""
+        """The feature maps of a frozen encoder for L (B, 1, H, W) of any size; None for the own ResNet34."""
         return self.encoder(self.encoder.view(view)) if self.config.encoder else None
 
     def network(self, L: Tensor, maps: Maps | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """L (B, 1, H, W) -> logits (B, Q, h, w), residual (B, 2, h, w) in Lab units, confidence (B, 1, h, w) before
         the sigmoid, histograms (B, 2, 64) before the softmax; h = H / stem_stride, rounded up."""
         stride = self.config.stem_stride
-        # In whole numbers: math.ceil would fix the size of the picture in an ONNX graph.
+        # Integer arithmetic: math.ceil would make the size of the picture a constant in an ONNX graph.
         h, w = ((side + stride - 1) // stride for side in L.shape[-2:])
         if self.config.encoder:
             x, *skips = reversed(self.levels(self.look(L) if maps is None else maps, L))
@@ -277,9 +277,9 @@ class ClassificationColorizer(nn.Module):
 
 
 class FrozenLevels(nn.Module):
-    """A frozen encoder's maps as the decoder takes them: 1, 2, 4 and 8 times the width, fine to coarse.
+    """Turns a frozen encoder's maps into the decoder's inputs: 1, 2, 4 and 8 times the width, fine to coarse.
 
-    The finest level is the lightness of the cells of the heads' grid, which the encoder has not at this resolution.
+    The finest level is computed from L on the grid of the heads: the encoder has no map of this resolution.
     """
 
     def __init__(self, channels: tuple[int, ...], config: ClassificationConfig):
@@ -301,7 +301,7 @@ class FrozenLevels(nn.Module):
 
 
 class ResNet34(nn.Module):
-    """ResNet34 for one channel: (B, 1, H, W) -> four maps, of 1, 2, 4 and 8 times the width, each half the size."""
+    """ResNet34 for one channel: (B, 1, H, W) -> four maps of 1, 2, 4 and 8 times the width, each half as large."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential
@@ -330,7 +330,7 @@ class ResNet34(nn.Module):
 
 
 def make_layer(before: int, after: int, blocks: int, *, stride: int) -> nn.Sequential:
-    """torchvision's residual blocks, each BatchNorm a GroupNorm, named as in its ResNet34."""
+    """torchvision's residual blocks with GroupNorm in place of BatchNorm, named as in its ResNet34."""
     from torchvision.models.resnet import BasicBlock
 
     shortcut = None
@@ -341,18 +341,18 @@ def make_layer(before: int, after: int, blocks: int, *, stride: int) -> nn.Seque
 
 
 def true_histograms(ab: Tensor) -> Tensor:
-    """ab (B, 2, h, w) in Lab units -> (B, 2, 64): the shares of the pixels in each of 64 equal bins of [-110, 110]."""
+    """ab (B, 2, h, w) in Lab units -> (B, 2, 64): the share of pixels in each of 64 equal bins of [-110, 110]."""
     place = ((ab + _REACH) / (2 * _REACH) * HISTOGRAM_BINS).long().clamp(0, HISTOGRAM_BINS - 1).flatten(2)
     counts = torch.zeros(*ab.shape[:2], HISTOGRAM_BINS, device=ab.device)
     return counts.scatter_add_(2, place, torch.ones_like(place, dtype=counts.dtype)) / place.shape[2]
 
 
 def class_noise(centres: Tensor, count: int, size: tuple[int, ...], generator) -> Tensor:
-    """(B, Q, h, w): Gaussian noise of about the spread of Gumbel's, smooth over the picture and over the ab plane.
+    """(B, Q, h, w): Gaussian noise with about the variance of Gumbel noise, smooth over the picture and the ab plane.
 
-    Adding Gumbel noise to logits and taking the best class draws a class by its probability (Gumbel-max), but pixel
-    by pixel and class by class that is colour confetti. Here neighbours in the picture and colours that are alike
-    share their noise (random Fourier features, Rahimi & Recht 2007), so that whole regions change their mind.
+    Adding Gumbel noise to logits and taking the best class samples a class by its probability (Gumbel-max), but
+    independent noise for each pixel and class would give colour confetti. Here neighbouring pixels and similar colours
+    share their noise (random Fourier features, Rahimi & Recht 2007), so that whole regions change colour together.
     """
     fixed = torch.Generator().manual_seed(0)
     frequency = torch.randn(2, _WAVES, generator=fixed) / _COLOUR_SCALE
@@ -366,9 +366,9 @@ def class_noise(centres: Tensor, count: int, size: tuple[int, ...], generator) -
 
 
 def load_resnet34(source: str) -> dict[str, Tensor]:
-    """torchvision's ResNet34 state dict: 'imagenet' from its cache or download, else a file of that format.
+    """torchvision's ResNet34 state dict: for 'imagenet' from its cache or a download, else from a file of that format.
 
-    Raises ProjectError where it cannot be had.
+    Raises ProjectError if it cannot be loaded.
     """
     from torchvision.models import ResNet34_Weights, resnet34
 
@@ -384,7 +384,7 @@ def load_resnet34(source: str) -> dict[str, Tensor]:
         found = {name: tuple(tensor.shape) for name, tensor in weights.items() if tensor.ndim == 4}
     except Exception as error:  # urllib, pickle and torch raise a dozen kinds
         raise ProjectError(
-            f"--encoder-weights {source} cannot be had ({sentence(error)[:120]}); give a file of torchvision's "
+            f"--encoder-weights {source} cannot be loaded ({sentence(error)[:120]}); give a file of torchvision's "
             "ResNet34, or leave the flag out to train from scratch."
         ) from None
     with torch.device("meta"):
@@ -395,10 +395,10 @@ def load_resnet34(source: str) -> dict[str, Tensor]:
 
 
 def encoder_start(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The convolutions of torchvision's ResNet34, by their names here; the stem's three RGB kernels folded into one.
+    """The convolutions of torchvision's ResNet34 by their names here, with the three kernels of the stem added up.
 
-    A gray picture has R = G = B, so the sum of the three kernels does to it what they did. Norms are left out: their
-    statistics are those of RGB.
+    A gray picture has R = G = B, so the sum of the three kernels gives the same result. Norms are left out, because
+    their statistics are those of RGB.
     """
     convolutions = {name: tensor.float() for name, tensor in weights.items() if tensor.ndim == 4}
     convolutions["conv1.weight"] = convolutions["conv1.weight"].sum(dim=1, keepdim=True)

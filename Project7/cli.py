@@ -21,8 +21,8 @@ from Project7.training_config import DataConfig, TrainingConfig
 
 _RECIPES = """training is done by scripts, which ask what they need: python -m Project7.NAME
   train_diffusion             diffusion, mean squared error alone
-  train_diffusion_v2          the same with more terms: perceptual, adversarial
-  train_classification        every pixel's colour as one of 313 classes
+  train_diffusion_v2          the same with a perceptual and an adversarial term
+  train_classification        one of 313 colours for each pixel
   train_colorization_simple   direct regression with one of three losses
   train_image_restoration     the same; faded photos get their lightness back
 """
@@ -57,7 +57,7 @@ def command(argv: list[str] | None = None) -> int:
 
 
 def add_command(commands, name: str, about: str, *lines: str) -> flags.Parser:
-    """A command with what it is about, and examples of how it is called."""
+    """Adds a command with its description and examples."""
     shown = flags.examples(*(f"{invocation.command()} {name} {line}".rstrip() for line in lines))
     return commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=shown)
 
@@ -108,13 +108,13 @@ def add_colorize(commands) -> None:
 
 
 def add_retouch(parser) -> None:
-    """What is said of single photos."""
+    """The flags that concern single photos."""
     parser.add_argument(
         "--hint",
         action="append",
         default=[],
         metavar="X,Y,COLOUR",
-        help="the pixel X,Y of the photo has this colour, #rrggbb or a name (several times for several)",
+        help="the pixel X,Y of the photo has this colour, #rrggbb or a name (give the flag once per hint)",
     )
     parser.add_argument("--hints", type=Path, metavar="FILE", help='JSON: [{"x": 10, "y": 20, "color": "#aa3322"}]')
     parser.add_argument(
@@ -125,7 +125,7 @@ def add_retouch(parser) -> None:
         "--hints-from",
         type=Path,
         metavar="PNG",
-        help="a picture of this toolkit whose hints go to what is alike in all photos",
+        help="a picture of this toolkit whose hints are also used for what is alike in the other photos",
     )
     parser.add_argument("--side-by-side", action="store_true", help="also write gray and colour beside each other")
     parser.add_argument(
@@ -170,8 +170,8 @@ def colorize(arguments: argparse.Namespace) -> int:
 
 
 def named_photos(paths: list[Path], console, output: Path | None = None) -> list[tuple[Path, Path]]:
-    """The photos among files and folders, but not those in `output`, which are earlier results; what was left out is
-    said. Raises UsageError where there are none."""
+    """The photos among files and folders, except those in `output`, which are earlier results. Prints what was left
+    out. Raises UsageError if there are none."""
     from Project7.photo_files import LeftOut, find_photos, shown
 
     left_out = LeftOut()
@@ -185,7 +185,7 @@ def named_photos(paths: list[Path], console, output: Path | None = None) -> list
 
 
 def earlier_picture(path: Path | None, flag: str = "--like"):
-    """How a picture was made, for a flag. Raises UsageError for one that does not say."""
+    """How a picture was made, for a flag. Raises UsageError if the picture does not say."""
     if path is None:
         return None
     from Project7.provenance import read_provenance
@@ -198,7 +198,7 @@ def earlier_picture(path: Path | None, flag: str = "--like"):
 
 
 def wanted_retouch(arguments: argparse.Namespace, like, photos: int):
-    """What is said of single photos. Raises UsageError for hints that are wrong, or meant for one of several."""
+    """What was asked for single photos. Raises UsageError if hints are wrong, or given for several photos."""
     from Project7.photo import open_photo
     from Project7.provenance import parse_hint, read_hints
     from Project7.retouch import Retouch
@@ -210,14 +210,14 @@ def wanted_retouch(arguments: argparse.Namespace, like, photos: int):
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--hints {arguments.hints} cannot be read: {sentence(error)}.") from None
     if hints and photos > 1:
-        raise UsageError(f"--hint is said of one photo, and there are {photos}; give one at a time.")
+        raise UsageError(f"--hint is for one photo, and there are {photos}; give one photo at a time.")
     reference = open_photo(arguments.reference) if arguments.reference else None
     hinted = hinted_picture(arguments.hints_from)
     return Retouch(tuple(hints), like, reference, hinted, arguments.side_by_side, arguments.ambiguity)
 
 
 def hinted_picture(path: Path | None):
-    """A picture whose hints are for other photos, too. Raises UsageError for one without any."""
+    """A picture whose hints are for other photos, too. Raises UsageError if it has none."""
     if path is None:
         return None
     from Project7.photo import open_photo
@@ -232,7 +232,7 @@ def hinted_picture(path: Path | None):
 
 
 def show_outcomes(outcomes, total: int, output: Path, model: str, console) -> int:
-    """One line per photo as it is done, what was left out and why, and a last line. Returns 1 if a file failed."""
+    """Prints one line per finished photo, what was left out and why, and a summary. Returns 1 if a file failed."""
     from Project7.counting import counting
 
     counts = {"done": 0, "exists": 0, "left": 0, "failed": 0}
@@ -258,13 +258,13 @@ def show_outcomes(outcomes, total: int, output: Path, model: str, console) -> in
 
 
 def file_names(files: tuple[Path, ...]) -> str:
-    """outputs/robin-1.png, robin-2.png: the folder once; of more than six files the first and the last."""
+    """Names of files for a message, such as outputs/robin-1.png, robin-2.png; of more than six, the first and last."""
     names = [str(files[0]), *(path.name for path in files[1:])]
     return ", ".join(names if len(names) <= 6 else [names[0], "...", *names[-2:]])
 
 
 def default_model(models_dir: Path) -> str:
-    """`base`, which comes with the toolkit, or the only model of a folder of one's own. Raises UsageError otherwise."""
+    """`base`, which comes with the toolkit, or the only model in the folder. Raises UsageError if there are several."""
     names = [model.name for model in model_folder.list_models(models_dir)]
     if not names or "base" in names:
         return "base"
@@ -300,7 +300,7 @@ def add_evaluate(commands) -> None:
         "--pictures",
         type=Path,
         metavar="DIR",
-        help="write a sheet of pictures, the worst photos and the bias per class",
+        help="write a sheet of pictures, the worst photos and the colour bias of each class",
     )
     parser.add_argument("--all", action="store_true", help="show all measures, not only the eight that matter")
     add_cache_dir(parser)
@@ -349,7 +349,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def show_result(rows: list[dict[str, Any]], missing: dict[str, str], *, whole: bool) -> None:
-    """The table, what is missing in it, and what it says in words. A pipe gets all measures."""
+    """Prints the table, what is missing in it, and a summary in words. Output to a pipe has all measures."""
     from Project7.evaluation_report import evaluation_table, in_words, reasons
 
     console = make_console(width=None if sys.stdout.isatty() else 200)
@@ -410,8 +410,8 @@ def add_push(commands) -> None:
     about = "upload a model to the Hugging Face Hub"
     parser = add_command(commands, "push", about, "mine owner/mine --private --license mit")
     parser.add_argument("model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file")
-    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository; it is made where it is not there yet")
-    parser.add_argument("--private", action="store_true", help="make a new repository that only its owner sees")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository; it is created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="if the repository is new, only its owner can see it")
     parser.add_argument("--license", metavar="ID", help="licence of the weights by the Hub's identifier, such as mit")
     add_models_dir(parser)
     parser.set_defaults(run=push)
@@ -482,7 +482,7 @@ def model_row(model: model_folder.ModelSummary) -> list[str]:
 
 
 def add_doctor(commands) -> None:
-    about = "tell from a run's curves and pictures what goes wrong, and what to change"
+    about = "find out from a run's curves and pictures what goes wrong, and what to change"
     parser = add_command(commands, "doctor", f"{about} (exit code 1: findings)", "mine")
     parser.add_argument("name", metavar="NAME", help="the model, in training or trained")
     add_models_dir(parser)
@@ -498,15 +498,15 @@ def doctor(arguments: argparse.Namespace) -> int:
     console = make_console(width=None if sys.stdout.isatty() else 160)
     history = model_folder.read_history(folder)
     if history is None:
-        console.print(f"{folder.history} is damaged: only the logs are read.", style="yellow")
+        console.print(f"{folder.history} is damaged, so only the logs are read.", style="yellow")
     config = model_folder.summarize(folder).config
     known = folder.name, config, history or [], [] if history else health.read_log(folder.logs)
     record = health.record_of(*known)
-    if not record.windows and (finding := health.unusual_rate(record)):  # no curve is needed to see it
+    if not record.windows and (finding := health.unusual_rate(record)):  # it needs no curve
         console.print(finding.line())
         return 1
     if not record.windows:
-        raise ProjectError(f"Nothing was logged for {folder.name!r} yet; let it train some tens of steps.")
+        raise ProjectError(f"Nothing was logged for {folder.name!r} yet; let it train for some tens of steps.")
     findings = health.diagnose(record)
     stages = health.stages(*known)
     show_diagnosis(record, findings, stages, console)
@@ -515,7 +515,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         with replacing(picture) as file:
             file.write(draw_curves(stages))
         console.print(f"Curves: {picture}")
-    except OSError as error:  # of an installation that only an administrator may change
+    except OSError as error:  # such as a folder that only an administrator may change
         console.print(f"The curves were not drawn: {sentence(error)}.", style="yellow")
     return 1 if findings else 0
 
@@ -549,19 +549,21 @@ def data(arguments: argparse.Namespace) -> int:
 
 
 def add_palette(commands) -> None:
-    about = "find the colours that a set of photos is made of, for classification models"
+    about = "fit a palette of colours to a set of photos, for classification models"
     parser = add_command(commands, "palette", about, "--data ~/photos --output palette.npz")
     flags.add_settings(parser, DataConfig)
-    parser.add_argument("--bins", default="313", metavar="N", help="colours (313)")
+    parser.add_argument("--bins", default="313", metavar="N", help="number of colours (313)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (0)")
-    parser.add_argument("--output", type=Path, default=Path("palette.npz"), metavar="FILE", help="(palette.npz)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("palette.npz"), metavar="FILE", help="file to write (palette.npz)"
+    )
     parser.add_argument("--force", action="store_true", help="replace the file without asking")
     add_cache_dir(parser)
     parser.set_defaults(run=palette)
 
 
 def may_replace(path: Path) -> bool:
-    """Asks whether a file may be replaced. Raises UsageError where nobody can be asked."""
+    """Asks whether a file may be replaced. Raises UsageError if there is no terminal."""
     from Project7 import prompts
 
     if not prompts.can_ask():
@@ -570,7 +572,7 @@ def may_replace(path: Path) -> bool:
 
 
 def palette(arguments: argparse.Namespace) -> int:
-    """Writes the palette, and a picture of it beside."""
+    """Writes the palette, and a picture of it beside it."""
 
     settings = parse_settings(ClassificationConfig, {"bins": arguments.bins})
     parse_settings(TrainingConfig, {"seed": arguments.seed})
@@ -578,7 +580,7 @@ def palette(arguments: argparse.Namespace) -> int:
 
     picture = arguments.output.with_suffix(".png")
     if picture == arguments.output:
-        raise UsageError(f"--output {arguments.output}: that name is for the picture of the palette; use FILE.npz.")
+        raise UsageError(f"--output {arguments.output}: this name is for the picture of the palette; use FILE.npz.")
     if not arguments.force and arguments.output.exists() and not may_replace(arguments.output):
         return 0
 
@@ -602,7 +604,7 @@ def palette(arguments: argparse.Namespace) -> int:
 
 
 def add_download(commands) -> None:
-    about = "download Tiny ImageNet (240 MB), resuming where an earlier try broke off"
+    about = "download Tiny ImageNet (240 MB), resuming an interrupted download"
     parser = add_command(commands, "download", about, "")
     parser.add_argument(
         "--to", type=Path, default=Path("data"), metavar="DIR", help="folder it is unpacked into (data)"
@@ -638,10 +640,10 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def add_transfer(commands) -> None:
-    about = "the colours of an edited copy on the untouched lightness of the original, at its full size"
+    about = "put the colours of an edited copy on the untouched lightness of the original, at full size"
     parser = add_command(commands, "transfer", about, "original.tif edited.png --output coloured.png")
     parser.add_argument("original", type=Path, metavar="ORIGINAL")
-    parser.add_argument("edited", type=Path, metavar="EDITED", help="of any size, a little shifted at most")
+    parser.add_argument("edited", type=Path, metavar="EDITED", help="a copy of any size, shifted slightly at most")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png, .tif, .jpg or .webp")
     about = ColorizeConfig.model_fields["mark"].description
     parser.add_argument("--mark", action="store_true", help=about)
@@ -652,7 +654,7 @@ def add_transfer(commands) -> None:
 def transfer(arguments: argparse.Namespace) -> int:
     output = arguments.output
     if output.suffix not in (".png", ".tif", ".jpg", ".webp"):
-        raise UsageError(f"--output {output}: the name ends with .png, .tif, .jpg or .webp.")
+        raise UsageError(f"--output {output}: the name must end with .png, .tif, .jpg or .webp.")
     if output.exists() and not arguments.force:
         raise UsageError(f"{output} exists; --force replaces it.")
 
@@ -671,13 +673,13 @@ def transfer(arguments: argparse.Namespace) -> int:
 
 
 def add_serve(commands) -> None:
-    about = "the page and the HTTP API: drop a photo, say what is red, compare models"
+    about = "serve the page and the HTTP API: drop a photo, say what is red, compare models"
     parser = add_command(commands, "serve", about, "--open", "--host 0.0.0.0 --port 8000")
     add_models_dir(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="NAME", help="0.0.0.0 lets others on the network in (127.0.0.1)"
     )
-    parser.add_argument("--port", type=port_number, default=7860, metavar="N", help="0 takes any that is free (7860)")
+    parser.add_argument("--port", type=port_number, default=7860, metavar="N", help="port; 0 takes a free one (7860)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="device to compute on")
     parser.set_defaults(run=serve)
@@ -685,7 +687,7 @@ def add_serve(commands) -> None:
 
 def port_number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) < 1 << 16):
-        raise argparse.ArgumentTypeError(f"{text} is no port; give a number from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text} is not a port; give a number from 0 to 65535")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""When training destroys what it had learnt: how that is found, whether the processes agree, and what may be done."""
+"""Collapse, when training destroys what the model has learnt: detection, agreement of the processes, and rollback."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from Project7.model_folder import ModelFolder
 from Project7.run_history import RunState
 from Project7.training_config import TrainingConfig
 
-BAD_STEPS_IN_A_ROW = 20  # so many steps without a finite gradient, and the run has failed
-ROLLBACKS = 2  # at most, in a run
-ROLLBACK_RATE = 0.4  # the learning rate is multiplied by this after each
+BAD_STEPS_IN_A_ROW = 20  # the run has failed after so many steps without a finite gradient
+ROLLBACKS = 2  # at most, per run
+ROLLBACK_RATE = 0.4  # factor on the learning rate after each rollback
 
 
 class TrainingFailed(ProjectError):
-    """The numbers went wrong. The last good state is in the folder."""
+    """Training failed numerically. The last good state is in the model's folder."""
 
 
 class Collapsed(TrainingFailed):
-    """Training destroys what it had learnt. A lower learning rate may help."""
+    """Training destroys what the model has learnt. A lower learning rate may help."""
 
 
 def check_divergence(state: RunState, training: TrainingConfig, folder: ModelFolder) -> None:
-    """Raises Collapsed where too many steps in a row had no finite gradient."""
+    """Raises Collapsed if too many steps in a row had no finite gradient."""
     if state.skipped_in_a_row >= BAD_STEPS_IN_A_ROW:
         raise Collapsed(
             f"No finite gradient in {BAD_STEPS_IN_A_ROW} steps in a row (step {state.step}, learning rate "
@@ -39,16 +39,16 @@ def check_divergence(state: RunState, training: TrainingConfig, folder: ModelFol
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What health.py finds after an epoch."""
+    """The findings of health.py after an epoch."""
 
     findings: Sequence[health.Finding]
-    news: tuple[str, ...]  # sentences about what the epoch before did not have
-    collapse: str | None  # a sentence about the collapse, where there is one
-    suspicious: bool  # the latest loss is far above the lowest: a divergence needs more windows before it is certain
+    news: tuple[str, ...]  # sentences about findings that are new in this epoch
+    collapse: str | None  # a sentence about the collapse, if there is one
+    suspicious: bool  # the latest loss is far above the lowest, but certainty about a divergence needs more windows
 
 
 def diagnose(name: str, config: RunConfig, history: Sequence[dict[str, Any]]) -> Diagnosis:
-    """Looks at a history (of epochs) whose last entry has no findings yet."""
+    """The diagnosis of a history (one entry per epoch) whose last entry has no findings yet."""
     record = health.record_of(name, config, history)
     findings = health.diagnose(record)
     known = {f["ailment"] for entry in history[-2:-1] for f in entry.get("findings", [])} | {"gray data"}
@@ -62,7 +62,7 @@ def diagnose(name: str, config: RunConfig, history: Sequence[dict[str, Any]]) ->
 
 
 def agreed(collapse: str | None, accelerator: Accelerator) -> str | None:
-    """The same verdict for all processes: only the main one has pictures to judge by."""
+    """The verdict that all processes share: only the main one has pictures to judge by."""
     if accelerator.num_processes == 1:
         return collapse
     vote = accelerator.reduce(torch.tensor(float(collapse is not None), device=accelerator.device), "sum")

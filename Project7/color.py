@@ -1,6 +1,6 @@
-"""sRGB <-> CIE Lab <-> what the network sees. The only home of 50, 100, 110 and the white point.
+"""sRGB <-> CIE Lab <-> the network's range. The constants 50, 100, 110 and the white point are defined only here.
 
-Lab is that of D65 and the 2-degree observer, as in scikit-image. Pictures are (..., 3, H, W) or (..., C, H, W).
+Lab uses D65 and the 2-degree observer, as in scikit-image. Pictures are (..., 3, H, W) or (..., C, H, W).
 Outside this file L is in [-1, 1] and ab is shifted and scaled to about unit variance: the network's range.
 """
 
@@ -15,7 +15,7 @@ _RGB_TO_XYZ = torch.tensor(
 _WHITE = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
 _RGB_TO_WHITE_XYZ = (_RGB_TO_XYZ / _WHITE[:, None]).float()  # linear RGB -> (X / Xn, Y / Yn, Z / Zn)
 _WHITE_XYZ_TO_RGB = torch.linalg.inv(_RGB_TO_XYZ / _WHITE[:, None]).float()
-_DELTA = 6 / 29  # where the cube root of Lab gives way to a straight line
+_DELTA = 6 / 29  # below its cube, Lab replaces the cube root by a straight line
 _LINEAR_OF_BYTE: Tensor  # (256,) sRGB byte -> linear light; filled below, after srgb_to_linear
 
 
@@ -44,7 +44,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 
 def lab_to_linear(lab: Tensor) -> Tensor:
-    """Lab -> linear RGB, below 0 or above 1 for colours that no screen can show."""
+    """Lab -> linear RGB, which is below 0 or above 1 for colours outside sRGB."""
     L, a, b = lab.unbind(-3)
     y = (L + 16) / 116
     f = torch.stack([y + a / 500, y, y - b / 200], dim=-3)
@@ -55,13 +55,13 @@ def lab_to_linear(lab: Tensor) -> Tensor:
 def lab_to_rgb(lab: Tensor) -> Tensor:
     """Lab (..., 3, H, W) -> sRGB float.
 
-    Not clipped, and with finite gradients everywhere, so that losses can act on it.
+    It is not clipped and has finite gradients everywhere, so that losses can use it.
     """
     return linear_to_srgb(lab_to_linear(lab))
 
 
 def _mix(matrix: Tensor, picture: Tensor) -> Tensor:
-    """A 3 x 3 matrix on the channels, in float32 whatever autocast says: colour does not survive 8 bits of mantissa."""
+    """Applies a 3 x 3 matrix to the channels, in float32 even under autocast: bfloat16 is too coarse for colour."""
     a, b, c = picture.float().unbind(-3)
     m = matrix.tolist()
     return torch.stack([r[0] * a + r[1] * b + r[2] * c for r in m], dim=-3)
@@ -78,12 +78,12 @@ def into_gamut(lab: Tensor) -> Tensor:
 
 
 def show(lab: Tensor) -> Tensor:
-    """Lab (..., 3, H, W) -> the nearest picture a screen can show, uint8, lightness kept."""
+    """Lab (..., 3, H, W) -> the sRGB picture with the same lightness and the nearest chroma, uint8."""
     return to_uint8(displayed(lab))
 
 
 def displayed(lab: Tensor) -> Tensor:
-    """The same as sRGB values, before they are rounded to 8 or 16 bits."""
+    """The same as `show` before rounding to 8 or 16 bits: sRGB floats."""
     linear = lab_to_linear(lab)
     if _outside(linear.movedim(-3, 0)).any():
         linear = lab_to_linear(into_gamut(lab))
@@ -91,12 +91,12 @@ def displayed(lab: Tensor) -> Tensor:
 
 
 def _outside(linear: Tensor, tolerance: float = 2e-5) -> Tensor:
-    """(3, ...) linear RGB -> (...) bool: not a colour of sRGB."""
+    """(3, ...) linear RGB -> (...) bool: whether the colour is outside sRGB."""
     return ((linear < -tolerance) | (linear > 1 + tolerance)).any(dim=0)
 
 
 def _lower_chroma(flat: Tensor, outside: Tensor) -> Tensor:
-    """(3, N) Lab with its `outside` (N,) pixels brought in, by bisection to 1/1024 of their chroma."""
+    """(3, N) Lab with the chroma of its `outside` (N,) pixels lowered into sRGB, by bisection to 1/1024 of it."""
     where = outside.nonzero()[:, 0]
     L, ab = flat[:1, where], flat[1:, where]
     low, high = torch.zeros_like(L), torch.ones_like(L)
@@ -110,7 +110,7 @@ def _lower_chroma(flat: Tensor, outside: Tensor) -> Tensor:
 
 
 def lightness(rgb: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> L (B, 1, H, W) in [-1, 1] alone, for full-size photos: a third of the work of `split`."""
+    """(B, 3, H, W) uint8 -> only L (B, 1, H, W) in [-1, 1]: a third of the work of `split`, for full-size photos."""
     y = _luminance(rgb)
     f = torch.where(y > _DELTA**3, y ** (1 / 3), y / (3 * _DELTA**2) + 4 / 29)
     return (116 * f - 16) / 50 - 1
@@ -134,9 +134,9 @@ def split(rgb: Tensor, ab_mean: Tensor, ab_std: Tensor) -> tuple[Tensor, Tensor]
 
 
 def join(L: Tensor, ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
-    """The way back: network range -> Lab (B, 3, H, W).
+    """The inverse of `split`: network range -> Lab (B, 3, H, W).
 
-    ab is (B, 2, H, W); or (B, 3, H, W), as a model answers that restores lightness: first a change of L, then ab.
+    ab is (B, 2, H, W), or (B, 3, H, W) from a model that restores lightness: first a change of L, then ab.
     """
     L, ab = L.float(), ab.float()
     if ab.shape[1] == 3:
@@ -155,23 +155,23 @@ def to_lab_units(ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
 
 
 def to_network_range(ab: Tensor, ab_mean: Tensor, ab_std: Tensor) -> Tensor:
-    """The way back."""
+    """ab (B, 2, H, W) in Lab units -> the network's range."""
     return (ab - _channels(ab_mean)) / _channels(ab_std)
 
 
 def saturate(ab: Tensor, ab_mean: Tensor, ab_std: Tensor, factor: float | Tensor) -> Tensor:
-    """ab (B, 2, H, W) in the network's range, with `factor` times its distance from gray; factor: also (B, 1, H, W)."""
+    """ab (B, 2, H, W) in the network's range, its distance from gray times `factor`, a number or (B, 1, H, W)."""
     gray = -_channels(ab_mean) / _channels(ab_std)
     return gray + factor * (ab - gray)
 
 
 def warm(ab: Tensor, ab_std: Tensor, warmth: float) -> Tensor:
-    """ab (B, 2, H, W) in the network's range, moved by `warmth` Lab units towards yellow; below 0 towards blue."""
+    """ab (B, 2, H, W) in the network's range, shifted by `warmth` Lab units towards yellow; below 0 towards blue."""
     return ab + _channels(torch.tensor([0.0, warmth]) / ab_std)
 
 
 def scaled(lab: Tensor) -> Tensor:
-    """Lab (..., 3, H, W) -> L / 100 and ab / 110: channels of one order, as losses want them."""
+    """Lab (..., 3, H, W) -> L / 100 and ab / 110: channels of the same order of magnitude, for losses."""
     return lab.float() / torch.tensor([100.0, 110.0, 110.0], device=lab.device)[:, None, None]
 
 
@@ -184,24 +184,24 @@ def to_uint8(rgb: Tensor) -> Tensor:
 
 
 def to_uint16(rgb: Tensor) -> np.ndarray:
-    """(..., 3, H, W) sRGB -> (..., H, W, 3) uint16, of which torch knows little."""
+    """(..., 3, H, W) sRGB -> (..., H, W, 3) uint16; an array, because torch hardly supports uint16."""
     return channels_last((rgb.clamp(0, 1) * 65535).round().to(torch.int32)).astype(np.uint16)
 
 
 def gray(rgb: Tensor) -> Tensor:
-    """The photo without its chroma, as uint8 RGB: what a colorizer is given, and the baseline it must beat."""
+    """The photo without its chroma, as uint8 RGB: the input of a colorizer, and the baseline that it must beat."""
     gray_byte = to_uint8(linear_to_srgb(_luminance(rgb)))
     return torch.cat([gray_byte] * 3, dim=-3)
 
 
 def gray_level(L: Tensor) -> Tensor:
-    """L (B, 1, H, W) in [-1, 1] -> the sRGB level of the gray of that lightness, (B, 1, H, W) in [0, 1]."""
+    """L (B, 1, H, W) in [-1, 1] -> the sRGB value of gray with that lightness, (B, 1, H, W) in [0, 1]."""
     f = ((L.float() + 1) * 50 + 16) / 116
     return linear_to_srgb(torch.where(f > _DELTA, f**3, 3 * _DELTA**2 * (f - 4 / 29)))
 
 
 def without_chroma(L: Tensor) -> Tensor:
-    """L (B, 1, H, W) in [-1, 1] -> the gray picture of that lightness, (B, 3, H, W) uint8."""
+    """L (B, 1, H, W) in [-1, 1] -> the gray picture with that lightness, (B, 3, H, W) uint8."""
     nothing = torch.zeros_like(L)
     return show(torch.cat([(L.float() + 1) * 50, nothing, nothing], dim=1))[:, 1:2].repeat(1, 3, 1, 1)
 

@@ -1,7 +1,7 @@
-"""The head that knows the distribution: how likely each colour of the palette is in each cell of the chroma grid.
+"""The head that predicts how likely each colour of the palette is in each cell of the chroma grid.
 
-From it come the mean (what one pass answers), the entropy (where it is unsure), the colours to suggest at a point, and
-a likelihood by which several answers are ranked. Chroma here is in Lab units.
+It gives the mean colour in one pass, the entropy (how unsure it is), colours to suggest at a point, and the likelihood
+by which several answers are ranked. Chroma is in Lab units here.
 """
 
 import math
@@ -17,7 +17,7 @@ from Project7.palette import Palette, SoftEncoder, annealed_mean, class_spread, 
 class ColorHead(nn.Module):
     """(B, C, h, w) -> logits (B, Q, h, w) over a K-means palette, after Zhang et al. 2016.
 
-    The palette is part of the weights: an untrained head has none until it is given one.
+    The palette is part of the weights: a new head has none before `set_palette`.
     """
 
     centres: Tensor  # (Q, 2), ab in Lab units
@@ -29,7 +29,7 @@ class ColorHead(nn.Module):
         self.norm, self.project = group_norm(channels), nn.Conv2d(channels, bins, 1)
         self.register_buffer("centres", torch.zeros(bins, 2))
         self.register_buffer("counts", torch.zeros(bins))
-        self._tables: tuple[SoftEncoder, Tensor] | None = None  # made from the palette, when it is there
+        self._tables: tuple[SoftEncoder, Tensor] | None = None  # made from the palette at first use
 
     def set_palette(self, palette: Palette) -> None:
         self.centres.copy_(palette.centres)
@@ -40,33 +40,35 @@ class ColorHead(nn.Module):
         return self.project(F.silu(self.norm(x)))
 
     def loss(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """(B,) cross-entropy with the soft target, rebalanced (Zhang et al. 2016, eq. 2). truth: (B, 2, h, w)."""
+        """(B,): cross-entropy with the soft target, rebalanced (Zhang et al. 2016, eq. 2). truth: (B, 2, h, w)."""
         encode, rarity = self._encoding(truth)
         classes, soft = encode(truth)  # (B, 5, h, w) twice, the nearest first
         return (rarity[classes[:, 0]] * -(soft * self._log(logits, classes)).sum(dim=1)).mean(dim=(1, 2))
 
     def mean(self, logits: Tensor) -> Tensor:
-        """(B, 2, h, w) the mean colour."""
+        """The mean colour (B, 2, h, w)."""
         return annealed_mean(logits, self.centres, 1.0)
 
     def entropy(self, logits: Tensor) -> Tensor:
-        """(B, 1, h, w) in [0, 1]: 0 is certain, 1 knows nothing."""
+        """(B, 1, h, w) in [0, 1]: 0 is certain, 1 is a uniform distribution."""
         log_p = torch.log_softmax(logits.float(), dim=1)
         return -(log_p.exp() * log_p).sum(dim=1, keepdim=True) / math.log(logits.shape[1])
 
     def suggest(
         self, logits: Tensor, count: int = 6, *, apart: float = 15.0
     ) -> list[tuple[tuple[float, float], float]]:
-        """Unlike colours that are likely at one place, the likeliest first: ab in Lab units, and the share of the
-        probability around it. logits: (Q,). Classes within `apart` Lab units of a chosen one count as that one."""
+        """Distinct colours that are likely at one place, the likeliest first: ab in Lab units and its probability.
+
+        logits: (Q,). Classes within `apart` Lab units of a chosen colour count as that colour.
+        """
         return unlike_colours(torch.softmax(logits.float(), dim=0), self.centres, count, apart)
 
     def spread(self, logits: Tensor) -> Tensor:
-        """(B, 1, h, w) the root mean square distance of the likely colours from their mean, in Lab units."""
+        """(B, 1, h, w): the root mean square distance of the likely colours from their mean, in Lab units."""
         return class_spread(logits, self.centres)
 
     def log_likelihood(self, logits: Tensor, ab: Tensor) -> Tensor:
-        """(B,) the mean over cells of the log-probability of the classes around ab (B, 2, h, w)."""
+        """(B,): the mean over cells of the log-probability of the classes around ab (B, 2, h, w)."""
         classes, soft = self._encoding(ab)[0](ab)
         return (soft * self._log(logits, classes)).sum(dim=1).mean(dim=(1, 2))
 
@@ -83,7 +85,7 @@ class ColorHead(nn.Module):
 
 
 class MeanHead(nn.Module):
-    """(B, C, h, w) -> the mean colour alone (B, 2, h, w), under the squared error."""
+    """(B, C, h, w) -> only the mean colour (B, 2, h, w), trained with the squared error."""
 
     ab_mean: Tensor  # (2, 1, 1)
     ab_std: Tensor
@@ -99,7 +101,7 @@ class MeanHead(nn.Module):
         return self.project(F.silu(self.norm(x))).float() * self.ab_std + self.ab_mean
 
     def loss(self, answer: Tensor, truth: Tensor) -> Tensor:
-        """(B,) in units of ab's standard deviation."""
+        """(B,): the squared error in units of ab's standard deviation."""
         return ((answer - truth) / self.ab_std).square().mean(dim=(1, 2, 3))
 
     def mean(self, answer: Tensor) -> Tensor:

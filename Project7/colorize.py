@@ -1,7 +1,7 @@
-"""Any image in, the same image in colour at full size out.
+"""Colours any image at its full size.
 
-The network works on a small copy of the photo's lightness; its chroma is enlarged along the edges of the full-size
-lightness (guided_filter.py), which is kept as it is. So the cost of the network does not grow with the photo.
+The network works on a small copy of the photo's lightness. Its chroma is enlarged along the edges of the full-size
+lightness (guided_filter.py), which stays unchanged, so the cost of the network does not grow with the photo.
 """
 
 import difflib
@@ -37,13 +37,13 @@ from Project7.scan import Lightness
 from Project7.settings import explain
 
 Picture: TypeAlias = str | Path | bytes | PIL.Image.Image | np.ndarray | Tensor | Photo
-_TOGETHER = 8  # photos of a list that go through the network together
-_LONGEST = 4  # sides of the working picture differ at most by this factor: a 65,500 x 1 strip stays cheap
-_AREA = 2.0  # training squares: a larger working picture is unlike any, and a panorama becomes a rainbow
+_TOGETHER = 8  # photos of a list that go through the network at once
+_LONGEST = 4  # largest aspect ratio of the working picture, so that a 65,500 x 1 strip stays cheap
+_AREA = 2.0  # training squares: a larger working picture is unlike the training data, and a panorama becomes a rainbow
 
 
 def names_its_options(method: Callable) -> Callable:
-    """A method whose TypeError for an option that does not exist names the right one."""
+    """Wraps a method so that its TypeError for an unknown option names the most similar one."""
     known = [name for name in inspect.signature(method).parameters if name != "self"]
 
     @functools.wraps(method)
@@ -59,7 +59,7 @@ def names_its_options(method: Callable) -> Callable:
 
 
 def check_settings(**given: Any) -> None:
-    """Raises UsageError for values out of bounds, as the flags of `project7 colorize` do."""
+    """Raises UsageError if a value is out of bounds, as the flags of `project7 colorize` do."""
     plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in given.items()}
     try:
         ColorizeConfig(**plain)
@@ -82,8 +82,8 @@ class Colorizer:
         precision: Literal["fp32", "bf16"] = "fp32",
     ):
         self.model, self.config, self.device, self.precision = model, config, torch.device(device), precision
-        self.name, self.sha256 = "", ""  # of the model and of its file, where it was loaded from one
-        self.note: str | None = None  # what to tell the person about that file
+        self.name, self.sha256 = "", ""  # of the model and its file, if it was loaded from one
+        self.note: str | None = None  # a sentence for the user about that file
 
     def __repr__(self) -> str:
         model, name = self.config.model, f"{self.name!r}, " if self.name else ""
@@ -98,8 +98,8 @@ class Colorizer:
         models_dir: Path | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> "Colorizer":
-        """`model`: a name in the models folder, a model's folder, or a .pth file. device: auto, cpu, cuda or mps.
-        precision: of the network, fp32 or bf16. Raises ProjectError where the model cannot be used."""
+        """Loads a trained model. `model`: a name in the models folder, a model's folder, or a .pth file. device: auto,
+        cpu, cuda or mps. precision: of the network, fp32 or bf16. Raises ProjectError if the model cannot be used."""
         check_settings(precision=precision, device=device)
         where = pick_device(device)
         weights = find_weights(str(Path(model).expanduser()), models_dir or default_models_dir())
@@ -117,8 +117,8 @@ class Colorizer:
         device: str = "auto",
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> "Colorizer":
-        """`model`: owner/name on the Hugging Face Hub, or a folder that `save_pretrained` wrote. revision: a branch, a
-        tag or a commit there. Without a network the Hub's cache is used. Raises ProjectError where it cannot be had."""
+        """Loads owner/name from the Hugging Face Hub, or a folder that `save_pretrained` wrote. revision: a branch, tag
+        or commit. Without a network the Hub's cache is used. Raises ProjectError if the model cannot be loaded."""
         check_settings(precision=precision, device=device)
         where = pick_device(device)
         stored = hub.read_folder(hub.local_folder(model, revision), where)
@@ -133,8 +133,8 @@ class Colorizer:
     def push_to_hub(self, repo: str, *, private: bool | None = None, license: str | None = None) -> str:
         """Uploads the model to owner/name on the Hugging Face Hub, in one commit; returns its address.
 
-        A repository that is not there yet is made, private or not. license: of the weights, by the Hub's identifier,
-        such as mit. A card that is there already stays as it is. Raises ProjectError where the Hub refuses.
+        A missing repository is created, private or not. license: of the weights, by the Hub's identifier, such as mit.
+        An existing card is not changed. Raises ProjectError if the Hub refuses.
         """
         return hub.upload(repo, self.model, self.config, private=private, license=license)
 
@@ -155,8 +155,8 @@ class Colorizer:
         temperature: float | None = None,
         variety: float | None = None,
     ) -> OpenPhoto:
-        """The photo, kept open: hints, several answers, likely colours. Options as those of `colorize`; digest: of the
-        picture whose noise is used, where that is another one. Raises PhotoError for what is no photo."""
+        """Keeps a photo open for hints, several answers and likely colours. The options are those of `colorize`;
+        digest: of the picture whose noise is used, if it is another one. Raises PhotoError if it is not a photo."""
         options: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates}
         options = self.model_options(options | {"calm": calm, "temperature": temperature, "variety": variety})
         view: dict[str, Any] = {"working_size": working_size, "denoise": denoise, "levels": levels}
@@ -185,13 +185,13 @@ class Colorizer:
         temperature: float | None = None,
         variety: float | None = None,
     ) -> Any:
-        """The photo in colour at its own size, a Pillow image; a list of `variants` answers where that is given; for a
-        list of photos a list of these. Variant k is what `seed` + k gives alone, with the same options.
+        """Colours a photo at its own size. Returns a Pillow image, or a list of `variants` images if that is given; for
+        a list of photos, a list of these. Variant k is what `seed` + k alone gives with the same options.
 
-        hints: (x, y, colour) of spots whose colour is known; a model that was trained with --hints takes them into
-        account everywhere, the answer of another is corrected on their surfaces. The others are those of `project7
-        colorize`: sampler to calm are for diffusion models, temperature and variety for classification models; None is
-        the model's usual value. Raises UsageError out of bounds, TypeError for an option that the model has not.
+        hints: (x, y, colour) of spots whose colour is known. A model trained with --hints uses them everywhere; the
+        answer of any other model is corrected on their surfaces. The other options are those of `project7 colorize`:
+        sampler to calm are for diffusion models, temperature and variety for classification models; None is the model's
+        default. Raises UsageError if a value is out of bounds, TypeError if the model does not have an option.
         """
         options: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "candidates": candidates}
         options = self.model_options(options | {"calm": calm, "temperature": temperature, "variety": variety})
@@ -209,10 +209,10 @@ class Colorizer:
         return found if several else found[0]
 
     def images(self, sources: Sequence[Picture], seeds: Sequence[int], **how: Any) -> list[list[PIL.Image.Image]]:
-        """For each photo a Pillow image per seed. how: the options of colorize_photos."""
+        """For each photo, a list of one Pillow image per seed. how: the options of colorize_photos."""
         photos = [as_photo(source) for source in sources]
         if how["hints"] and len(photos) > 1:
-            raise UsageError(f"hints are of one photo, and there are {len(photos)}; colour it by itself.")
+            raise UsageError(f"hints are for one photo, and there are {len(photos)}; colour it by itself.")
         return [
             [to_image(rgb, alpha=photo.alpha) for rgb in pictures]
             for batch in self.batches(photos, how["working_size"])
@@ -220,7 +220,7 @@ class Colorizer:
         ]
 
     def model_options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The options of the method that were given. Raises TypeError for those of another method."""
+        """The given options that are not None. Raises TypeError if one is not an option of the model's method."""
         chosen = {name: value for name, value in given.items() if value is not None}
         strange = [name for name in chosen if name not in self.model.OPTIONS]
         if strange:
@@ -231,7 +231,7 @@ class Colorizer:
         return chosen
 
     def batches(self, photos: Sequence[Photo], working_size: int | None) -> Iterator[list[Photo]]:
-        """The photos in their order, in batches that the network sees in one shape."""
+        """The photos in their order, in batches that have the same working shape."""
         batch: list[Photo] = []
         for photo in photos:
             shape = self.shapes(photo.rgb.shape[:2], working_size)
@@ -255,8 +255,8 @@ class Colorizer:
         deep: bool = False,
         **options: Any,
     ) -> list[list[np.ndarray]]:
-        """Photos whose working pictures have the same shape, in one batch. For each photo one (H, W, 3) picture per
-        seed: uint8, or uint16 of a photo of 16 bits if `deep`. options: those of `chroma`."""
+        """Colours photos whose working pictures have the same shape in one batch. Returns for each photo one (H, W, 3)
+        picture per seed: uint8, or uint16 for a photo of 16 bits if `deep`. options: those of `chroma`."""
         views = [Lightness(photo, denoise=denoise, levels=levels) for photo in photos]
         generators = [noise for photo in photos for noise in photo_noise(photo, seeds)]
         size = self.working_shape(photos[0].rgb.shape[:2], working_size)
@@ -289,9 +289,9 @@ class Colorizer:
     ) -> tuple[Tensor, Tensor]:
         """The network's part: working pictures L (B, 1, h, w) and their ab (B, 2, h, w), in the network's range.
 
-        lightness: L (1, 1, H, W), as it is to be seen, of photos whose `shapes` are alike; each is answered once for
-        each of its generators, which are as many for every photo. spots: hints, for one photo. border: see `finish`.
-        options: the method's own.
+        lightness: L (1, 1, H, W) for the network, of photos with equal `shapes`; each photo gets one answer per
+        generator, and every photo has the same number of generators. spots: hints, for one photo. border: see
+        `finish`. options: the method's own.
         """
         each = len(generators) // len(lightness)
         size = self.working_shape(lightness[0].shape[-2:], working_size)
@@ -312,9 +312,10 @@ class Colorizer:
         untold: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """What the network itself answers to working pictures L (B, 1, h, w), one generator for each: ab (B, 2, h, w)
-        in its range. maps: what its encoder sees. spots: told to a model that was trained with hints; they are of one
-        photo, and so are all pictures then. untold: its answers to the same noise without them, where they are known.
+        """The network's own answer to working pictures L (B, 1, h, w), one generator each: its ab (B, 2, h, w).
+
+        maps: of the encoder. spots: given to a model that was trained with hints; they, and then all pictures, belong
+        to one photo. untold: its answers to the same noise without the spots, if they are known.
         """
         if maps is not None:
             options["maps"] = maps
@@ -336,7 +337,7 @@ class Colorizer:
             ab = self.model.colorize(small.to(self.device), generator=generators, **options).float().cpu()
         if not ab.isfinite().all():
             raise ProjectError(
-                f"The model {self.name or 'that was given'} answers with what is no number: its weights are damaged or "
+                f"The model {self.name or 'that was given'} answers with NaN or infinity: its weights are damaged or "
                 f"too large for {self.precision}; use another copy, or fp32."
             )
         return ab
@@ -352,8 +353,8 @@ class Colorizer:
         shares: Tensor | None = None,
         border: Tensor | None = None,
     ) -> Tensor:
-        """A white border is left neutral; the strength and the warmth that are wanted; then the hints: what a person
-        has said is not strengthened. shares: the `surfaces` of the spots, where they are known. border: (B, 1, h, w).
+        """ab after the adjustments: a white border is made neutral, then saturation and warmth are applied, then hints,
+        whose colours must stay as they were given. shares: the `surfaces` of the spots, if known. border: (B, 1, h, w).
         """
         constants = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
         chroma, change = ab[:, -2:], ab[:, :-2]  # (B, 2, h, w), and (B, 1, h, w) where lightness is restored
@@ -372,8 +373,8 @@ class Colorizer:
     def distribution(
         self, small: Tensor, maps: Maps | None, spots: Sequence[Spot] = ()
     ) -> tuple[Tensor, Tensor] | None:
-        """How likely each colour of a palette is, without any sampling: logits (1, Q, h, w) and the colours (Q, 2) in
-        Lab units; None of a model that has no palette. Arguments as those of `answer`, for one photo."""
+        """How likely each colour of a palette is, without sampling: logits (1, Q, h, w) and the colours (Q, 2) in Lab
+        units; None if the model has no palette. The arguments are those of `answer`, for one photo."""
         if not hasattr(self.model, "distribution"):
             return None
         hints = self._told(small, spots)
@@ -383,8 +384,8 @@ class Colorizer:
 
     @torch.no_grad()
     def mean(self, small: Tensor, maps: Maps | None, spots: Sequence[Spot] = ()) -> Tensor | None:
-        """The mean colour in one pass, ab (1, 2, h, w) in the network's range; None of a model without a head for it.
-        Arguments as those of `answer`, for one photo."""
+        """The mean colour in one pass, ab (1, 2, h, w) in the network's range; None if the model has no head for it.
+        The arguments are those of `answer`, for one photo."""
         if getattr(self.model, "head", None) is None:
             return None
         L = small.to(self.device)
@@ -392,7 +393,7 @@ class Colorizer:
             return self.model.mean(L, self.model.knowledge(L, maps, self._told(small, spots))).float().cpu()
 
     def _told(self, small: Tensor, spots: Sequence[Spot]) -> tuple[Tensor, Tensor] | None:
-        """Hints as the model takes them; None without any, or for a model that takes none."""
+        """Hints in the form that the model takes; None if there are none, or if the model takes none."""
         if not (spots and self.takes_hints):
             return None
         constants = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
@@ -402,13 +403,13 @@ class Colorizer:
 
     @property
     def takes_hints(self) -> bool:
-        """Whether the model was trained with hints; another one's answers are corrected along the edges of L."""
+        """Whether the model was trained with hints; the answers of other models are corrected along the edges of L."""
         return getattr(self.config.model, "hints", False)
 
     def confidence(self, image: Picture, *, working_size: int | None = None) -> np.ndarray:
-        """(H, W) float32 in [0, 1]: how likely a classification model's colour of each pixel is right.
+        """(H, W) float32 in [0, 1]: the probability that a classification model's colour of each pixel is right.
 
-        Right is within 10 Lab units of the truth. Raises UsageError for a model of another method.
+        A colour is right if it is within 10 Lab units of the truth. Raises UsageError for a model of another method.
         """
         self.check_confidence()
         L = full_lightness(as_photo(image).rgb)
@@ -420,8 +421,8 @@ class Colorizer:
             raise UsageError(f"A {self.config.model.method} model has no confidence map; use a classification model.")
 
     def look(self, lightness: Sequence[Tensor]) -> Maps | None:
-        """What the model's encoder sees in photos whose views have one shape: in the photos themselves, not in the
-        smaller working pictures. lightness: L (1, 1, H, W) of each."""
+        """The encoder's feature maps of photos whose views have one shape: it sees the photos themselves, not the
+        smaller working pictures. lightness: L (1, 1, H, W) of each. None if the model has no encoder."""
         if self.view_size is None:
             return None
         views = torch.cat([resize(L, view_shape(L.shape[-2:], self.view_size)) for L in lightness])
@@ -434,15 +435,15 @@ class Colorizer:
         return self.config.model.encoder_size if self.config.model.encoder else None
 
     def shapes(self, size: tuple[int, int], working_size: int | None) -> tuple[tuple[int, int] | None, ...]:
-        """The shapes of the pictures that the network sees of a photo (H, W). Photos with equal ones fit in a batch."""
+        """The shapes of the pictures that the network sees for a photo (H, W); equal ones fit in one batch."""
         view = None if self.view_size is None else view_shape(size, self.view_size)
         return self.working_shape(size, working_size), view
 
     def working_shape(self, size: tuple[int, int] | torch.Size, working_size: int | None) -> tuple[int, int]:
         """The shape of the picture that the network sees; `working_size` is its short side.
 
-        The default is the size in training. A smaller photo is not enlarged, because that is slow and adds nothing,
-        except to half of that size.
+        The default is the training size. A smaller photo is only enlarged to half of that size, because more would be
+        slow and add nothing.
         """
         whole = working_size or self.config.data.image_size
         short = working_size or max(math.ceil(whole / 2), min(whole, *size))
@@ -458,18 +459,18 @@ def at_full_size(confidence: Tensor, size: tuple[int, int] | torch.Size) -> np.n
 
 
 def model_options(model: Any, settings: ColorizeConfig | EvaluateConfig, answers: int) -> dict[str, Any]:
-    """The options of the model's method, for `answers` answers to a photo: as given, else its usual ones."""
+    """The options of the model's method for `answers` answers per photo: as given, else the model's defaults."""
     chosen = {name: value for name in model.OPTIONS if (value := getattr(settings, name, None)) is not None}
     return getattr(model, "usual", {}) | usual_variety(model, answers) | chosen
 
 
 def usual_variety(model: Any, answers: int) -> dict[str, float]:
-    """The variety that several answers to one photo need with a method that always gives the same answer without."""
+    """The default variety for several answers to one photo, for a method that is deterministic without it."""
     return {"variety": 1.0} if answers > 1 and "variety" in model.OPTIONS else {}
 
 
 def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collection[str]) -> dict[str, Any]:
-    """The settings that apply to the model. Raises UsageError if one was given that is for other methods."""
+    """The settings that apply to the model. Raises UsageError if one that is only for other methods was given."""
     options = colorizer.model.OPTIONS
     for name in given:
         owners = [method for method, kind in METHODS.items() if name in kind.OPTIONS]
@@ -492,7 +493,7 @@ def pick_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, there in available.items() if there)
-    if name == "cuda" and available["cuda"] and "LOCAL_RANK" in os.environ:  # one of several processes: a GPU each
+    if name == "cuda" and available["cuda"] and "LOCAL_RANK" in os.environ:  # each process has its own GPU
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     if not available.get(name):
         raise UsageError(f"--device {name}: there is no such device here; use --device auto.")

@@ -21,7 +21,7 @@ from Project7.provenance import OPTIONS, TONE, Provenance, differences, read_pro
 from Project7.scan import faded, in_colour, white_border
 from Project7.sheet import contact_sheet
 
-_PIXELS_TOGETHER = 16_000_000  # of the photos that wait for one batch
+_PIXELS_TOGETHER = 16_000_000  # at most, of all photos that wait for one batch
 _SHEET_SIDE = 512  # pixels of the long side of each answer on the contact sheet
 LEFT_IN_COLOUR = "it is in colour already (--skip-colour)"
 
@@ -41,7 +41,7 @@ class Outcome:
     job: Job
     kind: str
     text: str = ""  # the reason, or a note
-    files: tuple[Path, ...] = ()  # that were written: the answers, and what stands beside them
+    files: tuple[Path, ...] = ()  # that were written: the answers, and maps and sheets beside them
     seconds: float = 0.0
 
 
@@ -51,7 +51,7 @@ class Outcome:
 def plan_outputs(
     found: Sequence[tuple[Path, Path]], output: Path, *, variants: int, confidence: bool = False, suffix: str = ".png"
 ) -> list[Job]:
-    """Jobs for `found`, which is (file, path relative to its folder) of each photo.
+    """Jobs for `found`, a list of (file, path relative to its folder), one per photo.
 
     The answer is written to OUTPUT/<subfolder>/<stem><suffix>, several variants to <stem>-1<suffix> and so on. Photos
     with the same stem keep their full names (a.jpg.png), and folders that hold photos of one name their own
@@ -85,7 +85,7 @@ def plan_outputs(
 
 
 def apart(found: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
-    """`found`, with the names of their folders before the relative paths where folders hold photos of one name."""
+    """`found`, with the folders' names before the relative paths if several folders hold photos of the same name."""
     names = Counter(relative for _, relative in found)
     roots = [Path(os.path.abspath(file)).parents[len(relative.parts) - 1] for file, relative in found]
     clashing = {root for root, (_, relative) in zip(roots, found, strict=True) if names[relative] > 1}
@@ -101,7 +101,7 @@ def apart(found: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
 
 
 def companion_path(job: Job, word: str, suffix: str = ".png") -> Path:
-    """The file of a picture beside the answers: robin-confidence.png beside robin.png, or beside robin-1.png."""
+    """The path of a picture beside the answers, such as robin-confidence.png beside robin.png or robin-1.png."""
     first = job.targets[0]
     stem = first.stem.removesuffix("-1") if len(job.targets) > 1 else first.stem
     return first.with_name(f"{stem}-{word}{suffix}")
@@ -120,9 +120,9 @@ def targets(folder: Path, name: str, variants: int, suffix: str) -> tuple[Path, 
 def settle(
     job: Job, made: Sequence[Provenance], planned: Collection[Path] = (), *, also: Collection[str] = ()
 ) -> Job | Outcome:
-    """Where the answers with these recipes go. A picture that is there stays: what would be made in the same way again
-    is skipped, and what is made in another way gets a name that says what differs (robin-seed1.png). planned: the
-    files of all jobs, whose names are not for this one. also: what is wanted beside the answers (robin-both.png)."""
+    """Where the answers with these recipes are written. An existing picture stays: an answer that would be the same is
+    skipped, and any other gets a name that says what differs (robin-seed1.png). planned: the files of all jobs, whose
+    names this one must not take. also: the companions that are wanted (robin-both.png)."""
     ways = [
         differences(before, how) if (before := read_provenance(path)) else None
         for path, how in zip(job.targets, made, strict=True)
@@ -145,7 +145,7 @@ def settle(
 
 
 def renamed(stem: str, words: str) -> str:
-    """robin, hints -> robin-hints; robin-hints -> robin-hints-2, where what differs has the same name."""
+    """robin, hints -> robin-hints; robin-hints, hints -> robin-hints-2, because that name is taken."""
     again = re.fullmatch(rf"(.*-{re.escape(words)})(?:-(\d+))?", stem)
     return f"{again[1]}-{int(again[2] or 1) + 1}" if again else f"{stem}-{words}"
 
@@ -165,7 +165,7 @@ def colorize_files(
 ) -> Iterator[Outcome]:
     """Colours files batch by batch. options: those of Colorizer.colorize_photos, and `confidence`.
 
-    A file that cannot be read or written gives an Outcome that says so, and the other files are coloured all the same.
+    A file that cannot be read or written gives an Outcome that says so, and the other files are still coloured.
     """
     planned = {path for job in jobs for path in job.targets}
     batch: list[tuple[Job, Photo]] = []
@@ -189,7 +189,7 @@ def colorize_files(
 def surely(
     colorizer: Colorizer, batch: list[tuple[Job, Photo]], *, seed: int, batch_size: int, **options: Any
 ) -> Iterator[Outcome]:
-    """Colours a batch; where that fails, photo by photo and then answer by answer, so that only those photos fail that
+    """Colours a batch; if that fails, photo by photo and then answer by answer, so that only those photos fail that
     cannot be coloured."""
     done = 0
     try:
@@ -208,14 +208,14 @@ def surely(
 
 
 def reason(error: Exception) -> str:
-    """Why a photo could not be coloured, and the cure where there is one."""
+    """Why a photo could not be coloured, and the cure if there is one."""
     if short_of_memory(error):
         return "there is not enough memory for it; give --batch-size 1, fewer --candidates or a smaller photo"
     return sentence(error)
 
 
 def short_of_memory(error: Exception) -> bool:
-    """NumPy, PyTorch on CUDA and PyTorch on the CPU each say it in their own way."""
+    """Whether an error is a lack of memory: NumPy, and PyTorch on CUDA and on the CPU, each have their own message."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
@@ -230,11 +230,11 @@ def prepared(
     skip_colour: bool,
     **options: Any,
 ) -> tuple[Job, Photo] | Outcome:
-    """The photo, and where its answers go; or why it is not to be coloured. Raises PhotoError, OSError."""
+    """The photo and where its answers are written, or why it is not coloured. Raises PhotoError or OSError."""
     photo = None
     if not force:
         newer = any(path.exists() and path.stat().st_mtime < job.source.stat().st_mtime for path in job.targets)
-        photo = open_photo(job.source) if newer else None  # else it is the photo that the answer was made of
+        photo = open_photo(job.source) if newer else None  # else the answer was made from this photo
         made = recipes(colorizer, photo, range(seed, seed + len(job.targets)), **options)
         settled = settle(job, made, planned, also=["confidence"] if options.get("confidence") else [])
         if isinstance(settled, Outcome):
@@ -247,7 +247,7 @@ def prepared(
 
 
 def recipes(colorizer: Colorizer, photo: Photo | None, seeds: Sequence[int], **options: Any) -> list[Provenance]:
-    """How the answers of these seeds are made. options: those of colorize_photos. photo: None where it is not read."""
+    """How the answers of these seeds are made. options: those of colorize_photos. photo: None if it was not read."""
     how: dict[str, Any] = {name: options[name] for name in (*TONE, "working_size") if name in options}
     how["options"] = {name: options[name] for name in OPTIONS if name in options}
     digest = photo_digest(photo) if photo else ""
@@ -258,7 +258,7 @@ def recipes(colorizer: Colorizer, photo: Photo | None, seeds: Sequence[int], **o
 def fits(
     colorizer: Colorizer, batch: list[tuple[Job, Photo]], photo: Photo, most: int, working_size: int | None
 ) -> bool:
-    """Whether a photo fits in the batch of waiting photos: the same working shape, and little memory in all."""
+    """Whether a photo fits in the batch of waiting photos: the same working shape, and a bounded number of pixels."""
     first, size = batch[0][1].rgb.shape[:2], photo.rgb.shape[:2]
     pixels = sum(p.rgb.shape[0] * p.rgb.shape[1] for _, p in batch) + size[0] * size[1]
     same = colorizer.shapes(size, working_size) == colorizer.shapes(first, working_size)
@@ -274,8 +274,8 @@ def colorize_batch(
     confidence: bool = False,
     **options: Any,
 ) -> Iterator[Outcome]:
-    """Colours photos together; the network sees at most `batch_size` pictures at a time, but for the candidates of one
-    answer, which belong together."""
+    """Colours photos together; the network sees at most `batch_size` pictures at a time, except that the candidates of
+    one answer stay together."""
     begin = time.perf_counter()
     count = len(batch[0][0].targets)
     seeds = range(seed, seed + count)
@@ -311,7 +311,7 @@ def write(
     *,
     levels: str = "off",
 ) -> Outcome:
-    """Writes the answers to a photo, maps (H, W) in [0, 1] beside them, and of several answers a contact sheet."""
+    """Writes the answers to a photo, the maps (H, W) in [0, 1], and a contact sheet of several answers."""
     files = list(job.targets)
     try:
         for path, rgb, how in zip(job.targets, pictures, made, strict=True):
@@ -324,13 +324,13 @@ def write(
             path = companion_path(job, "sheet")
             save_png(path, contact_sheet(pictures, [f"seed {how.seed}" for how in made], side=_SHEET_SIDE))
             files.append(path)
-    except Exception as error:  # of this photo alone
+    except Exception as error:  # this photo fails alone
         return Outcome(job, "failed", reason(error))
     return Outcome(job, "done", "; ".join([*photo.notes, *advice(photo, levels)]), tuple(files))
 
 
 def advice(photo: Photo, levels: str) -> list[str]:
-    """What the photo itself suggests."""
+    """Notes on flags that suit this photo."""
     said = []
     if in_colour(photo.rgb):
         said.append("it is in colour already, and its colours were replaced (--skip-colour leaves such photos)")

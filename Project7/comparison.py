@@ -17,7 +17,7 @@ PICTURES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The fixed validation photos, coloured by the averaged weights with fixed noise."""
+    """The fixed validation photos, coloured with the averaged (EMA) weights and fixed noise."""
 
     gray: np.ndarray  # (K, H, W, 3) uint8
     colour: np.ndarray
@@ -27,25 +27,25 @@ class Comparison:
     colorfulness_truth: float
     mean_ab: tuple[float, ...]  # (2,) in Lab units
     mean_ab_truth: tuple[float, ...]
-    picture_ab: list[list[float]]  # (K, 2), of each photo
+    picture_ab: list[list[float]]  # (K, 2): mean ab of each photo
     picture_ab_truth: list[list[float]]
     ab_spread: float  # standard deviation within a photo, over both channels
     ab_spread_truth: float
 
     def numbers(self) -> dict[str, object]:
-        """What the history keeps: all but the pictures."""
+        """The values that the history keeps: all fields but the pictures."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
 
 
 def fixed_pictures(images: np.ndarray) -> Tensor:
-    """Of the validation set (N, S, S, 3): the same few pictures every time, (K, 3, S, S) uint8."""
+    """The first few pictures (K, 3, S, S) uint8 of the validation set (N, S, S, 3), the same every time."""
     return color.channels_first(np.array(images[:PICTURES]))
 
 
 @torch.no_grad()
 def compare(model: Method, truth: Tensor, *, seed: int, accelerator: Accelerator) -> Comparison:
-    """Colours pictures (K, 3, S, S) uint8 with a method's model, picture k with the noise of `seed` + k."""
+    """Colours pictures (K, 3, S, S) uint8 with a model; the noise of picture k has the seed `seed` + k."""
     truth = truth.to(accelerator.device)
     L, _ = color.split(truth, model.ab_mean, model.ab_std)
     shown = model.shown(L, BatchRandom(seed, -1, 0, len(L), len(L), str(L.device)))

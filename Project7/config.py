@@ -1,6 +1,6 @@
 """All settings of one training run, as `config.json` and every checkpoint hold them, and the reading of such files.
 
-No torch here, so that `--help` and the first question appear at once.
+It does not import torch, so that `--help` and the first question appear at once.
 """
 
 import json
@@ -28,7 +28,7 @@ class RunConfig(BaseModel):
     training: TrainingConfig = TrainingConfig()
     objective: ObjectiveConfig | None = None  # None: the method's own loss alone
     loss: LossConfig | None = None  # what a regression model calls its own; None: the squared error of ab
-    shipped: bool = False  # a model that comes with the toolkit: it is continued in a copy
+    shipped: bool = False  # whether the model comes with the toolkit, and is continued only in a copy
 
     @model_validator(mode="after")
     def _combinations(self):
@@ -59,7 +59,7 @@ class RunConfig(BaseModel):
         return self
 
 
-# Of new diffusion models. A stored configuration that says nothing of these is as the first ones were: at full
+# Defaults of new diffusion models. A stored configuration without these keys comes from an early version: at full
 # resolution, without an encoder.
 SECTIONS: Sections = {
     "model": with_defaults(DiffusionConfig, chroma_scale=4, encoder=ENCODER, head="classes", attention_levels=2),
@@ -69,7 +69,7 @@ SECTIONS: Sections = {
 
 
 def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:
-    """A stored configuration as a recipe continues it. Raises UsageError where another recipe has to."""
+    """A stored configuration as a recipe continues it. Raises UsageError if another recipe has to continue it."""
     method = sections["model"].model_fields["method"].default
     if stored.model.method != method:
         raise UsageError(
@@ -81,7 +81,7 @@ def for_recipe(stored: RunConfig, sections: Sections) -> RunConfig:
             stored = stored.model_copy(update={part: parse_settings(sections[part], {})})
     if "objective" not in sections and stored.objective is not None:
         raise UsageError(
-            "This model is trained with the terms of train_diffusion_v2.py; continue it there "
+            "This model is trained with the terms of train_diffusion_v2.py; continue it with that script "
             "(for the squared error alone: --perceptual-weight 0 --no-gan)."
         )
     return stored
@@ -110,7 +110,7 @@ def from_dict(raw: Any, source: Path | str) -> RunConfig:
 
 
 def _place(fault: Any) -> str:
-    """A key of a file as a person would write it, without the tag that tells the methods apart."""
+    """The key in a file, as a person would write it: without the tag that tells the methods apart."""
     loc = (*fault["loc"], "method") if fault["type"] == "method" else fault["loc"]
     return ".".join(str(p) for n, p in enumerate(loc) if n != 1 or p not in METHOD_CONFIGS) or "the whole"
 
@@ -118,9 +118,9 @@ def _place(fault: Any) -> str:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
     return dict(pairs)
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that JSON knows")
+    raise ValueError(f"{name} is not a valid number in JSON")

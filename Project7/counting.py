@@ -1,4 +1,4 @@
-"""Work that can be counted: what it tells while it goes on, and the progress bar that shows it."""
+"""Progress of work that can be counted: what it reports, and the progress bar that shows it."""
 
 import contextlib
 import sys
@@ -13,9 +13,9 @@ Counting = Callable[[str, int, int], None]  # what is being done, how many are d
 
 @contextlib.contextmanager
 def counting(console: Console) -> Iterator[Counting]:
-    """A progress bar as a function (what, done, total), for work that counts. Silent where there is no terminal."""
+    """A progress bar as a function (what, done, total). It is silent if the console is not a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    here = sys.stdout.isatty()  # else lines are printed to a file or a pipe, and go there
+    here = sys.stdout.isatty()  # else lines go to a file or pipe, and must not be redirected
     shown: dict[str, Any] = {"disable": not console.is_terminal, "redirect_stdout": here}
     with Progress(*columns, console=console, transient=True, **shown) as bar:
         tasks: dict[str, TaskID] = {}
@@ -29,12 +29,12 @@ def counting(console: Console) -> Iterator[Counting]:
 
 
 def counted(number: int, noun: str) -> str:
-    """1 epoch, 2 epochs, 1,000 steps."""
+    """A number with its noun: 1 epoch, 2 epochs, 1,000 steps."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def sized(count: int) -> str:
-    """Bytes as 17.3 MB, 812 kB, 120 bytes."""
+    """A size in bytes for people: 17.3 MB, 812 kB, 120 bytes."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             value = count / size

@@ -1,4 +1,4 @@
-"""The discriminator within a run: its opinion as a term of the loss, its own step, its state in a checkpoint.
+"""The discriminator within a run: its term of the loss, its own optimizer step, its state in a checkpoint.
 
 After Goodfellow et al. 2014, with the PatchGAN, the hinge loss and the feature matching of discriminator.py.
 """
@@ -21,8 +21,8 @@ ADVERSARIAL_TERMS = ("adversarial", "feature_matching")
 
 
 class Critic:
-    """image_size: side of the training squares in pixels. seed: of the first weights. exact: stay in float32 whatever
-    autocast says."""
+    """A discriminator with its optimizer. image_size: side of the training squares in pixels. seed: of the initial
+    weights. exact: whether it stays in float32 even under autocast."""
 
     def __init__(
         self, config: ObjectiveConfig, *, image_size: int, device: torch.device, seed: int = 0, exact: bool = False
@@ -36,10 +36,10 @@ class Critic:
             discriminator.parameters(), lr=config.gan_learning_rate, betas=(0.5, 0.999), weight_decay=0, fused=True
         )
 
-    # -- its opinion as a term ---------------------------------------------------------------------------------------
+    # -- its term of the loss ----------------------------------------------------------------------------------------
 
     def weights(self, step: int) -> dict[str, float]:
-        """The weights of its terms, `step` optimizer steps after it began: none for `gan_start` steps, then rising
+        """The weights of its terms, `step` optimizer steps after its start: absent for `gan_start` steps, then rising
         linearly to their full value over `gan_warmup` more."""
         rise = min(1.0, (step - self.config.gan_start + 1) / (self.config.gan_warmup + 1))
         if rise <= 0:
@@ -50,7 +50,7 @@ class Critic:
         return weights
 
     def terms(self, estimate: Estimate, *, matching: bool) -> dict[str, Tensor]:
-        """name -> (K,) values, each sample's times its weight; differentiable in the estimate, not in the critic."""
+        """name -> (K,), each sample's value times its weight; differentiable in the estimate, not in the critic."""
         with self.frozen():
             fake = self.discriminator(estimate.L, estimate.ab_hat)
             found = {"adversarial": estimate.weight * adversarial_loss(fake)}
@@ -62,7 +62,7 @@ class Critic:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """As a judge: gradients go through it, and none stay in it."""
+        """Freezes its weights: gradients pass through the network, but none are stored in it."""
         self.discriminator.requires_grad_(False)
         try:
             with self.precision():
@@ -76,9 +76,9 @@ class Critic:
     # -- its own step ------------------------------------------------------------------------------------------------
 
     def teach(self, estimate: Estimate, share: float) -> dict[str, Tensor]:
-        """Adds the gradient of its hinge loss, true colours against estimated ones, times `share`.
+        """Adds the gradient of its hinge loss, on true and estimated colours, times `share`.
 
-        Returns its loss and mean answers, (K,), detached.
+        Returns its loss and its mean outputs, each (K,), detached.
         """
         ab_hat, truth, L, weight, _ = estimate
         count = len(L)
@@ -92,10 +92,10 @@ class Critic:
         return {"critic": loss.detach(), **{name: weight * v.detach() for name, v in opinions.items()}}
 
     def step(self, accelerator: Accelerator, bad: Tensor) -> None:
-        """One step of its AdamW; none where `bad` is 1 or its own gradient is not finite."""
+        """One step of its AdamW, skipped if `bad` is 1 or its own gradient is not finite."""
         parameters = list(self.discriminator.parameters())
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        if accelerator.num_processes > 1:  # each process has its part of the batch's sum
+        if accelerator.num_processes > 1:  # each process holds its part of the sum over the batch
             whole = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "sum")
             parts = whole.split([g.numel() for g in gradients])
             gradients = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
@@ -110,7 +110,7 @@ class Critic:
 
     @torch.no_grad()
     def follow_weights(self) -> None:
-        """One power iteration of each spectral norm. Not at every forward pass, as torch does in training mode: then
+        """One power iteration of each spectral norm. torch does one at every forward pass in training mode, but then
         the network would depend on how many micro-steps and processes share a batch."""
         self.discriminator.train()
         for module in self.discriminator.modules():
@@ -121,14 +121,14 @@ class Critic:
     # -- saving and resuming -----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The keys of the source document."""
+        """The state under the keys that the source document gives."""
         return {
             "discriminator_state_dict": self.discriminator.state_dict(),
             "discriminator_optimizer_state_dict": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: Any) -> str | None:
-        """Takes over a stored discriminator. Returns a sentence if there is a new one instead, else None."""
+        """Restores a stored discriminator. Returns a sentence if a new one starts instead, else None."""
         state = state if isinstance(state, dict) else {}
         weights = state.get("discriminator_state_dict")
         if weights is None:

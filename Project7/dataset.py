@@ -1,7 +1,7 @@
-"""Opens Tiny ImageNet, any folder, zip or tars of images, or the built-in photos: uint8 RGB squares to train on, to
-validate with and to measure with.
+"""Opens Tiny ImageNet, any folder, zip or tars of images, or the built-in photos, as uint8 RGB squares for training,
+validation and measuring.
 
-Imports no torch: the command line lists and checks data without it.
+It does not import torch, so that the command line can list and check data quickly.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,20 +17,20 @@ from Project7.image_set import ImageSet, mixed
 from Project7.photo_source import SAMPLES, hold_out, scan, shuffled
 from Project7.training_config import DataConfig
 
-_SAMPLE_CROPS = 200  # squares taken from each built-in photo: a model learns nothing from five centre squares
-_FULL = 0.95  # of the free disk, which is left to others
+_SAMPLE_CROPS = 200  # squares per built-in photo: five centre squares would be too few to learn from
+_FULL = 0.95  # largest share of the free disk to fill
 
 
 @dataclass(frozen=True)
 class Divided:
-    """A source, divided, before anything of it is decoded."""
+    """The parts of a source before any of their photos is decoded."""
 
     training: Part
     validation: Part
     notes: tuple[str, ...]  # what was found and is not used
 
     def open(self, cache_dir: Path, progress: Counting | None, *, on_the_fly: bool) -> tuple[ImageSet, ImageSet]:
-        """The training and the validation images. Validation is read in every epoch, and is in the cache always."""
+        """The training and the validation images. Validation images are read in every epoch and are always cached."""
         training = open_part(self.training, cache_dir, progress, on_the_fly=on_the_fly)
         validation = open_part(self.validation, cache_dir, progress)
         if self.notes:
@@ -48,10 +48,10 @@ def open_dataset(
     progress: Counting | None = None,
     say: Callable[[str], object] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the validation images. Decodes what is not in the cache yet, or leaves that to training, as
-    --decode says.
+    """The training and the validation images. Decodes those that are not in the cache yet, or leaves that to training,
+    as --decode says.
 
-    say: is told, before anything is decoded, how large it will be, and where it goes. Raises UsageError if there is no
+    say: called before anything is decoded, with the size of the decoded images and where they go. Raises UsageError if there is no
     image, ProjectError if more than 5 % are broken or the disk has no room.
     """
     where = cache_dir or default_cache_dir()
@@ -132,15 +132,15 @@ def open_photos(
     cache_dir: Path | None = None,
     progress: Counting | None = None,
 ) -> ImageSet:
-    """The centre squares of photos to measure with, in an order that does not depend on `limit`.
+    """The centre squares of photos for measuring, in an order that does not depend on `limit`.
 
-    split: "train" or "val" of a set that is divided (None: val). A plain folder is used whole; naming a split of it
-    raises UsageError.
+    split: "train" or "val" of a divided set (None: val). A plain folder is used whole. Raises UsageError if a split of
+    a plain folder is named.
     """
     where = cache_dir or default_cache_dir()
     source = scan(data, where)
     if source.validation is None and split:
-        raise UsageError(f"--data {data} is not divided into train and val; leave --split out, it is used whole.")
+        raise UsageError(f"--data {data} is not divided into train and val; leave out --split to use it whole.")
     photos = source.training if source.validation is None or split == "train" else source.validation
     part = Part("test", source.storage, shuffled(photos, 0), size=size, crops=1, seed=0, limit=limit)
     return open_part(part, where, progress)

@@ -1,5 +1,5 @@
-"""`project7 demo`: the main job on real photos, with nothing to download: colour them with the shipped model, or with
-`--train` by a small one that is trained on the spot and has not seen them.
+"""`project7 demo`: colours real photos without any download, with the shipped model, or with `--train` with a small
+model that is trained on the spot and has not seen them.
 """
 
 import shutil
@@ -16,12 +16,12 @@ from Project7.model_config import DiffusionConfig
 from Project7.model_folder import ModelFolder
 from Project7.training_config import DataConfig, TrainingConfig
 
-# The photos that are coloured, and never trained on, with what the model trained here can know of them.
+# The photos that are coloured and never trained on, with what a model trained here can know of them.
 HELD_OUT = {
     "motorcycle_right": "seen by the second of two cameras; the first one's photo was trained on",
     "coffee": "nothing like it was trained on, so its colours are guesses",
 }
-_SECONDS = 200  # of training; it stops where it is then, and the weights of the best epoch are used
+_SECONDS = 200  # of training, after which it stops; the weights of the best epoch are used
 _CONFIG = RunConfig(
     model=DiffusionConfig.model_validate({"features": (32, 64, 128), "chroma_scale": 2}),
     data=DataConfig(crops=(500,), val_limit=1),
@@ -32,10 +32,7 @@ _CONFIG = RunConfig(
 
 
 def run_demo(output: Path, models_dir: Path, *, train: bool = False) -> int:
-    """Writes gray | colour | truth and the full-size colour picture of each photo to `output`.
-
-    Returns the exit code.
-    """
+    """Writes gray | colour | truth and the full-size colour picture of each photo to `output`. Returns an exit code."""
     console = make_console(wrap=False)
     output.mkdir(parents=True, exist_ok=True)
     if train:
@@ -51,9 +48,9 @@ def run_demo(output: Path, models_dir: Path, *, train: bool = False) -> int:
 
 
 def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
-    """A small model on crops of the sample photos but one, in three to four minutes.
+    """Trains a small model on crops of the sample photos that are not held out, in three to four minutes.
 
-    Returns an exit code if stopped.
+    Returns the exit code, which is not 0 if training was stopped.
     """
     if folder.best.exists():
         console.print(f"Colouring with the model that an earlier demo trained: {folder.path}.")
@@ -81,7 +78,7 @@ def train_small(folder: ModelFolder, photos: Path, console: Console) -> int:
 
 
 def lay_out(photos: Path, kept: dict[str, Path]) -> None:
-    """A data set of the kept photos: all for training, and the first of them for watching the loss as well."""
+    """Lays out a data set of the kept photos: all for training, and the first one also for validation."""
     shutil.rmtree(photos, ignore_errors=True)
     for part, paths in {"train": list(kept.values()), "val": list(kept.values())[:1]}.items():
         (photos / part).mkdir(parents=True)

@@ -1,5 +1,5 @@
-"""What a diffusion model gives to other programs: diffusers' own folders, one prediction of the U-Net as a graph, and
-what is known of a photo before the first step as another."""
+"""The parts of a diffusion model's export: diffusers' own folders, a graph for one prediction of the U-Net, and a graph
+for what is known of a photo before the first step."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from Project7.samplers import make_sampler
 
 Model = Any  # a diffusion_model.DiffusionColorizer, whose module imports this one
 
-FINEST = 4  # pixels of L on a side that the network is shown of a cell; of larger cells, their means
+FINEST = 4  # side in pixels at which the network sees L within a cell; larger cells are averaged to it
 
 
 def export_parts(model: Model) -> ExportParts:
@@ -41,8 +41,8 @@ def prediction_graph(model: Model) -> ExportGraph:
 
 
 def context_graph(model: Model) -> ExportGraph:
-    """The encoder, the neck and the head, once per photo: what is known, and what would be known if the encoder saw
-    nothing."""
+    """A graph of the encoder, the neck and the head, run once per photo: what is known, and what would be known if the
+    encoder saw nothing."""
 
     def told(maps: Maps, details: Tensor) -> Tensor:
         known = model.neck(maps, details)
@@ -59,10 +59,10 @@ def context_graph(model: Model) -> ExportGraph:
 
 
 def ready_scheduler(model: Model):
-    """colorize's DPM-Solver++ on the model's noise schedule, such that its configuration alone gives both again.
+    """The DPM-Solver++ that colorize uses, on the model's noise schedule, both restorable from its configuration alone.
 
-    diffusers puts 2^-24 for a zero at the end of abar, and samplers.py mends the result where that is more than the
-    abar before it. A configuration cannot say so, but betas can: the last one is then 1 - abar_T / abar_{T-1}.
+    diffusers replaces a zero at the end of abar by 2^-24, and samplers.py mends the result if that is more than the
+    abar before it. A configuration cannot express this, but betas can: the last one is then 1 - abar_T / abar_{T-1}.
     """
     steps = min(STEPS, model.config.timesteps)
     sampler = make_sampler("dpm++", model.noise_scheduler, steps=steps)
@@ -92,7 +92,7 @@ def facts(model: Model) -> dict[str, Any]:
 
 
 def cell_side(config: DiffusionConfig) -> int:
-    """The pixels of L on a side that the network is shown of a cell."""
+    """The side in pixels at which the network sees L within a cell."""
     return min(config.chroma_scale, FINEST)
 
 
@@ -104,8 +104,8 @@ def known_channels(config: DiffusionConfig) -> tuple[str, ...]:
 
 
 def sample_channels(config: DiffusionConfig) -> tuple[str, ...]:
-    """The U-Net's input channels in their order: noisy ab, the L of a cell's pixels row by row, hints, what
-    context.onnx gives."""
+    """The names of the U-Net's input channels, in order: noisy ab, the L of a cell's pixels row by row, hints, and the
+    output of context.onnx."""
     cells = range(cell_side(config))
     lightness = [f"L of row {row}, column {column} of a cell" for row in cells for column in cells]
     hints = ["hinted a", "hinted b", "1 where a hint is"] if config.hints else []

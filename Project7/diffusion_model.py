@@ -3,8 +3,8 @@
 x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps        the forward process, x_0 = ab
 eps, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0   what the U-Net predicts from (x_t, t, L)
 
-With an encoder it is told more than L: L -> encoder (frozen) -> neck -> head (the mean colour, or a distribution), and
-the U-Net gets the neck's map and the head's mean. All of that is computed once per photo, not once per step.
+With an encoder the U-Net gets more than L: L -> encoder (frozen) -> neck -> head (the mean colour, or a distribution),
+of which it receives the neck's map and the head's mean. They are computed once per photo, not once per step.
 """
 
 import math
@@ -30,22 +30,22 @@ from Project7.neck import Neck, drop_features
 from Project7.palette import Palette, palette_weights
 from Project7.samplers import make_noise_scheduler, make_sampler, sample, scalable_noise
 
-_WEIGHT_FLOOR = 0.05  # of the min-SNR weight: at zero SNR it would be 0 and the last steps go untrained
-AS_DRAWN = {"guidance": 1.0, "candidates": 1, "calm": 0.0}  # one answer, untouched
+_WEIGHT_FLOOR = 0.05  # of the min-SNR weight, which would be 0 at zero SNR and leave the last steps untrained
+AS_DRAWN = {"guidance": 1.0, "candidates": 1, "calm": 0.0}  # one sample, unchanged
 Hints = tuple[Tensor, Tensor]  # ab and a mask
-# Is shown the estimate of x_0 (B, 2, h, w) at each step; what it raises ends the sampling.
+# Called with the estimate of x_0 (B, 2, h, w) at each step; an exception from it ends the sampling.
 Watch = Callable[[Tensor], None]
 
 
 class Context(NamedTuple):
     """What is known before the first denoising step."""
 
-    known: Tensor | None  # (B, C, h, w): what the U-Net is told of it; None without an encoder
-    answer: Tensor | None  # the head's: logits (B, Q, h, w), or ab (B, 2, h, w); None without a head
+    known: Tensor | None  # (B, C, h, w): further input of the U-Net; None without an encoder
+    answer: Tensor | None  # of the head: logits (B, Q, h, w), or ab (B, 2, h, w); None without a head
 
 
 class DiffusionColorizer(nn.Module):
-    """`forward` is a training step, `colorize` colours. Any picture size: padding and cropping happen inside."""
+    """`forward` is a training step; `colorize` colours pictures of any size, padded and cropped inside."""
 
     OPTIONS = ("sampler", "steps", "guidance", "candidates", "calm")  # of colorize
 
@@ -69,7 +69,7 @@ class DiffusionColorizer(nn.Module):
                 self.head = ColorHead(config.neck_width, config.bins, config.rebalance)
             elif config.head == "mean":
                 self.head = MeanHead(config.neck_width, config.ab_mean, config.ab_std)
-        with torch.device("cpu"):  # constants are real even where the weights are not yet: checkpoints.rebuild
+        with torch.device("cpu"):  # constants have values even if the weights are on the meta device, see rebuild
             self.noise_scheduler = make_noise_scheduler(config)
             constants = {
                 "alphas_cumprod": self.noise_scheduler.alphas_cumprod.clone(),
@@ -81,25 +81,25 @@ class DiffusionColorizer(nn.Module):
 
     @staticmethod
     def first_weights(config: DiffusionConfig, make_palette: Callable[[], Palette]) -> dict[str, Tensor]:
-        """What a new model begins with besides random weights."""
+        """The weights of a new model that are not random."""
         found = encoder.first_weights(config.encoder, config.encoder_weights)
         return found | (palette_weights("head.", make_palette()) if config.head == "classes" else {})
 
     def comparison_options(self) -> dict[str, Any]:
-        """Options of `colorize` for the pictures of a run: the default steps, or as many as the model has, and one
-        answer as drawn, which shows what has been learnt."""
+        """Options of `colorize` for the comparison pictures of a run: the default steps, at most as many as the model
+        has, and one sample without guidance or choice, which shows what has been learnt."""
         return {"steps": min(STEPS, self.config.timesteps), **AS_DRAWN}
 
     def shown(self, L: Tensor, random: BatchRandom) -> Tensor:
-        """What the network is shown of a training photo: L itself."""
+        """The network's input for a training photo: L itself."""
         return L
 
     def export_parts(self) -> ExportParts:
         return export_parts(self)
 
     def forward(self, batch: Batch) -> Step:
-        """The mean squared error of the prediction at one random timestep per sample (Ho et al. 2020, eq. 14), and the
-        loss of the head where there is one."""
+        """The mean squared error of the prediction at one random timestep per sample (Ho et al. 2020, eq. 14), plus the
+        loss of the head if there is one."""
         x_0 = self.shrink(batch.ab)  # (B, 2, h, w)
         t_cpu = (batch.random.spread("timestep") * self.config.timesteps).long()
         t = t_cpu.to(x_0.device, non_blocking=True)  # (B,)
@@ -133,12 +133,12 @@ class DiffusionColorizer(nn.Module):
         return Step(loss, metrics, estimate)
 
     def look(self, view: Tensor) -> Maps | None:
-        """What the encoder sees in L (B, 1, H, W) of any size; None without an encoder. Once per photo is enough."""
+        """The encoder's feature maps for L (B, 1, H, W) of any size; None without an encoder. Once per photo."""
         return None if self.encoder is None else self.encoder(self.encoder.view(view))
 
     def context(self, L: Tensor, maps: Maps | None, hints: Hints | None) -> Context:
-        """What the neck and the head make of it. The head's mean is handed on without its gradient: the denoiser's
-        error must not teach the head to be anything but the truth."""
+        """The output of the neck and the head for the encoder's maps. The head's mean is detached: the denoiser's error
+        must not train the head to predict anything but the true colours."""
         if self.neck is None:
             return Context(None, None)
         known = self.neck(maps, torch.cat([self.lightness(L), *(hints or ())], dim=1))
@@ -146,7 +146,7 @@ class DiffusionColorizer(nn.Module):
         return Context(self.told(known, answer), answer)
 
     def told(self, known: Tensor, answer: Tensor | None) -> Tensor:
-        """(B, C, h, w): what the U-Net hears of the neck's map and of the head's answer."""
+        """(B, C, h, w): the U-Net's input from the neck's map and the head's answer."""
         parts = [known]
         if answer is not None:
             parts.append(self.from_lab(self.head.mean(answer.detach())))
@@ -155,15 +155,15 @@ class DiffusionColorizer(nn.Module):
         return torch.cat(parts, dim=1)
 
     def image_timesteps(self, share: float) -> int:
-        """Image-space terms act below this timestep: the `share` of the schedule with the least noise."""
+        """The timestep below which image-space terms are used: the `share` of the schedule with the least noise."""
         return max(1, round(share * self.config.timesteps))
 
     def image_weight(self, t: Tensor, share: float) -> Tensor:
-        """(K,) abar_t over its mean over the whole schedule, where timesteps without an image-space term count as 0.
+        """(K,): abar_t divided by its mean over the whole schedule, where timesteps without an image-space term are 0.
 
-        The estimate from a noisy x_t is a blur of all plausible colours, which a comparison of pictures would punish
-        for being honest; so the noise decides how much it counts. Divided by the mean, the weight of a term means
-        the same whatever the share and the schedule are.
+        The estimate from a noisy x_t is a blur of all plausible colours, and a comparison of pictures would punish the
+        blur; so noisier estimates count less. Because of the division by the mean, the weight of a term has the same
+        effect for every share and schedule.
         """
         count = self.image_timesteps(share)
         mean = self.alphas_cumprod[:count].sum() / self.config.timesteps
@@ -186,11 +186,11 @@ class DiffusionColorizer(nn.Module):
     ) -> Tensor:
         """L (B, 1, H, W) in [-1, 1] -> a sample of ab (B, 2, H, W), in the network's range.
 
-        hints: ab (B, 2, H, W) and a mask (B, 1, H, W) that is 1 where it is given; ValueError if the model was not
-        trained with hints. generator: one for all, or one per picture. maps: what `look` has seen, of the photo itself
-        where that is larger than L; None looks at L. guidance: how much more an answer heeds what the encoder sees, 1
-        being as trained. candidates: answers drawn, of which one is chosen; calm: how far that is drawn towards their
-        mean (candidates.py). Where these three are None they are the model's `usual` ones.
+        hints: ab (B, 2, H, W) and a mask (B, 1, H, W) that is 1 at hints; raises ValueError if the model was not
+        trained with hints. generator: one for all pictures, or one per picture. maps: the result of `look`, for the
+        photo itself if it is larger than L; None: of L. guidance: scale of classifier-free guidance, 1 is as trained.
+        candidates: the number of samples from which one is chosen; calm: how far it is moved towards their
+        mean (candidates.py). If one of these three is None, it has the value of `usual`.
         """
         maps = self.look(L) if maps is None else maps
         asked = {"guidance": guidance, "candidates": candidates, "calm": calm}
@@ -203,12 +203,12 @@ class DiffusionColorizer(nn.Module):
 
     @torch.no_grad()
     def knowledge(self, L: Tensor, maps: Maps | None = None, hints: Hints | None = None) -> Tensor:
-        """The head's answer to L (B, 1, H, W), for the methods below: computed once for all of them.
+        """The head's answer to L (B, 1, H, W), computed once for all of the methods below.
 
-        Raises ValueError for a model without a head.
+        Raises ValueError if the model has no head.
         """
         if self.head is None:
-            raise ValueError("this model was trained without a head (--head), and knows no distribution of colours")
+            raise ValueError("this model was trained without a head (--head), so it has no distribution of colours")
         if self.config.hints:
             hints = self.shrink_hints(*hints) if hints else self.no_hints(L)
         answer: Any = self.context(L, self.look(L) if maps is None else maps, hints).answer  # of the head
@@ -216,8 +216,8 @@ class DiffusionColorizer(nn.Module):
 
     @torch.no_grad()
     def distribution(self, L: Tensor, maps: Maps | None, hints: Hints | None) -> tuple[Tensor, Tensor] | None:
-        """How likely each colour is: logits (B, Q, h, w), and the colours (Q, 2) in Lab units; None without a head of
-        palette colours."""
+        """The distribution over palette colours: logits (B, Q, h, w), and the colours (Q, 2) in Lab units; None if the
+        model has no palette head."""
         if not isinstance(self.head, ColorHead):
             return None
         return self.knowledge(L, maps, hints), self.head.centres
@@ -227,17 +227,17 @@ class DiffusionColorizer(nn.Module):
         return self.expand(self.from_lab(self.head.mean(answer)), L)
 
     def entropy(self, L: Tensor, answer: Tensor) -> Tensor:
-        """Where it is unsure: (B, 1, H, W) in [0, 1]; 0 is certain, 1 knows nothing. Of a head of palette colours."""
+        """How unsure the palette head is: (B, 1, H, W) in [0, 1]; 0 is certain, 1 is a uniform distribution."""
         return F.interpolate(self.head.entropy(answer), L.shape[-2:], mode="bilinear", align_corners=False)
 
     def suggest(self, answer: Tensor, x: float, y: float, count: int = 6):
-        """Likely colours at a point of the first photo, x and y in [0, 1) from its left upper corner: ab in Lab units,
-        and its probability. Of a head of palette colours."""
+        """The likely colours at a point of the first photo, by the palette head: each ab in Lab units with its
+        probability. x and y are in [0, 1) from the upper left corner."""
         h, w = answer.shape[-2:]
         return self.head.suggest(answer[0, :, min(h - 1, int(y * h)), min(w - 1, int(x * w))], count)
 
     def log_likelihood(self, answer: Tensor, ab: Tensor) -> Tensor:
-        """(B,) in nats per cell: how likely colours ab (B, 2, H, W), in the network's range, are here."""
+        """(B,): the log-likelihood of colours ab (B, 2, H, W) in the network's range, in nats per cell."""
         return self.head.log_likelihood(answer, self.to_lab(self.shrink(ab)))
 
     # -- sampling ----------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class DiffusionColorizer(nn.Module):
         candidates: int = 1,
         watch: Watch | None = None,
     ) -> tuple[Tensor, Context]:
-        """Samples (B, K, 2, h, w) on the chroma grid, and what was known before: arguments as those of `colorize`."""
+        """Samples (B, K, 2, h, w) on the chroma grid, and the context. The arguments are those of `colorize`."""
         if hints is not None and not self.config.hints:
             raise ValueError("this model was trained without colour hints (--hints), and cannot take any")
         if self.config.hints:
@@ -274,16 +274,17 @@ class DiffusionColorizer(nn.Module):
             shape,
             generator=generators if isinstance(generator, list) else generator,
             device=L.device,
-            noise=scalable_noise(shape, generators) if self.config.encoder else None,  # models from before keep theirs
+            noise=scalable_noise(shape, generators) if self.config.encoder else None,  # older models keep theirs
         )
         return x_0.unflatten(0, (-1, candidates)), context
 
     def guided(
         self, L: Tensor, hints: Hints | None, known: Tensor | None, blind: Tensor | None, guidance: float
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The prediction at (x_t, t), led away from what it would be if the encoder saw nothing.
+        """The guided prediction as a function of (x_t, t).
 
-        blind + w (seeing - blind): classifier-free guidance (Ho & Salimans 2022, eq. 6), where w = 1 is none.
+        blind + w (seeing - blind): classifier-free guidance (Ho & Salimans 2022, eq. 6), where blind is the prediction
+        if the encoder saw nothing, and w = 1 means no guidance.
         """
 
         if blind is None:
@@ -299,7 +300,7 @@ class DiffusionColorizer(nn.Module):
         return predict
 
     def watched(self, predict: Callable[[Tensor, Tensor], Tensor], watch: Watch) -> Callable[[Tensor, Tensor], Tensor]:
-        """`predict`, with a look at the clean chroma that each prediction implies."""
+        """`predict`, which also calls `watch` with the clean chroma that each prediction implies."""
 
         def watching(x_t: Tensor, t: Tensor) -> Tensor:
             prediction = predict(x_t, t)
@@ -310,28 +311,28 @@ class DiffusionColorizer(nn.Module):
 
     @property
     def usual(self) -> dict[str, Any]:
-        """How it answers unless told otherwise: what measured best (benchmarks/RESULTS.md) for a model with an encoder,
-        with guidance if training left that out now and then; for others one answer, as drawn."""
+        """The defaults of this model: for a model with an encoder, what measured best (benchmarks/RESULTS.md), with
+        guidance if it was trained with feature dropout; for other models one sample, unchanged."""
         if not self.config.encoder:
             return AS_DRAWN
         guidance = GUIDANCE if self.config.feature_dropout else AS_DRAWN["guidance"]
         return {"guidance": guidance, "candidates": CANDIDATES, "calm": CALM}
 
     def blind(self, L: Tensor, maps: Maps | None, hints: Hints | None) -> Context:
-        """What is known where the encoder sees nothing, as some samples are trained (neck.drop_features).
+        """The context if the encoder sees nothing, as for some training samples (neck.drop_features).
 
-        Raises UsageError for a model that was not trained so.
+        Raises UsageError if the model was not trained that way.
         """
         if maps is None or not self.config.feature_dropout:
             raise UsageError(
                 "--guidance is for models whose encoder was left out of some training samples (--encoder with "
-                "--feature-dropout), and this one was not trained so; leave it out."
+                "--feature-dropout), which this model was not; leave out --guidance."
             )
         return self.context(L, tuple(torch.zeros_like(part) for part in maps), hints)
 
     def settle(self, samples: Tensor, context: Context, calm: float = 0.0) -> Tensor:
-        """samples (B, K, 2, h, w) -> the answer (B, 2, h, w) that is shown; calm leads towards the mean of the samples,
-        and of the head where there is one: it stands for many more of them."""
+        """samples (B, K, 2, h, w) -> the answer (B, 2, h, w) that is shown. `calm` moves it towards the mean of the
+        samples and, if there is a head, of the head, which stands for many more samples."""
         count = samples.shape[1]
         if count == 1 and not (calm and self.head is not None):
             return samples[:, 0]
@@ -347,21 +348,21 @@ class DiffusionColorizer(nn.Module):
         return self.from_lab(calmed(chosen, towards, lab, calm))
 
     def denoise(self, x_t: Tensor, t: Tensor, L: Tensor, hints: Hints | None = None, known: Tensor | None = None):
-        """The network: x_t (B, 2, h, w), t (B,), L (B, 1, H, W), what is known (B, C, h, w) -> its prediction."""
+        """The network: x_t (B, 2, h, w), t (B,), L (B, 1, H, W), known (B, C, h, w) -> its prediction (B, 2, h, w)."""
         h, w = x_t.shape[-2:]
         inputs = torch.cat([x_t, self.lightness(L), *(hints or ()), *([] if known is None else [known])], dim=1)
         multiple = 2 ** (len(self.config.features) - 1)  # the U-Net halves the picture once per level
         return self.unet(pad_to_multiple(inputs, multiple), t).sample[..., :h, :w]
 
     def lightness(self, L: Tensor) -> Tensor:
-        """L (B, 1, H, W) at the chroma grid: the pixels of a cell as channels (B, C, h, w), at most 4 x 4 of them, so
-        that a network for quarter resolution fits one for an eighth."""
+        """L (B, 1, H, W) on the chroma grid: the pixels of a cell as channels (B, C, h, w), at most 4 x 4 of them, so
+        that a network for a quarter of the resolution also fits an eighth."""
         scale = self.config.chroma_scale
         fine = cell_side(self.config)
         return F.pixel_unshuffle(shrink(self.padded(L), scale // fine), fine)
 
     def x_0_hat(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The clean chroma that a prediction implies, kept within what ab can be.
+        """The clean chroma that a prediction implies, within the possible range of ab.
 
         From eps: x_0 = (x_t - sigma eps) / signal, which explodes at high noise, so it is clamped;
         from v: x_0 = signal x_t - sigma v (Salimans & Ho 2022, appendix D).
@@ -373,7 +374,7 @@ class DiffusionColorizer(nn.Module):
         return ((x_t - sigma * prediction) / signal).clamp(-largest, largest)
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """(B,) min-SNR weights (Hang et al. 2023, eq. 5 and appendix), or ones. Floored for zero terminal SNR."""
+        """(B,): min-SNR weights (Hang et al. 2023, eq. 5 and appendix), with a floor for zero terminal SNR; or ones."""
         gamma = self.config.min_snr_gamma
         if not gamma:
             return torch.ones_like(t, dtype=torch.float32)
@@ -383,12 +384,12 @@ class DiffusionColorizer(nn.Module):
         return (snr.clamp(max=gamma) / over).clamp(min=_WEIGHT_FLOOR)
 
     def signal_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), (B, 1, 1, 1)."""
+        """sqrt(abar_t) and sqrt(1 - abar_t), each (B, 1, 1, 1)."""
         abar = self.alphas_cumprod[t][:, None, None, None]
         return abar.sqrt(), (1 - abar).sqrt()
 
     def padded(self, x: Tensor) -> Tensor:
-        """Pads a picture so that the chroma scale divides its sides."""
+        """The picture padded until the chroma scale divides its sides."""
         return pad_to_multiple(x, self.config.chroma_scale)
 
     def shrink(self, ab: Tensor) -> Tensor:
@@ -406,20 +407,20 @@ class DiffusionColorizer(nn.Module):
         return color.to_network_range(ab, self.ab_mean, self.ab_std)
 
     def draw_hints(self, x_0: Tensor, random: BatchRandom) -> Hints:
-        """True colours at random points: for `hint_share` of the samples about 1 to 64 (log-uniform), else none.
+        """True colours at random points: about 1 to 64 (log-uniform) in a `hint_share` of the samples, else none.
 
         After Zhang et al. 2017, Real-Time User-Guided Image Colorization, section 3.2.
         """
         h, w = x_0.shape[-2:]
         none = 1 - self.config.hint_share
-        draw = random.uniform("hints")[:, None, None, None]  # (B, 1, 1, 1); its upper part asks for points
+        draw = random.uniform("hints")[:, None, None, None]  # (B, 1, 1, 1); values above `none` mean points
         points = 2 ** ((draw - none) * (6 / self.config.hint_share))
         share = torch.where(draw < none, 0.0, points / (h * w))
         mask = (random.uniform("hint places", (1, h, w)) < share).to(x_0.dtype)
         return x_0 * mask, mask
 
     def shrink_hints(self, ab: Tensor, mask: Tensor) -> Hints:
-        """Hints at full resolution -> at that of x_0: the mean of the hints in a cell."""
+        """Hints at full resolution -> hints at the resolution of x_0: the mean of the hints in each cell."""
         ab, mask = self.shrink(ab * mask), self.shrink(mask)
         return torch.where(mask > 0, ab / mask.clamp(min=1e-6), 0.0), (mask > 0).to(ab.dtype)
 
@@ -429,7 +430,7 @@ class DiffusionColorizer(nn.Module):
 
 
 def repeated(count: int, *values):
-    """Each sample of each value `count` times in a row; pairs of hints alike, and None stays."""
+    """Repeats each sample of each value `count` times in a row; pairs of hints too, while None stays None."""
     return [
         value
         if value is None
@@ -441,14 +442,15 @@ def repeated(count: int, *values):
 
 
 def detail_channels(config: DiffusionConfig) -> int:
-    """The lightness of a cell's pixels, and hints."""
+    """The number of channels for the lightness of a cell's pixels and for hints."""
     return cell_side(config) ** 2 + (3 if config.hints else 0)
 
 
 def make_unet(config: DiffusionConfig):
     """diffusers' UNet2DModel: residual blocks on every level, self-attention on the coarsest ones.
 
-    Group counts follow the width: the largest that divides every level, at most 32, with two channels per group.
+    The number of groups is the largest that divides every level's width, at most 32, with two channels per group or
+    more.
     """
     from diffusers import UNet2DModel
 

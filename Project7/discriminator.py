@@ -1,7 +1,7 @@
-"""MultiScalePatchGAN: does this chroma belong to this lightness? Judged patch by patch (Isola et al. 2017).
+"""MultiScalePatchGAN judges patch by patch whether chroma belongs to its lightness (Isola et al. 2017).
 
-A PatchGAN's answer is a map: each place judges one patch of the picture. Hinge losses (Lim & Ye 2017), spectral norm
-(Miyato et al. 2018), several scales and feature matching (Wang et al. 2018, pix2pixHD).
+The output of a PatchGAN is a map, of which each place judges one patch of the picture. It uses hinge losses (Lim & Ye
+2017), spectral norm (Miyato et al. 2018), several scales and feature matching (Wang et al. 2018, pix2pixHD).
 """
 
 from itertools import pairwise
@@ -19,25 +19,25 @@ PATCHES = {
     20: ((4, 2), (3, 1), (3, 1), (3, 1), (3, 1)),
     11: ((3, 1), (3, 1), (3, 1), (3, 1), (3, 1)),
 }
-_PATCH_SHARE = 2 / 3  # of the picture's side: a larger patch would see the picture as a whole
-_SMALLEST_SCALE = 16  # px; a scale below it would see nothing but the mean colour
-MATCHED = (3, 5, 7)  # positions in the Sequential whose features are matched: its second, third and fourth activation
+_PATCH_SHARE = 2 / 3  # of the picture's side, at most: a larger patch would see the picture as a whole
+_SMALLEST_SCALE = 16  # px: a smaller scale would see only the mean colour
+MATCHED = (3, 5, 7)  # positions in the Sequential whose features are matched: activations 2, 3 and 4
 
 
 def patch_side(image_size: int) -> int:
-    """The largest patch of PATCHES that is at most two thirds of the picture's side; the smallest where none is."""
+    """The largest patch of PATCHES that is at most two thirds of the picture's side; the smallest if none is."""
     return next((side for side in PATCHES if side <= image_size * _PATCH_SHARE), min(PATCHES))
 
 
 def possible_scales(image_size: int, wanted: int) -> int:
-    """How many of the `wanted` scales a picture of this size allows: each halves it, down to 16 px."""
+    """How many of the `wanted` scales a picture of this size allows: each halves the picture, down to 16 px."""
     return max(1, sum(image_size >> scale >= _SMALLEST_SCALE for scale in range(wanted)))
 
 
 class MultiScalePatchGAN(nn.Module):
-    """Discriminators on the picture, on its half, on its quarter ..., each with patches that suit the size.
+    """Discriminators at full size, half size, quarter size ..., each with patches that suit its size.
 
-    image_size: side of the training pictures. scales: 1 to 3; as many as the size allows are made. width: channels of
+    image_size: side of the training pictures. scales: 1 to 3, at most as many as the size allows. width: channels of
     the first convolution; the next have 2, 4 and 4 times as many.
     """
 
@@ -56,7 +56,7 @@ class MultiScalePatchGAN(nn.Module):
                 x = layer(x)
                 if position in MATCHED:
                     kept.append(x)
-            answers.append([*kept, x])  # x: (B, 1, h, w), an answer a patch
+            answers.append([*kept, x])  # x: (B, 1, h, w), one answer per patch
             picture = F.avg_pool2d(picture, 2)
         return answers
 
@@ -71,13 +71,13 @@ def make_patch_gan(side: int, width: int) -> nn.Sequential:
 
 
 def discriminator_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
-    """(B,): relu(1 - D(real)) + relu(1 + D(fake)), over patches and scales (hinge loss, Lim & Ye 2017, eq. 3)."""
+    """(B,): relu(1 - D(real)) + relu(1 + D(fake)), averaged over patches and scales (Lim & Ye 2017, eq. 3)."""
     losses = [_per_sample(F.relu(1 - r[-1])) + _per_sample(F.relu(1 + f[-1])) for r, f in zip(real, fake, strict=True)]
     return torch.stack(losses).mean(dim=0)
 
 
 def adversarial_loss(fake: list[list[Tensor]]) -> Tensor:
-    """(B,): -D(fake), what the generator lowers."""
+    """(B,): -D(fake), which the generator minimizes."""
     return torch.stack([-_per_sample(f[-1]) for f in fake]).mean(dim=0)
 
 

@@ -1,4 +1,4 @@
-"""What the doctor shows about a run: small curves, curves as a picture, and the table of findings."""
+"""The doctor's report on a run: small curves, curves as a picture, and the table of findings."""
 
 import io
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from Project7.health import MATURE, Finding, Record, number
 
 
 def show_diagnosis(record: Record, findings: list[Finding], stages: Sequence[Record], console: Console) -> None:
-    """Prints small curves, those of each stage apart, then a table of the findings of `record`."""
+    """Prints small curves, with the losses of each stage apart, then a table of the findings of `record`."""
     size = f"{counted(len(record.history), 'epoch')}, {counted(record.step, 'step')}"
     console.print(f"{record.name}: {size}", style="bold")
     curves = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -24,7 +24,7 @@ def show_diagnosis(record: Record, findings: list[Finding], stages: Sequence[Rec
     console.print(curves)
     if not findings and record.step < MATURE:
         console.print(
-            f"Too early to tell: {counted(record.step, 'step')}, and the pictures are judged from {MATURE:,} on. "
+            f"Too early to tell: {counted(record.step, 'step')}, and pictures are judged only after {MATURE:,}. "
             "Nothing was found in the curves so far.",
             style="yellow",
         )
@@ -54,7 +54,7 @@ def curves_of(stages: Sequence[Record]) -> dict[str, list[float]]:
 
 
 def sparkline(values: list[float], encoding: str, *, width: int = 40) -> str:
-    """A curve of at most `width` characters, each for the mean of its part of the values; in plain ASCII if the
+    """A curve of at most `width` characters, each showing the mean of its part of the values; plain ASCII if the
     encoding has no block characters."""
     steps = "▁▂▃▄▅▆▇█" if encoding.lower().startswith("utf") else "_.-~=+*#"
     parts = [float(np.mean(part)) for part in np.array_split(values, min(width, len(values)))]
@@ -64,7 +64,7 @@ def sparkline(values: list[float], encoding: str, *, width: int = 40) -> str:
 
 
 def draw_curves(stages: Sequence[Record]) -> bytes:
-    """The curves of a run, as a PNG. The losses of each stage have their own scale: they are of different sizes."""
+    """The curves of a run as a PNG. The losses of each stage have their own scale, because they differ in size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

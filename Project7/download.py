@@ -1,5 +1,5 @@
-"""Tiny ImageNet from its address: resumed where an earlier try broke off, checked, unpacked whole or not at all; and
-bounds for what libraries download.
+"""Downloads Tiny ImageNet: resumes an interrupted download, verifies it, unpacks it completely or not at all. Also
+bounds the waiting time of downloads by libraries.
 """
 
 import contextlib
@@ -23,20 +23,20 @@ _SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"  # 
 _MOST_RECEIVED, _MOST_UNPACKED = 1 << 30, 4 << 30  # bytes
 _NAME = "tiny-imagenet-200"
 _SILENCE = 30  # seconds without a byte before a connection is given up
-_REACH = 5  # seconds within which the Hugging Face Hub has to answer
+_REACH = 5  # seconds within which the Hugging Face Hub must answer
 _BLOCK = 1 << 18
 
 
 def download_tiny_imagenet(to: Path, *, url: str = TINY_IMAGENET_URL, progress: Counting | None = None) -> Path:
-    """Returns the folder `to`/tiny-imagenet-200. Nothing is fetched again that is there already.
+    """Downloads and unpacks what is missing, and returns the folder `to`/tiny-imagenet-200.
 
-    Raises ProjectError, in one sentence with the cure, where the network or the archive is at fault.
+    Raises ProjectError, with the cure, if the network or the archive is at fault.
     """
     folder, archive = to / _NAME, to / f"{_NAME}.zip"
     if (folder / "train").is_dir():
         return folder
     if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--url {url} is no web address; it starts with http:// or https://.")
+        raise UsageError(f"--url {url} is not a web address; it must start with http:// or https://.")
     to.mkdir(parents=True, exist_ok=True)
     if not archive.exists():
         fetch(url, archive, progress)
@@ -48,40 +48,40 @@ def download_tiny_imagenet(to: Path, *, url: str = TINY_IMAGENET_URL, progress: 
 
 
 def check_archive(archive: Path, sha256: str) -> None:
-    """Raises ProjectError where this is not the archive that everybody has, and removes it."""
+    """Raises ProjectError and removes the archive if it is not the known one."""
     with open(archive, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         archive.unlink()
         raise ProjectError(
             f"What was downloaded is not the known Tiny ImageNet (SHA-256 {found[:12]}..., expected {sha256[:12]}...), "
-            "and was thrown away; run the command again, or give another address with --url."
+            "and was deleted; run the command again, or give another address with --url."
         )
 
 
 def fetch(url: str, target: Path, progress: Counting | None) -> None:
-    """Downloads to `target`.part and renames it when it is whole.
+    """Downloads to `target`.part and renames it when it is complete.
 
-    A part of the same file is continued (RFC 9110, 14.2).
+    A part of the same file is continued (RFC 9110, section 14.2).
     """
     part, tag = target.with_suffix(".zip.part"), target.with_suffix(".zip.version")
     request = urllib.request.Request(url, headers={"User-Agent": "project7"})
     have = part.stat().st_size if part.exists() and tag.exists() else 0
     if have:
         request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", tag.read_text())  # another version by now: the server sends all of it
+        request.add_header("If-Range", tag.read_text())  # if the file has changed, the server sends all of it
     try:
         with urllib.request.urlopen(request, timeout=_SILENCE) as answer:
             receive(answer, part, tag, have if answer.status == 206 else 0, progress)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is left to send: the part is whole, or of another file
+        if error.code == 416 and have:  # nothing is left to send: the part is complete, or of another file
             part.unlink()
             return fetch(url, target, progress)
         raise ProjectError(f"{url} answers {error.code} {error.reason}; give another address with --url.") from None
     except (OSError, http.client.HTTPException) as error:
         reason = sentence(getattr(error, "reason", None) or error)
         raise ProjectError(
-            f"The download from {url} broke off ({reason}); run the command again: it goes on there."
+            f"The download from {url} broke off ({reason}); run the command again to resume it."
         ) from None
     part.rename(target)
     tag.unlink(missing_ok=True)
@@ -89,9 +89,9 @@ def fetch(url: str, target: Path, progress: Counting | None) -> None:
 
 
 def receive(answer, part: Path, tag: Path, have: int, progress: Counting | None) -> None:
-    """Writes what the server sends behind the first `have` bytes.
+    """Appends what the server sends to the first `have` bytes.
 
-    Raises OSError where it sends less than it promised.
+    Raises OSError if the server sends less than it announced.
     """
     version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
     if version and not version.startswith("W/"):
@@ -109,21 +109,21 @@ def receive(answer, part: Path, tag: Path, have: int, progress: Counting | None)
             if progress:
                 progress("downloading (bytes)", have, max(total, have))
     if have < total:
-        raise OSError(f"{have:,} of {total:,} bytes came")
+        raise OSError(f"only {have:,} of {total:,} bytes arrived")
 
 
 def too_large(what: str, part: Path, tag: Path) -> ProjectError:
     part.unlink(missing_ok=True)
     tag.unlink(missing_ok=True)
     return ProjectError(
-        f"The download {what}, and Tiny ImageNet has less than {_MOST_RECEIVED:,}; give another address with --url."
+        f"The download {what}, but Tiny ImageNet has fewer than {_MOST_RECEIVED:,} bytes; give another --url."
     )
 
 
 def unpack(archive: Path, folder: Path, progress: Counting | None) -> None:
-    """Unpacks beside and renames.
+    """Unpacks to a folder beside and renames it.
 
-    The archive's own checksums are checked on the way; no member may leave the folder.
+    The checksums inside the archive are verified; no member may be written outside the folder.
     """
     work = folder.with_name(f".{folder.name}-unpacking")
     shutil.rmtree(work, ignore_errors=True)
@@ -144,8 +144,8 @@ def unpack(archive: Path, folder: Path, progress: Counting | None) -> None:
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         archive.unlink()
         raise ProjectError(
-            f"What was downloaded is no whole Tiny ImageNet ({sentence(error)}), and was thrown away; run the command "
-            "again."
+            f"What was downloaded is not a complete Tiny ImageNet ({sentence(error)}), and was deleted; run the "
+            "command again."
         ) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -153,8 +153,7 @@ def unpack(archive: Path, folder: Path, progress: Counting | None) -> None:
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """Gives up the downloads of this block after 30 s without a byte: torch.hub sets no bound, and would wait for
-    ever."""
+    """Ends the downloads of this block after 30 s without a byte: torch.hub has no timeout and would wait for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SILENCE)
     try:
@@ -165,8 +164,8 @@ def bounded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def bounded_hub() -> Iterator[None]:
-    """The same for a library that also asks the Hugging Face Hub, which retries for a minute where there is no network:
-    if the Hub does not answer within 5 s, only its cache is used in this block."""
+    """The same for a library that also asks the Hugging Face Hub, which retries for a minute without a network: if the
+    Hub does not answer within 5 s, only its cache is used in this block."""
     from huggingface_hub import constants, get_session
 
     before = constants.HF_HUB_OFFLINE

@@ -1,12 +1,11 @@
-"""A frozen network of timm that looks at the photo: what is a sky, a face, a lawn is known before any training here.
+"""A frozen network of timm that looks at the photo: it recognizes sky, faces and lawns before any training here.
 
 The encoder was trained on ImageNet and sees the gray picture made from L, once per photo, at an input size of its own.
-EfficientNet-Lite2 (Tan & Le 2019, without its squeeze-and-excitation) comes with the toolkit; other networks of timm
-bring their weights by timm's download, its cache or a file.
+EfficientNet-Lite2 (Tan & Le 2019, without its squeeze-and-excitation) comes with the toolkit; the weights of other
+networks come from timm's download, its cache or a file.
 
-A view is what the encoder is shown: L at sides of 32 n + 1 pixels. At such sides every stride-2 convolution pads both
-edges alike, so the maps of a mirrored photo are the mirrored maps, and place i of the map of stride s lies at pixel
-s i of the view.
+A view is the encoder's input: L with sides of 32 n + 1 pixels. At such sides every stride-2 convolution pads both edges
+alike, so that mirroring the photo mirrors the maps, and place i of the map of stride s lies at pixel s i of the view.
 """
 
 import contextlib
@@ -28,23 +27,23 @@ from Project7.model_config import ENCODER
 
 SHIPPED = ENCODER
 STRIDES = (8, 16, 32)  # of the maps, fine to coarse
-_LONGEST = 4  # the sides of a view differ at most by this factor, as those of a working picture
+_LONGEST = 4  # largest aspect ratio of a view, as for a working picture
 Maps = tuple[Tensor, ...]  # (B, C_k, h_k, w_k) for each stride
 
 
 class Encoder(nn.Module):
-    """view (B, 1, 32 n + 1, 32 m + 1) in [-1, 1] -> three maps, at strides 8, 16 and 32. Always in evaluation, frozen.
+    """view (B, 1, 32 n + 1, 32 m + 1) in [-1, 1] -> maps at strides 8, 16 and 32. It stays frozen, in evaluation mode.
 
-    The weights of the shipped encoder are part of the toolkit and stay out of checkpoints; those of another one are
-    kept in them, so that `best_model.pth` and the toolkit are all that another machine needs.
+    The weights of the shipped encoder are part of the toolkit and not of checkpoints; those of any other encoder are
+    stored in checkpoints, so that `best_model.pth` and the toolkit are all that another machine needs.
     """
 
     def __init__(self, name: str, size: int):
         super().__init__()
         self.name, self.size = name, size
         if name == SHIPPED:
-            with torch.device("cpu"):  # real even where the weights around it are not yet: checkpoints.rebuild
-                self._constant = [shipped_network()]  # in a list: nn.Module does not look into it
+            with torch.device("cpu"):  # it has values even if the model around it is on the meta device, see rebuild
+                self._constant = [shipped_network()]  # in a list, so that nn.Module does not register it
         else:
             self.network = make_network(name).requires_grad_(False)
         network = self._frozen()
@@ -53,20 +52,20 @@ class Encoder(nn.Module):
         self.mean, self.std = float(sum(cfg["mean"]) / 3), float(sum(cfg["std"]) / 3)
 
     def fingerprint(self) -> str:
-        """Of the weights: the same encoder elsewhere is the same."""
+        """A digest of the weights, equal for the same encoder on every machine."""
         return digest(self._frozen().state_dict())
 
     def _frozen(self) -> Any:
         return self._constant[0] if self.name == SHIPPED else self.network
 
     def _apply(self, fn, recurse=True):
-        """Carries the shipped network along to another device or memory format."""
+        """Moves the shipped network along to another device or memory format."""
         if self.name == SHIPPED:
             self._constant[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> "Encoder":
-        """BatchNorm keeps the statistics of ImageNet whatever is trained around it."""
+        """Leaves the frozen network in evaluation mode: BatchNorm keeps the statistics of ImageNet."""
         super().train(mode)
         self._frozen().eval()
         return self
@@ -78,12 +77,12 @@ class Encoder(nn.Module):
         return tuple(self._frozen()(rgb.contiguous(memory_format=torch.channels_last)))
 
     def view(self, L: Tensor) -> Tensor:
-        """L (B, 1, H, W), a photo of any size -> what the encoder is shown of it."""
+        """L (B, 1, H, W) of a photo of any size -> the encoder's input."""
         return resize(L, view_shape(L.shape[-2:], self.size))
 
 
 def view_shape(photo: tuple[int, int] | torch.Size, size: int) -> tuple[int, int]:
-    """The sides of the view of a photo (H, W): its short side is about `size`, both are 32 n + 1."""
+    """The height and width of the view of a photo (H, W): the short side is about `size`, and both are 32 n + 1."""
     scale = min(size / min(photo), _LONGEST * size / max(photo))
     height, width = (32 * max(1, round(side * scale / 32)) + 1 for side in photo)
     return height, width
@@ -99,7 +98,7 @@ def resize(L: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def make_network(name: str) -> Any:
-    """timm's network without weights, giving the maps of STRIDES. Raises UsageError where it cannot."""
+    """timm's network with random weights that gives maps at STRIDES. Raises UsageError if it cannot."""
     import timm  # seconds
 
     if not timm.is_model(name):
@@ -109,7 +108,7 @@ def make_network(name: str) -> Any:
             f"{f', such as {close}' if close else ''}."
         )
     try:
-        with torch.random.fork_rng(devices=[]):  # its first weights must not move those of the model around it
+        with torch.random.fork_rng(devices=[]):  # its random weights must not change those of the model around it
             whole: Any = timm.create_model(name, pretrained=False, features_only=True)
             levels = whole.feature_info.reduction()
             places = tuple(levels.index(stride) for stride in STRIDES)
@@ -125,8 +124,8 @@ def make_network(name: str) -> Any:
 def encoder_weights(name: str, file: str | None) -> dict[str, Tensor]:
     """The weights of an encoder that does not come with the toolkit, by their names in `Encoder(name).state_dict()`.
 
-    file: of timm's or torchvision's format, .pth or .safetensors; None takes timm's download or its cache.
-    Raises FeaturesMissing with the ways to have them.
+    file: in timm's or torchvision's format, .pth or .safetensors; None uses timm's download or its cache.
+    Raises FeaturesMissing, with the ways to get them, if they cannot be loaded.
     """
     import timm
 
@@ -148,13 +147,13 @@ def encoder_weights(name: str, file: str | None) -> dict[str, Tensor]:
         raise
     except Exception as error:  # hub, urllib, pickle and torch raise a dozen kinds
         raise FeaturesMissing(
-            f"The weights of --encoder {name} cannot be had ({sentence(error)[:120]}); {ways}."
+            f"The weights of --encoder {name} cannot be loaded ({sentence(error)[:120]}); {ways}."
         ) from None
     return {f"network.{key}": tensor for key, tensor in network.state_dict().items()}
 
 
 def first_weights(name: str | None, file: str | None) -> dict[str, Tensor]:
-    """What a new model with this encoder begins with, by its names there; nothing for the one of the toolkit."""
+    """The encoder's weights for a new model, by their names in the model; empty for the encoder of the toolkit."""
     found = {} if name in (None, SHIPPED) else encoder_weights(name, file)
     return {f"encoder.{key}": tensor for key, tensor in found.items()}
 
@@ -172,15 +171,15 @@ def _shipped_network() -> Any:
 
 
 def shipped_network() -> Any:
-    """The encoder that comes with the toolkit. Raises FeaturesMissing where its file is missing or damaged."""
+    """The encoder that comes with the toolkit. Raises FeaturesMissing if its file is missing or damaged."""
     return copy.deepcopy(_shipped_network())
 
 
 def fold_norms(network: nn.Module) -> nn.Module:
-    """The same function with each BatchNorm taken into the convolution before it: a third faster on CPUs.
+    """The same function with each BatchNorm folded into the convolution before it: a third faster on CPUs.
 
-    timm registers them in the order in which they run, and keeps the activation inside the norm. Raises ValueError
-    where the result would not be the same function.
+    timm registers layers in the order in which they run, and keeps the activation inside the norm. Raises ValueError if
+    the result would not be the same function.
     """
     folded = copy.deepcopy(network).eval()
     for parent in list(folded.modules()):
@@ -201,7 +200,7 @@ def fold_norms(network: nn.Module) -> nn.Module:
 
 
 def write_weights(path: Path, weights: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Convolutions and matrices in half precision; the statistics of norms, which span more decades, in full."""
+    """Writes convolutions and matrices in half precision, the statistics of norms, with their larger range, in full."""
     kept = {key: tensor for key, tensor in weights.items() if not key.endswith("num_batches_tracked")}
     halves = {key: tensor.half() if tensor.ndim > 1 else tensor.float() for key, tensor in kept.items()}
     save_weights(path, halves, about)

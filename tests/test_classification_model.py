@@ -698,7 +698,7 @@ def test_files_that_are_not_resnet34_are_refused_with_the_cure(tmp_path, name):
 
 
 def test_imagenet_weights_that_cannot_be_downloaded(offline):
-    with pytest.raises(ProjectError, match=r"--encoder-weights imagenet cannot be had .* train from scratch"):
+    with pytest.raises(ProjectError, match=r"--encoder-weights imagenet cannot be loaded .* train from scratch"):
         load_resnet34("imagenet")
 
 

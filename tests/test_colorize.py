@@ -237,7 +237,7 @@ def test_a_list_of_photos_gives_a_list(colorizer):
         assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
     assert [len(images) for images in colorizer.colorize(photos[:2], steps=1, variants=2)] == [2, 2]
     assert colorizer.colorize([], steps=1) == []
-    with pytest.raises(UsageError, match="hints are of one photo, and there are 4"):
+    with pytest.raises(UsageError, match="hints are for one photo, and there are 4"):
         colorizer.colorize(photos, hints=[(1, 1, "red")])
 
 
@@ -282,5 +282,5 @@ def test_weights_that_lead_to_no_number_are_said(colorizer):
     broken = copy.deepcopy(colorizer)
     with torch.no_grad():
         next(broken.model.parameters()).fill_(3e38)
-    with pytest.raises(ProjectError, match="answers with what is no number"):
+    with pytest.raises(ProjectError, match="answers with NaN or infinity"):
         broken.colorize(np.full((16, 16, 3), 99, np.uint8), steps=2)

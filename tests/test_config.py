@@ -122,7 +122,7 @@ def test_json_of_another_kind_is_refused(text):
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_json_does_not_know_are_named(number):
     text = to_json(RunConfig()).replace("0.0001", number)
-    assert f"{number} is not a number that JSON knows" in refusal(text)
+    assert f"{number} is not a valid number in JSON" in refusal(text)
 
 
 def test_a_number_too_big_for_a_float_is_refused_with_its_key():
@@ -132,7 +132,7 @@ def test_a_number_too_big_for_a_float_is_refused_with_its_key():
 
 def test_a_key_that_stands_twice_is_named():
     text = to_json(RunConfig()).replace('"epochs"', '"seed": 1, "epochs"')
-    assert "the key 'seed' stands twice" in refusal(text)
+    assert "the key 'seed' occurs twice" in refusal(text)
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_weights_that_cannot_be_had_name_the_ways(tmp_path, offline, monkeypatch
     with pytest.raises(FeaturesMissing, match="does not exist"):
         encoder.encoder_weights(SMALL, str(tmp_path / "nothing.pth"))
     (tmp_path / "bad.pth").write_bytes(b"<html>")
-    with pytest.raises(FeaturesMissing, match="cannot be had"):
+    with pytest.raises(FeaturesMissing, match="cannot be loaded"):
         encoder.encoder_weights(SMALL, str(tmp_path / "bad.pth"))
 
 

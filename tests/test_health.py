@@ -827,7 +827,7 @@ def test_a_healthy_run_is_said_to_be_so():
 
 def test_a_short_run_in_which_nothing_was_found_is_too_early_to_tell():
     text = shown(record(windows(falling(3), steps=96)))
-    assert "Too early to tell: 288 steps, and the pictures are judged from 1,000 on" in text
+    assert "Too early to tell: 288 steps, and pictures are judged only after 1,000" in text
     assert "healthy" not in text
 
 
