@@ -645,8 +645,7 @@ def add_transfer(commands) -> None:
     parser.add_argument("original", type=Path, metavar="ORIGINAL")
     parser.add_argument("edited", type=Path, metavar="EDITED", help="a copy of any size, shifted slightly at most")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png, .tif, .jpg or .webp")
-    about = ColorizeConfig.model_fields["mark"].description
-    parser.add_argument("--mark", action="store_true", help=about)
+    parser.add_argument("--mark", action="store_true", help=ColorizeConfig.model_fields["mark"].description)
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     parser.set_defaults(run=transfer)
 

@@ -51,8 +51,8 @@ def open_dataset(
     """The training and the validation images. Decodes those that are not in the cache yet, or leaves that to training,
     as --decode says.
 
-    say: called before anything is decoded, with the size of the decoded images and where they go. Raises UsageError if there is no
-    image, ProjectError if more than 5 % are broken or the disk has no room.
+    say: called before anything is decoded, with the size of the decoded images and where they go. Raises UsageError if
+    there is no image, ProjectError if more than 5 % are broken or the disk has no room.
     """
     where = cache_dir or default_cache_dir()
     crops = config.crops * len(config.data) if len(config.crops) == 1 else config.crops
