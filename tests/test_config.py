@@ -712,7 +712,7 @@ def test_without_an_encoder_there_is_no_head():
     assert parse_settings(new, {"encoder": "none"}).head == "none"
     with pytest.raises(UsageError, match="head classes reads what an encoder sees"):
         parse_settings(new, {"encoder": "none", "head": "classes"})
-    with pytest.raises(UsageError, match="encoder_weights are those of an encoder"):
+    with pytest.raises(UsageError, match="encoder_weights need an encoder"):
         parse_settings(DiffusionConfig, {"encoder_weights": "file.pth"})
 
 

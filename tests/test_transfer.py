@@ -78,5 +78,5 @@ def test_on_the_command_line(truth, tmp_path, capsys):
     with Image.open(tmp_path / "out" / "new.png") as plain, Image.open(tmp_path / "marked.png") as image:
         assert np.array_equal(image, marked(np.asarray(plain)))
         assert ("Comment" in plain.info, image.info["Comment"].partition(":")[0]) == (False, "Colourised")
-    with pytest.raises(UsageError, match="ends with"):
+    with pytest.raises(UsageError, match="must end with"):
         cli.command(["transfer", *files, "--output", str(tmp_path / "new.gif")])
