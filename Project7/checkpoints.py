@@ -72,7 +72,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str, bool]:
         with open(path, "rb") as file:  # opened once: another process may replace the path at any time
             _check_kind(path, file)
             if seal_holds(file) is False:
-                raise CheckpointError(f"{path} is damaged: its checksum does not hold; use another copy of it.")
+                raise CheckpointError(f"{path} is damaged: its checksum does not match; use another copy of it.")
             with warnings.catch_warnings(action="ignore"):  # torch warns about a pickle before it refuses it
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
             sealed = is_sealed(file)

@@ -1,6 +1,6 @@
-"""Measures saved models on a set of photos: measures per photo, their means with intervals, and the protocol.
+"""Evaluates saved models on a set of photos: measures per photo, their means with intervals, and the protocol.
 
-There are always two more rows for comparison: gray (ab = 0), and the mean colour of the photos. A model that does not
+Two more rows are always added for comparison: gray (ab = 0), and the mean colour of the photos. A model that does not
 beat them has learnt nothing. Everything is measured on 8-bit sRGB, as a person sees it.
 """
 
@@ -40,12 +40,12 @@ Measures = dict[str, np.ndarray]  # name -> one value per photo (N,)
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The colours that one model gives to all photos."""
+    """One model's colour pictures of all photos."""
 
     name: str
     pictures: np.ndarray  # (K, N, H, W, 3) uint8: K samples
-    seconds: float  # per photo and sample; NaN for what needs no network
-    sha256: str = ""  # of the file of weights; "" for what needs none
+    seconds: float  # per photo and sample; NaN if no network was used
+    sha256: str = ""  # of the file of weights; "" if there is none
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # method, sampler, steps ...
 
 
@@ -53,7 +53,7 @@ class Answer:
 
 
 def baselines(photos: ImageSet) -> list[Answer]:
-    """Gray, and the mean ab of all these photos in every pixel: colours that need no model."""
+    """The two answers that need no model: gray, and the mean ab of all these photos in every pixel."""
     L, ab = lab_of(np.array(photos.images))
     mean = ab.mean(axis=(0, 2, 3), keepdims=True)
     answers = []
@@ -99,12 +99,12 @@ def colour(
     settings: EvaluateConfig,
     options: dict[str, Any],
 ) -> np.ndarray:
-    """Photos (B, 3, H, W) uint8, coloured from their lightness as `colorize` does it: (B, H, W, 3) uint8."""
+    """Colours photos (B, 3, H, W) uint8 from their lightness as `colorize` does: (B, H, W, 3) uint8."""
     constants = colorizer.model.ab_mean.cpu(), colorizer.model.ab_std.cpu()
     L, ab_truth = color.split(rgb, *constants)
     size = colorizer.working_shape(L.shape[-2:], None)
     options = options | {"saturation": settings.saturation}
-    if settings.hints:  # which are of one photo
+    if settings.hints:  # hints belong to one photo each
         told = color.to_lab_units(shrink(ab_truth, size), *constants)
         parts = [
             colorizer.chroma([L[[k]]], [noise[k]], spots=draw_spots(told[k], settings, name), **options)
@@ -187,12 +187,12 @@ def lab_of(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summarize(found: Measures) -> dict[str, float]:
-    """The numbers of a row: means over the photos, and roots of means."""
+    """The numbers of a row of the table: means over the photos, and roots of means."""
     return {name: float(value) for name, value in means(found).items()}
 
 
 def means(found: Measures) -> dict[str, np.ndarray]:
-    """The same over the last axis of measures (..., N)."""
+    """The numbers of a row for measures (..., N), as means over the last axis."""
     mean = {name: values.mean(axis=-1).astype(float) for name, values in found.items()}
     row = {name: mean[name] for name in ("psnr", "ssim", "ciede2000", "colorfulness", "energy_score")}
     row["ab_rmse"] = np.sqrt(mean["ab_mse"])
@@ -211,11 +211,10 @@ def means(found: Measures) -> dict[str, np.ndarray]:
 
 
 def intervals(found: Measures, other: Measures | None = None, *, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals by the bootstrap over photos (Efron 1979); of the difference from `other` where that is
-    given.
+    """95 % percentile intervals by the bootstrap over photos (Efron 1979); of the difference from `other` if given.
 
-    Both are resampled with the same photos: the difference of two models on the same photos is far better known than
-    either alone. Not by scipy.stats.bootstrap, whose intervals are NaN where a resample has no dark or light pixels.
+    Both are resampled with the same photos, because the difference of two models on the same photos is far better known
+    than either model alone. scipy.stats.bootstrap would give NaN if a resample has no dark or light pixels.
     """
     count = len(found["psnr"])
     random = np.random.default_rng(seed)
@@ -242,10 +241,10 @@ def evaluate(
     split: str | None = None,
     progress: Counting | None = None,
 ) -> tuple[dict[str, Any], dict[str, Measures]]:
-    """{"protocol": ..., "rows": [...], "differences": [...]}, as `--json` writes it, and by the name of each answer
-    the measures of its photos.
+    """{"protocol": ..., "rows": [...], "differences": [...]}, as `--json` writes it, and the measures of all photos by
+    the name of each answer.
 
-    A difference is between a model and the first model: its interval, and whether that leaves out 0.
+    A difference is between a model and the first model: its interval, and whether the interval excludes 0.
     """
     truth = np.array(photos.images)
     lpips, reason = find_lpips(settings.lpips_weights, truth.shape[1])
@@ -283,7 +282,7 @@ def make_row(answer: Answer, found: Measures, distances: dict[str, float]) -> di
 
 
 def find_lpips(weights: str | None, size: int) -> tuple[torch.nn.Module | None, str]:
-    """LPIPS of AlexNet, from the file `weights` or from torchvision's cache; or None and the reason. Nothing is
+    """LPIPS with AlexNet, from the file `weights` or torchvision's cache, and ""; or None and the reason. Nothing is
     downloaded."""
     from Project7.perceptual_loss import cached, load_lpips
 
@@ -295,7 +294,7 @@ def find_lpips(weights: str | None, size: int) -> tuple[torch.nn.Module | None, 
 
 
 def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | None) -> dict[str, Any]:
-    """All that the numbers depend on, except the models and the networks that measure."""
+    """Everything that the numbers depend on, except the models and the networks that measure."""
     options = [name for method in METHODS.values() for name in method.OPTIONS]
     method_settings = [name for name in options if name in EvaluateConfig.model_fields]
     libraries = ("torch", "diffusers", "numpy", "scikit-image", "torchmetrics")
@@ -319,21 +318,21 @@ def make_protocol(photos: ImageSet, settings: EvaluateConfig, *, split: str | No
 
 
 def check_hints(settings: EvaluateConfig, colorizers: Sequence[Colorizer]) -> None:
-    """Raises UsageError if hints are asked for and a model was trained without."""
+    """Raises UsageError if hints are asked for but a model was trained without them."""
     deaf = [colorizer.name for colorizer in colorizers if not colorizer.takes_hints]
     if settings.hints and deaf:
         raise UsageError(f"--hints {settings.hints}: {', '.join(deaf)} trained without colour hints; leave it out.")
 
 
 def check_colours(photos: ImageSet, data: str) -> None:
-    """Raises UsageError where all photos are gray: there is no colour to measure by."""
+    """Raises UsageError if all photos are gray, so that there is no true colour to compare with."""
     starts = range(0, len(photos.images), _TOGETHER)
     if all((metrics.colorfulness(photos.images[i : i + _TOGETHER]) < metrics.ALL_GRAY).all() for i in starts):
         raise UsageError(f"All {len(photos.images)} photos of --data {data} are gray; measure with photos in colour.")
 
 
 def check_files(settings: EvaluateConfig) -> None:
-    """Raises UsageError for a named file of weights that cannot be used, before minutes are spent on colouring."""
+    """Raises UsageError if a named file of weights cannot be used, before minutes are spent on colouring."""
     for name in ("lpips_weights", "inception_weights"):
         path = getattr(settings, name)
         if path and not Path(path).expanduser().is_file():
@@ -353,7 +352,7 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The result in a file of `--json`. Raises ProjectError for any other file."""
+    """The result in a file that `--json` wrote. Raises ProjectError for any other file."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         usable = isinstance(result["protocol"], dict) and all(isinstance(row["model"], str) for row in result["rows"])
@@ -369,8 +368,7 @@ def read_result(path: Path) -> dict[str, Any]:
 def joined(results: Sequence[tuple[str, dict[str, Any]]], *, despite: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The rows of several results (file, result) for one table.
 
-    Raises UsageError, which says what differs, if the protocols differ in more than the versions and the keys in
-    `despite`.
+    Raises UsageError, with what differs, if the protocols differ in more than the versions and the keys in `despite`.
     """
     first_file, first = results[0]
     for file, result in results[1:]:
@@ -387,7 +385,7 @@ def joined(results: Sequence[tuple[str, dict[str, Any]]], *, despite: Sequence[s
     for file, result in results:
         for row in result["rows"]:
             name = row["model"] if "model_sha256" not in row else f"{row['model']} ({Path(file).name})"
-            if name not in {r["model"] for r in rows}:  # gray and mean-colour are the same in all
+            if name not in {r["model"] for r in rows}:  # gray and mean-colour are the same in every result
                 rows.append({**row, "model": name})
     return rows
 
@@ -408,12 +406,12 @@ def verdicts(differences: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def worst(found: Measures, count: int = 10) -> np.ndarray:
-    """The numbers of the photos with the largest error of ab in the first sample, the worst first."""
+    """The indices of the photos with the largest error of ab in the first sample, the worst first."""
     return np.argsort(-found["ab_mse"])[:count]
 
 
 def class_bias(found: Measures, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per class of Tiny ImageNet, the worst first: how far its mean colour and its colorfulness are off."""
+    """One row per class of Tiny ImageNet with the errors of its mean colour and colorfulness, the worst class first."""
     rows: list[dict[str, Any]] = []
     for label in sorted(set(labels) - {""}):
         inside = np.array(labels) == label

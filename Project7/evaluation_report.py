@@ -1,4 +1,4 @@
-"""What an evaluation shows: the table of measures, sheets of pictures, the worst photos and the classes."""
+"""The report on an evaluation: the table of measures, sheets of pictures, the worst photos and the classes."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ from Project7.image_set import ImageSet
 from Project7.photo import save_png
 from Project7.sheet import sheet
 
-_FINE = ("ssim", "seconds_per_photo", "lpips", "frechet_judge")  # measures shown to a thousandth
-_HIGHER = ("psnr", "ssim", "best_psnr")  # is better; of the others that have a direction, lower is
+_FINE = ("ssim", "seconds_per_photo", "lpips", "frechet_judge")  # measures shown with three decimals
+_HIGHER = ("psnr", "ssim", "best_psnr")  # higher is better; for the others with a direction, lower is better
 _NO_DIRECTION = ("colorfulness", "tint_a", "tint_b", "diversity")
 _NETWORKS = ("lpips", "fid", "frechet_judge")  # n/a if their weights are missing
 _MAIN = [
@@ -32,8 +32,8 @@ _STRENGTHS = ((0.6, "much paler than"), (0.85, "paler than"), (1.15, "as strong 
 
 
 def evaluation_table(rows: list[dict[str, Any]], *, whole: bool = True, unicode: bool = True) -> Table:
-    """The rows of a result as columns; all measures, or the eight that matter. In brackets: half the width of the 95 %
-    interval. An arrow says which way is better, * which column is the best."""
+    """A table with the rows of a result as columns, with all measures or the eight that matter. Brackets hold half the
+    width of the 95 % interval; an arrow shows which direction is better, * the best column."""
     names = _ALL if whole else _MAIN
     shown = [name for name in names if any(row.get(name) is not None for row in rows) or name in _NETWORKS]
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -52,7 +52,7 @@ def evaluation_table(rows: list[dict[str, Any]], *, whole: bool = True, unicode:
 
 
 def best_of(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
-    """The best row by a measure; None where it has no direction, or only one row has it."""
+    """The best row by a measure; None if the measure has no direction, or only one row has it."""
     there = [row for row in rows if row.get(name) is not None]
     if name in _NO_DIRECTION or len(there) < 2:
         return None
@@ -60,8 +60,8 @@ def best_of(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
 
 
 def in_words(rows: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each model: how strong its colours are, and whether they are where they belong; and why no colour
-    at all may have the highest PSNR."""
+    """One sentence per model on the strength of its colours and whether they are in the right place, and if gray beats
+    a model in PSNR, why that can happen."""
     gray = next((row for row in rows if row["model"] == "gray"), None)
     models = [row for row in rows if "model_sha256" in row]
     if gray is None or not models:
@@ -86,7 +86,7 @@ def in_words(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def reasons(missing: dict[str, str]) -> list[str]:
-    """Why a measure is n/a."""
+    """One line per measure that is n/a, with the reason."""
     return [f"{name.replace('_', ' ')} is n/a: {reason}" for name, reason in missing.items()]
 
 
@@ -101,9 +101,9 @@ def _measure(row: dict[str, Any], name: str, *, bare: bool = False) -> str:
 def write_evaluation_pictures(
     folder: Path, answers: Sequence[Answer], photos: ImageSet, found: dict[str, Measures]
 ) -> Iterator[Path]:
-    """sheet.png (gray | each model | truth), worst-MODEL.png, and classes-MODEL.json where photos have classes.
+    """Writes sheet.png (gray | each model | truth), worst-MODEL.png, and classes-MODEL.json if photos have classes.
 
-    answers: the two baselines first. found: the measures of each answer, by its name.
+    answers: the two baselines first. found: the measures of each answer, by its name. Yields the paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
     truth = np.array(photos.images)

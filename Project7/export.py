@@ -100,7 +100,7 @@ def file_of(part: str) -> str:
 
 
 class Graph(nn.Module):
-    """A function of tensors as a module, which torch's exporter asks for. model: the module that has the weights."""
+    """A function of tensors as a module, as torch's exporter requires. model: the module that has the weights."""
 
     def __init__(self, model: nn.Module, function: Callable[..., Any]):
         super().__init__()
@@ -113,11 +113,11 @@ class Graph(nn.Module):
 def write_onnx(path: Path, model: nn.Module, part: ExportGraph, facts: dict[str, Any]) -> None:
     """Traces a graph, writes it with the facts as its metadata, and checks that onnxruntime gives the same numbers.
 
-    It uses the exporter by tracing (dynamo=False). In torch 2.11 to 2.15, which requirements.txt allows, it writes the
-    same graph; it needs no package but onnx, takes a second, and writes an opset that old runtimes read. The newer
-    exporter (dynamo=True) needs a version of onnxscript that matches torch's; it took ten times as long, and refused
-    the attention over (B, places, channels) in layers.py. `check_onnx` looks for the usual fault of tracing: a size
-    that becomes a constant.
+    It uses the tracing exporter (dynamo=False), which writes the same graph in torch 2.11 to 2.15, the versions in
+    requirements.txt, needs no package but onnx, takes a second, and writes an opset that old runtimes read. The newer
+    exporter (dynamo=True) needs a matching version of onnxscript; it took ten times as long, and refused the attention
+    over (B, places, channels) in layers.py. `check_onnx` looks for the usual fault of tracing: a size that becomes a
+    constant.
     """
     import onnx
 
@@ -145,7 +145,7 @@ def write_onnx(path: Path, model: nn.Module, part: ExportGraph, facts: dict[str,
 
 
 def free_axes(name: str) -> dict[int, str]:
-    before = "view_" if name == VIEW else ""  # its sides are its own
+    before = "view_" if name == VIEW else ""  # the view has its own sides
     return {0: "batch", 2: f"{before}height", 3: f"{before}width"}
 
 
@@ -180,7 +180,7 @@ def check_onnx(path: Path, graph: Graph, inputs: Channels) -> None:
             same = want.shape == got.shape and np.isclose(got, want, rtol=_TOLERANCE, atol=_TOLERANCE).mean() > 0.99
             if not same:
                 raise ProjectError(
-                    "onnxruntime gives other numbers than torch for this model, so that nothing was exported; use "
+                    "onnxruntime and torch give different numbers for this model, so nothing was exported; use "
                     f"--no-onnx, or other versions than onnxruntime {onnxruntime.__version__} and torch "
                     f"{torch.__version__}."
                 )
@@ -218,7 +218,7 @@ def to_json(facts: dict[str, Any]) -> str:
 def copy_licence(weights: Path, folder: Path) -> list[str]:
     """Copies the files of the model's folder about licence and data; returns the names of the copies."""
     if weights.name != "best_model.pth":
-        return []  # a single file: what is beside it need not belong to it
+        return []  # a single file, and other files beside it may not belong to it
     notes = {path.name: path for path in sorted(weights.parent.iterdir()) if _LICENCE.fullmatch(path.name)}
     card = weights.parent / "README.md"
     notes |= {"MODEL_CARD.md": card} if card.exists() else {}
@@ -402,7 +402,7 @@ def replacing_folder(path: Path, *, keep: Path, force: bool) -> Iterator[Path]:
 def check_free(path: Path, *, keep: Path, force: bool) -> None:
     """Raises UsageError unless an export may be written to `path`."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise UsageError(f"--to {path} is no folder; give one that is new or empty.")
+        raise UsageError(f"--to {path} is not a folder; give one that is new or empty.")
     if any(path in [place, *place.parents] for place in (Path.cwd(), Path(os.path.abspath(keep)))):
         raise UsageError(f"--to {path} is where the model is, or where you are; give a folder that is new or empty.")
     if path.exists() and any(path.iterdir()) and not force:
@@ -410,7 +410,7 @@ def check_free(path: Path, *, keep: Path, force: bool) -> None:
 
 
 def settle(folder: Path) -> None:
-    """Flushes all files to the disk, and gives them the permissions of the umask, as project7.json has them.
+    """Flushes all files to the disk, and gives them the permissions that project7.json got from the umask.
 
     safetensors writes files with mode 0600.
     """

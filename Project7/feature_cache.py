@@ -1,4 +1,4 @@
-"""What a frozen encoder sees in the photos of a data set, computed once and kept on disk as float16.
+"""The feature maps of a frozen encoder for the photos of a data set, computed once and kept on disk as float16.
 
 On a CPU the encoder takes a third to two thirds of a training step (benchmarks/RESULTS.md), and its output never
 changes. A row holds the maps of one photo, one after the other. Mirrored photos have rows of their own, in a second
@@ -58,7 +58,7 @@ def open_features(
     cache_dir: Path | None = None,
     progress: Counting | None = None,
 ) -> FeatureCache:
-    """The features of a set, from the cache. What is missing is computed first; a computation that was stopped
+    """The features of a set from the cache. Missing features are computed first, and an interrupted computation
     continues. mirror: whether the features of mirrored photos are needed too.
 
     Raises ProjectError if the disk has no room for them.
@@ -82,7 +82,7 @@ def open_features(
     except (OSError, ValueError) as error:
         raise ProjectError(
             f"The features of the photos could not be kept in {folder} ({sentence(error)}); free some space, choose "
-            "another place with --cache-dir, or leave out --cache-features."
+            "another folder with --cache-dir, or leave out --cache-features."
         ) from error
     return FeatureCache(rows, shapes)
 
@@ -97,14 +97,14 @@ def map_shapes(encoder: Encoder, images: ImageSet) -> tuple[tuple[int, ...], ...
 def compute(
     encoder: Encoder, images: ImageSet, part: Path, width: int, mirrored: bool, progress: Counting | None
 ) -> None:
-    """Appends rows to the file `part`, so that a computation that was stopped continues after the last whole row."""
+    """Appends rows to the file `part`, so that an interrupted computation continues after the last whole row."""
     row_bytes, count = 2 * width, len(images.images)
     done = part.stat().st_size // row_bytes if part.exists() else 0
     need, free = (count - done) * row_bytes, shutil.disk_usage(part.parent).free
     if need > 0.95 * free:
         raise ProjectError(
             f"The features of {count:,} photos take {need / 1e9:.1f} GB in {part.parent}, and {free / 1e9:.1f} GB are "
-            "free; free some space, choose another place with --cache-dir, or leave out --cache-features."
+            "free; free some space, choose another folder with --cache-dir, or leave out --cache-features."
         )
     with open(part, "ab") as file:
         file.truncate(done * row_bytes)

@@ -2,8 +2,8 @@
 
 `--perceptual-net tiny` compares pictures in the features of TinyVGG, also on a machine without a network connection.
 The Fréchet distance of `project7 evaluate` is measured in the features of JudgeResNet. It is never part of a loss, and
-has a different architecture: a model may learn to exploit the weaknesses of the network that it is trained with, and
-must not score better for that.
+has a different architecture: a model may learn to exploit the weaknesses of the network in its loss, and must not score
+better for that.
 
 Their weights are in Project7/weights/ in half precision, made by benchmarks/train_features.py. The header of each file
 gives the data, the command and the accuracy.
@@ -28,12 +28,12 @@ SIZE = 64  # pixels: side of the photos that both networks were trained with
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of each channel of ImageNet's sRGB in [0, 1]
 WEIGHTS = Path(__file__).parent / "weights"
 _WIDEST = 256  # channels at the end of TinyVGG
-_VGG = (32, None, 64, None, 128, 128, None, 256, _WIDEST)  # channels; None: max pooling
+_VGG = (32, None, 64, None, 128, 128, None, 256, _WIDEST)  # channels; None is max pooling
 _LEVELS = ((32, 1), (64, 1), (128, 1), (192, 2))  # of JudgeResNet: channels and blocks, each at half the size
 
 
 class FeaturesMissing(ProjectError):
-    """The weights of a feature network are missing or cannot be used."""
+    """The weights of a feature network are missing or unusable."""
 
 
 def vgg_features(widths: Sequence[int | None], *, norm: bool = False) -> nn.Sequential:
@@ -53,7 +53,7 @@ def vgg_features(widths: Sequence[int | None], *, norm: bool = False) -> nn.Sequ
 
 
 class TinyVGG(nn.Module):
-    """A VGG (Simonyan & Zisserman 2015) with six convolutions for pictures of 64 px, 1.2 M weights.
+    """A VGG (Simonyan & Zisserman 2015) with six convolutions and 1.2 M weights, for pictures of 64 px.
 
     norm: with BatchNorm (Ioffe & Szegedy 2015) after each convolution, as in its training; `folded` removes it.
     """
@@ -71,7 +71,7 @@ class TinyVGG(nn.Module):
 
 
 class JudgeResNet(nn.Module):
-    """A ResNet with pre-activation (He et al. 2016) for pictures of 64 px, 1.7 M weights.
+    """A ResNet with pre-activation (He et al. 2016) and 1.7 M weights, for pictures of 64 px.
 
     Unlike TinyVGG it starts with a 5 x 5 convolution of stride 2, shrinks by strides, and keeps its norms.
     """
@@ -166,9 +166,9 @@ def folded(network: TinyVGG) -> TinyVGG:
 
 
 def save_network(path: Path, name: str, network: nn.Module, about: Mapping[str, str]) -> None:
-    """Writes the weights in half precision, and `about` (data, command, accuracy ... as text) into the file's header.
+    """Writes the weights in half precision, with `about` (data, command, accuracy ... as text) in the file's header.
 
-    Raises ProjectError if weights are not finite, or too large for half precision.
+    Raises ProjectError if a weight is not finite, or too large for half precision.
     """
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     weights = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
@@ -215,8 +215,8 @@ def shipped(name: str) -> Path:
 
 
 def read_weights(path: Path, *, cure: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights and the header of a file, after its checksum was verified. Raises FeaturesMissing, whose message ends
-    with the cure."""
+    """The weights and the header of a file whose checksum is correct. Raises FeaturesMissing, with the cure, if the
+    file is missing, unreadable or damaged."""
     from safetensors import SafetensorError, safe_open
 
     cure = cure or _cure(path.stem)
@@ -228,7 +228,7 @@ def read_weights(path: Path, *, cure: str | None = None) -> tuple[dict[str, Tens
     except (SafetensorError, OSError, ValueError) as error:
         raise FeaturesMissing(f"{path} cannot be read ({sentence(error)[:120]}); {cure}.") from None
     if about.get("digest") != digest(weights):
-        raise FeaturesMissing(f"{path} is damaged: its checksum does not hold; {cure}.")
+        raise FeaturesMissing(f"{path} is damaged: its checksum does not match; {cure}.")
     return weights, about
 
 
@@ -239,7 +239,7 @@ def _cure(name: str) -> str:
 
 
 def is_plain(tensor: Any) -> bool:
-    """Whether this is a real, dense tensor with numbers in it."""
+    """Whether this is a dense tensor of real numbers with data."""
     return (
         isinstance(tensor, Tensor)
         and tensor.layout == torch.strided

@@ -1,4 +1,4 @@
-"""Command-line flags made from the configuration models: a field is a flag, its help, its default and its check."""
+"""Makes command-line flags from the configuration models: a field gives the flag, its help, its default, its check."""
 
 import argparse
 import difflib
@@ -13,8 +13,8 @@ from Project7.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that ends with our one sentence instead of its usage text, names the command or the flag that was meant,
-    and takes underscores in flags."""
+    """argparse that raises UsageError with one sentence instead of printing its usage, suggests the flag or command
+    that was meant, and accepts underscores in flags."""
 
     def __init__(self, **settings: Any):
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **settings)
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def _short_usage(self) -> str:
-        """What has to be given; the flags are listed below it."""
+        """The usage with the required arguments only; the flags are listed below it."""
         words = []
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """The known word that is most like this one, as a question; "" where none is."""
+    """The most similar known word as a question; "" if none is similar."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -64,17 +64,17 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=32)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Several lines, such as examples, stand as they are."""
+        """Text of several lines, such as examples, is not refilled."""
         return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 def examples(*lines: str) -> str:
-    """What stands under the flags."""
+    """The epilog under the flags: example commands."""
     return "\n".join(["examples:", *(f"  {line}" for line in lines)])
 
 
 def hyphenated(arguments: Iterable[str]) -> list[str]:
-    """--batch_size and --batch-size are the same. What follows a lone `--` is no flag."""
+    """The arguments with --batch_size as --batch-size. What follows a lone `--` is not a flag."""
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return [
@@ -87,9 +87,9 @@ def hyphenated(arguments: Iterable[str]) -> list[str]:
 def add_settings(
     parser: argparse._ActionsContainer, config: type[BaseModel], *, only: Collection[str] | None = None
 ) -> None:
-    """A flag for each field, or for some of them.
+    """Adds a flag for each field, or only for the fields in `only`.
 
-    What was not given is absent from the namespace, so that a default can come from elsewhere.
+    A flag that was not given is absent from the namespace, so that its default can come from elsewhere.
     """
     for name, field in config.model_fields.items():
         if name == "method" or (only is not None and name not in only):
@@ -103,7 +103,7 @@ def add_settings(
 
 
 def repeatable(field: FieldInfo) -> bool:
-    """Whether the flag may be given several times: texts, such as paths, cannot be told apart by commas."""
+    """Whether the flag may be given several times: texts such as paths cannot be separated by commas."""
     items = get_args(field.annotation)
     return get_origin(field.annotation) is tuple and (get_args(items[0]) or items)[0] is str
 

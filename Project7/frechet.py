@@ -1,6 +1,6 @@
 """Fréchet distances between two sets of photos: in the features of Inception-v3 (FID), and of our own JudgeResNet.
 
-torchmetrics computes them. Here the networks are loaded; if one is not available, the result says why.
+torchmetrics computes them. This module loads the networks; if one is not available, the result says why.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from Project7.answer_config import EvaluateConfig
 from Project7.errors import sentence
 from Project7.feature_networks import FeaturesMissing, JudgeFeatures, load_network, read_about, shipped
 
-FRECHET = ("fid", "frechet_judge")  # keys of a row: in the features of Inception-v3, and of JudgeResNet
+FRECHET = ("fid", "frechet_judge")  # keys of a row, for the features of Inception-v3 and of JudgeResNet
 _TOGETHER = 64  # photos that go through a network at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network to measure Fréchet distances with, which has seen the true photos."""
+    """A network for Fréchet distances that has already seen the true photos."""
 
     metric: Any  # torchmetrics' FrechetInceptionDistance
     about: dict[str, Any]  # for the protocol: name, features, hash, accuracy
@@ -48,7 +48,7 @@ def feed(metric: Any, photos: np.ndarray, *, real: bool) -> None:
 
 
 def find_networks(settings: EvaluateConfig, truth: np.ndarray, missing: dict[str, str]) -> dict[str, Network]:
-    """The networks of FRECHET that are available for these photos. For the others the reason is added to `missing`."""
+    """The networks of FRECHET that are available for these photos. For the others, the reason is added to `missing`."""
     found = {}
     for key in FRECHET:
         try:
@@ -91,7 +91,7 @@ def find_inception(weights: str | None) -> Network:
     if not path.exists():
         raise FeaturesMissing(f"no {kept.name} in torch's cache; give --inception-weights FILE")
     try:
-        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run code in the file
+        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would unpickle the file
         metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(path), reset_real_features=False)
     except Exception as error:  # torch and pickle raise a dozen kinds for damaged or foreign files
         raise FeaturesMissing(f"{path} is not Inception-v3 of torch-fidelity ({sentence(error)[:120]})") from None
@@ -99,6 +99,6 @@ def find_inception(weights: str | None) -> Network:
 
 
 def file_sha256(path: Path) -> str:
-    """64 hexadecimal digits."""
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

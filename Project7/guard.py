@@ -1,6 +1,6 @@
-"""What a server lets in: requests of bounded size that arrive in time, from its own page, for its own name.
+"""The requests that a server accepts: bounded in size and time, from its own page, addressed to its own name.
 
-And what it lets out: every error is JSON with a request id, and names no path.
+Its errors are JSON with a request id, and name no path.
 """
 
 import asyncio
@@ -36,18 +36,19 @@ _log = logging.getLogger("Project7.web")
 
 
 class Refused(HTTPException):
-    """A request that is not read to its end."""
+    """A request that is refused before it is read to its end."""
 
 
 def limited(receive: Callable, limits: Limits) -> Callable:
-    """ASGI's `receive` that counts: before anything is spooled to the disk, and whatever Content-Length says."""
+    """ASGI's `receive` with the limits on size and time, before anything is written to disk and whatever
+    Content-Length says."""
     loop = asyncio.get_running_loop()
     deadline, count, whole = loop.time() + limits.upload_seconds, 0, False
 
     async def counted() -> dict[str, Any]:
         nonlocal count, whole
         if whole:
-            return await receive()  # from here on it only tells that the client has gone
+            return await receive()  # from here on it only says that the client has gone
         try:
             async with asyncio.timeout_at(deadline):
                 message = await receive()
@@ -67,18 +68,18 @@ def too_long(limits: Limits) -> str:
 
 
 def check_length(request: Request, limits: Limits) -> None:
-    """Raises Refused by the header alone, where there is one."""
+    """Raises Refused if the Content-Length header, if there is one, is not a number or is too large."""
     length = request.headers.get("content-length")
     if length is None:
         return
     if not (length.isascii() and length.isdigit()):
-        raise Refused(400, "the Content-Length is no number.")
+        raise Refused(400, "the Content-Length is not a number.")
     if len(length) > 15 or int(length) > limits.upload:
         raise Refused(413, too_long(limits))
 
 
 class GuardedRoute(APIRoute):
-    """A route of the API: bounded requests, and errors in our own words wherever the router is included."""
+    """A route of the API with bounded requests, and errors in our own words wherever the router is included."""
 
     def get_route_handler(self) -> Callable:
         handle = super().get_route_handler()
@@ -93,7 +94,7 @@ class GuardedRoute(APIRoute):
                 async def noted() -> dict[str, Any]:
                     try:
                         return await receive()
-                    except Refused as error:  # FastAPI turns what it meets in a body into a 400
+                    except Refused as error:  # FastAPI turns errors in a body into a 400
                         refusal.append(error)
                         raise
 
@@ -110,7 +111,7 @@ def studio_limits(request: Request) -> Limits:
 
 
 def error_response(error: BaseException) -> JSONResponse:
-    """Any error as JSON: `{"error": "one sentence", "request_id": "..."}`. What was not foreseen goes to the log."""
+    """An error as JSON: `{"error": "one sentence", "request_id": "..."}`. Unexpected errors are also logged."""
     name = secrets.token_hex(6)
     headers: dict[str, str] = {}
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
@@ -131,7 +132,7 @@ def error_response(error: BaseException) -> JSONResponse:
 
 
 def fault(item: dict[str, Any]) -> str:
-    """A line of pydantic's as one of ours: the name, what was given, the rule."""
+    """A pydantic error as a line: the field's name, what was given, the rule."""
     place = ".".join(str(part) for part in item["loc"][1:]) or "the request"
     given = item.get("input")
     shown = f" {given!r}"[:60] if isinstance(given, int | float | str) else ""
@@ -140,10 +141,10 @@ def fault(item: dict[str, Any]) -> str:
 
 
 class OwnPageOnly:
-    """ASGI: refuses requests for another host's name (DNS rebinding), and changes asked for by another site's page.
+    """ASGI: refuses requests for another host's name (DNS rebinding), and changes requested by another site's page.
 
-    Addresses of this machine always count as its own names, other names must be told. The page itself, curl and
-    programs send no foreign Origin.
+    IP addresses always count as this server's names; other names must be given. The page itself, curl and programs do
+    not send a foreign Origin.
     """
 
     def __init__(self, app: Any, *, names: tuple[str, ...] = ()):

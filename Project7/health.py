@@ -1,7 +1,8 @@
-"""What the curves and pictures of a run say about it: findings, each with its numbers, its meaning and its cure.
+"""Diagnoses a run from its curves and pictures: findings, each with its numbers, its meaning and its cure.
 
-`diagnose` reads a `Record`: the history of a run (training_history.json, or that of a live one) and its windows, the
-means over some tens of steps each, whose own spread says how much of a change is noise. No torch here.
+`diagnose` reads a `Record`: the history of a run (from training_history.json, or of a running one) and its windows,
+which are means over some tens of steps; the spread within windows says how much of a change is noise. The module does
+not import torch.
 """
 
 import dataclasses
@@ -17,21 +18,21 @@ from Project7.config import RunConfig
 from Project7.loss_config import LOSS_WEIGHTS, LossConfig
 from Project7.training_config import TrainingConfig
 
-CRITIC_TERMS = ("adversarial", "feature_matching")  # opinions that change: no measure of progress
+CRITIC_TERMS = ("adversarial", "feature_matching")  # not a measure of progress, because the critic changes
 GRAY = 10.0  # colorfulness below which a photo is nearly gray
-MATURE = 1000  # steps before which nothing is said about colours: they are still coming
+MATURE = 1000  # steps before which colours are not judged, because they are still developing
 _MANY_GRAY = 0.4  # share of the training photos
-_SWING = 0.1  # of the level: a smaller swing of the loss is no oscillation
+_SWING = 0.1  # of the level: a smaller swing of the loss is not an oscillation
 _NOISE = 4.0  # standard errors: a smaller change is noise
-_BOLD_RATE = 3e-3  # a learning rate above is the first suspect, whatever is seen
-_UNUSUAL = 100  # times the usual learning rate, or a part of it
-_IGNORANT = 0.75  # of the variance of its targets; trained models are well below 0.5
-_HIGHEST = {"ab": 0.3, "ab_chrominance": 0.3, "l_luminance": 0.15}  # of the roots of the terms, as documented
+_BOLD_RATE = 3e-3  # a higher learning rate is the first suspect, whatever the symptom
+_UNUSUAL = 100  # a learning rate this many times above or below the usual one is unusual
+_IGNORANT = 0.75  # of the variance of the targets; the error of trained models is well below 0.5
+_HIGHEST = {"ab": 0.3, "ab_chrominance": 0.3, "l_luminance": 0.15}  # upper bounds of the roots of the terms
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One ailment. `sure` is certain, likely or possible; `collapse`: the weights are being lost, not just slow."""
+    """One ailment. `sure` is certain, likely or possible; `collapse`: the model is being destroyed, not just slow."""
 
     ailment: str
     seen: str
@@ -46,10 +47,10 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """The mean of some consecutive steps: the loss that validation knows (without the discriminator's part), the
-    norm of the gradient before clipping, its highest, the learning rate at the end, and steps left out."""
+    """The means of some consecutive steps: the loss, as validation computes it (without the discriminator's part), the
+    mean and the highest norm of the gradient before clipping, and the number of steps left out."""
 
-    step: int  # the last one
+    step: int  # the last step of the window
     steps: int
     loss: float
     loss_std: float
@@ -65,12 +66,12 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is known of a run."""
+    """The data of a run."""
 
     name: str  # of the model, for the cures
     config: RunConfig | None
-    history: Sequence[dict[str, Any]]  # an entry an epoch
-    windows: Sequence[Window]  # under the latest objective
+    history: Sequence[dict[str, Any]]  # one entry per epoch
+    windows: Sequence[Window]  # of the latest objective
 
     @property
     def latest(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Record:
 
 
 def steps_of(entry: dict[str, Any]) -> int:
-    """The optimizer steps at the end of an epoch; 0 where an entry does not say."""
+    """The number of optimizer steps at the end of an epoch; 0 if the entry does not say."""
     return int(number(entry.get("step")) or 0)
 
 
@@ -91,7 +92,7 @@ def record_of(
 ) -> Record:
     """The record of a history. `more`: windows since its last entry.
 
-    Only what was trained under the latest objective counts: losses under different ones do not compare.
+    It contains only what was trained with the latest objective, because losses of different objectives do not compare.
     """
     same = [entry for entry in history if _same_objective(entry, history[-1])]
     windows = []
@@ -103,7 +104,7 @@ def record_of(
 def stages(
     name: str, config: RunConfig | None, history: Sequence[dict[str, Any]], more: Sequence[Sequence[float]] = ()
 ) -> list[Record]:
-    """A record for each part of a run that was trained under one objective, in order; arguments as those of `read`."""
+    """A record per stage of a run, a part with one objective, in order. The arguments are those of `record_of`."""
     changes = [n for n in range(1, len(history)) if not _same_objective(history[n - 1], history[n])]
     borders = [0, *changes, len(history)]
     parts = [record_of(name, config, history[low:high]) for low, high in itertools.pairwise(borders)]
@@ -111,13 +112,13 @@ def stages(
 
 
 def _same_objective(entry: dict[str, Any], other: dict[str, Any]) -> bool:
-    """By the key; earlier versions kept the name alone."""
+    """Whether two entries have the same objective: by its key, or by its name in entries of earlier versions."""
     keys = entry.get("objective_key"), other.get("objective_key")
     return keys[0] == keys[1] if all(keys) else entry.get("objective") == other.get("objective")
 
 
 def stored_window(row: Any) -> Window | None:
-    """A stored window: its fields by name, or in their order as earlier versions kept them; None for anything else."""
+    """A window from its stored form: fields by name, or in order in earlier versions; None for anything else."""
     names = [field.name for field in dataclasses.fields(Window)]
     values = [row.get(name) for name in names] if isinstance(row, dict) else row
     if not isinstance(values, list | tuple) or len(values) != len(names) or any(number(v) is None for v in values):
@@ -127,7 +128,7 @@ def stored_window(row: Any) -> Window | None:
 
 
 def _windows(entry: dict[str, Any], steps: int) -> list[Window]:
-    """Those of an epoch; the epoch itself where it has none (an older history)."""
+    """The windows of an epoch; one window for the whole epoch if it has none (an older history)."""
     found = entry.get("windows")
     if isinstance(found, list):
         return [window for row in found if (window := stored_window(row))]
@@ -138,7 +139,7 @@ def _windows(entry: dict[str, Any], steps: int) -> list[Window]:
 
 
 def read_log(logs: Path) -> list[list[float]]:
-    """Windows of ten points each from a run's TensorBoard folder: for a run that broke off in its first epoch."""
+    """Stored windows of ten points each from the TensorBoard folder of a run that broke off in its first epoch."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     curves: dict[str, dict[int, float]] = {"train/loss": {}, "train/grad_norm": {}}
@@ -164,7 +165,7 @@ def read_log(logs: Path) -> list[list[float]]:
 
 
 def diagnose(record: Record) -> list[Finding]:
-    """All that is found, the gravest first; what follows from a graver finding is not said again."""
+    """All findings, the most serious first, without those that follow from a more serious one."""
     named: dict[str, Finding] = {}
     for finding in [check(record) for check in CHECKS]:
         if finding:
@@ -180,20 +181,20 @@ def diagnose(record: Record) -> list[Finding]:
 
 
 def not_finite(record: Record) -> Finding | None:
-    """Steps whose gradient was NaN or infinite: they were left out."""
+    """Too many steps were left out because their gradient was NaN or infinite."""
     steps = sum(w.steps for w in record.windows)
     skipped = sum(w.skipped for w in record.windows)
-    fp16 = record.config and record.config.training.mixed_precision == "fp16"  # there, some are normal
+    fp16 = record.config and record.config.training.mixed_precision == "fp16"  # fp16 normally skips some steps
     no_score = bool(record.history) and "val_loss" in record.latest and record.latest["val_loss"] is None
     if not no_score and (skipped < 3 or skipped < (0.05 if fp16 else 0.001) * (steps + skipped)):
         return None
     seen = f"{skipped} of {steps + skipped} steps had no finite gradient and were left out"
     if no_score:
-        seen += "; the validation loss is no number"
+        seen += "; the validation loss is not a number"
     return Finding(
         "NaN",
         seen,
-        "numbers overflow: the steps are too long, or the precision too low",
+        "numbers overflow: the steps are too large, or the precision is too low",
         f"{slower(record, 4)}, or --mixed-precision no",
         "certain" if no_score or skipped > 0.01 * steps else "likely",
         collapse=no_score,
@@ -208,7 +209,7 @@ def divergence(record: Record) -> Finding | None:
     now = sorted(windows[-3:], key=lambda w: w.loss)[1]
     best = min(windows[:-3], key=lambda w: w.loss)
     rise = now.loss - best.loss
-    # Noise as a share of the level, and the usual one: exploding windows would hide behind their own spread.
+    # The median noise relative to the loss, because windows that explode would hide behind their own spread.
     share = float(np.median([w.error / w.loss for w in windows if w.loss > 0] or [0.0]))
     lowest = min(w.loss for w in windows[-3:])
     if not (now.loss > 1.5 * best.loss and lowest - best.loss > 6 * share * math.hypot(lowest, best.loss)):
@@ -216,7 +217,7 @@ def divergence(record: Record) -> Finding | None:
     return Finding(
         "divergence",
         f"the loss was {best.loss:.3g} at step {best.step} and is {now.loss:.3g} now, {rise / best.loss:.0%} more",
-        "training undoes what it had learnt: the learning rate is too high",
+        "training destroys what the model had learnt: the learning rate is too high",
         f"{slower(record, 4)}; or a new model with --on-collapse rollback",
         "certain" if now.loss > 2 * best.loss else "likely",
         collapse=True,
@@ -233,14 +234,14 @@ def exploding_gradients(record: Record) -> Finding | None:
     return Finding(
         "exploding gradients",
         f"the norm of the gradient was {usual:.3g} and is {now:.3g} now, {now / usual:.0f} times as much",
-        "each step only follows the clipped direction of a few pictures; divergence comes next",
+        "each step follows only the clipped gradient of a few pictures; divergence is likely to follow",
         f"{slower(record, 3)}, or a new model with a lower --gradient-clip",
         "likely",
     )
 
 
 def oscillation(record: Record) -> Finding | None:
-    """Up and down by more than a tenth and more than noise, again and again."""
+    """The loss repeatedly goes up and down by more than a tenth and by more than noise."""
     windows = merged(record.windows)[2:]  # the first steps of a run fall steeply
     windows = windows[-max(8, len(windows) // 2) :]
     if len(windows) < 6:
@@ -255,15 +256,15 @@ def oscillation(record: Record) -> Finding | None:
         "oscillation",
         f"the loss went up and down {len(turns)} times in the last {len(windows)} windows, lately between {low:.3g} "
         f"and {high:.3g}; noise explains {_NOISE * windows[-1].error:.1g}",
-        "each step overshoots: the learning rate is too high, or it did not rise slowly enough",
+        "steps overshoot: the learning rate is too high, or its warm-up was too short",
         f"{slower(record, 2.5, schedule='one-cycle')}{smaller}",
         "likely",
     )
 
 
 def merged(windows: Sequence[Window], most: int = 40) -> list[Window]:
-    """At most so many windows, neighbours taken together, and one spread for all: of many short windows some pair
-    always lies far apart, and a spread measured in ten steps is a guess."""
+    """At most `most` windows, made by merging neighbours, with one spread for all: among many short windows some pair
+    is always far apart, and a spread measured in ten steps is only a guess."""
     if not windows:
         return []
     with np.errstate(over="ignore"):
@@ -281,7 +282,7 @@ def merged(windows: Sequence[Window], most: int = 40) -> list[Window]:
 
 
 def turning_points(windows: Sequence[Window]) -> list[float]:
-    """The losses at which the curve turned round, by more than a tenth of its level and four standard errors.
+    """The losses at which the curve turned, by more than a tenth of its level and more than four standard errors.
 
     An extreme counts as a turning point once the curve has come back from it by that much.
     """
@@ -302,12 +303,12 @@ def turning_points(windows: Sequence[Window]) -> list[float]:
 
 
 def plateau(record: Record) -> Finding | None:
-    """Nothing is learnt, although the windows are long enough to see one per cent."""
+    """The loss does not fall, although the windows are long enough to detect one per cent."""
     windows = record.windows
     if len(windows) < 12 or record.step < MATURE:
         return None
     if windows[0].step > 3 * (windows[0].steps + windows[0].skipped):
-        return None  # it came in trained, and what it began at is not known
+        return None  # it started from a trained model, so its first loss is not known
     quarter = len(windows) // 4
     first, third, fourth = windows[:2], windows[-2 * quarter : -quarter], windows[-quarter:]
     level, before, now = (float(np.mean([w.loss for w in part])) for part in (first, third, fourth))
@@ -320,20 +321,20 @@ def plateau(record: Record) -> Finding | None:
         "plateau",
         f"the loss began at {level:.3g} and is {now:.3g}; over the last half it fell by {before - now:.2g}, "
         f"less than the noise of {2 * error:.1g}",
-        "nothing is learnt: the learning rate is too low, the model too small, or the photos have no colour",
+        "the model learns nothing: its learning rate is too low, it is too small, or the photos have no colour",
         f"{faster} with --lr-schedule constant; then {wider}; look at the photos with: project7 data",
         "likely",
     )
 
 
 def ignorance(record: Record) -> Finding | None:
-    """A diffusion model whose error is nearly that of answering 0: its targets have unit variance."""
+    """A diffusion model, whose targets have unit variance, with nearly the error of always answering 0."""
     mse = number(_dict(record.latest, "terms").get("mse"))
     if not record.config or not record.config.model.UNIT_TARGETS:
         return None
     if mse is None or mse < _IGNORANT or record.step < MATURE:
         return None
-    if record.config.model.noise_shift > 4:  # most timesteps are then pure noise, and tell nothing
+    if record.config.model.noise_shift > 4:  # then most timesteps are pure noise, and say nothing
         return None
     found = colours(record)
     if found and not 0.5 < variance_of_truth(found, record.config.model) < 1.5:
@@ -341,14 +342,14 @@ def ignorance(record: Record) -> Finding | None:
     return Finding(
         "plateau",
         f"the squared error is {mse:.2f} after {record.step} steps, and would be 1 if the network always answered 0",
-        "nothing is learnt: the learning rate is far too high, or far too low",
+        "the model learns nothing: its learning rate is far too high, or far too low",
         f"a new model with --learning-rate 1e-4 (it is {record.config.training.learning_rate:g})",
         "certain",
     )
 
 
 def overfitting(record: Record) -> Finding | None:
-    """Validation rises, three epochs in a row or more, while training falls."""
+    """The validation loss rises for three epochs in a row or more, while the training loss falls."""
     entries = [e for e in record.history if number(e.get("val_loss")) and number(e.get("train_loss"))]
     if len(entries) < 5:
         return None
@@ -365,16 +366,16 @@ def overfitting(record: Record) -> Finding | None:
         return None
     return Finding(
         "overfitting",
-        f"validation rose from {tail[0]:.3g} (epoch {entries[best].get('epoch', best + 1)}) to {tail[-1]:.3g}, while "
-        f"training fell from {learnt[best]:.3g} to {learnt[-1]:.3g}",
-        "the photos are learnt by heart: there are too few of them for this model and time",
-        "stop here (best_model.pth is from before), train on more photos, or cut more squares of each: --crops 8",
+        f"the validation loss rose from {tail[0]:.3g} (epoch {entries[best].get('epoch', best + 1)}) to "
+        f"{tail[-1]:.3g}, while the training loss fell from {learnt[best]:.3g} to {learnt[-1]:.3g}",
+        "the photos are learnt by heart: there are too few of them for this model and training time",
+        "stop here (best_model.pth is from before), train on more photos, or cut more squares per photo: --crops 8",
         "certain" if tail[-1] > 1.1 * tail[0] else "likely",
     )
 
 
 def stalled(record: Record) -> Finding | None:
-    """No better validation for ten epochs and 40 % of the run, at a rate that has not fallen."""
+    """The validation loss has not improved for ten epochs and 40 % of the run, at a constant learning rate."""
     losses = [loss for entry in record.history if (loss := number(entry.get("val_loss"))) is not None]
     if len(losses) < max(12, len(record.history)) or (
         record.config and record.config.training.lr_schedule != "constant"
@@ -386,7 +387,7 @@ def stalled(record: Record) -> Finding | None:
     return Finding(
         "stalled",
         f"the validation loss has not been lower than {min(losses):.4g} for {since} epochs",
-        "at this learning rate there is no more to learn",
+        "the model no longer improves at this learning rate",
         f"end with a falling rate: --resume {record.name} --epochs 5 --lr-schedule cosine",
         "possible",
     )
@@ -396,7 +397,7 @@ def stalled(record: Record) -> Finding | None:
 
 
 def unbalanced(record: Record) -> Finding | None:
-    """One term drowns another."""
+    """One term of the loss is far larger than another."""
     terms = _dict(record.latest, "weighted_terms")
     weighted = {name: abs(value) for name, value in terms.items() if number(value) is not None}
     config = record.config
@@ -411,7 +412,7 @@ def unbalanced(record: Record) -> Finding | None:
     return Finding(
         "unbalanced terms",
         f"{name} counts {times:.0f} times as much as the method's own loss ({weighted[name]:.3g} against {own:.3g})",
-        "the network is hardly trained to denoise any more",
+        "the network is hardly trained for its own task any more",
         f"--resume {record.name} --{name}-weight {weight:.1g}",
         "likely",
     )
@@ -433,9 +434,9 @@ def unbalanced_loss(config: RunConfig, loss: LossConfig, name: str, weighted: di
         raised = loss.ab_weight * perceptual / chroma / 4
         return Finding(
             "unbalanced terms",
-            f"the terms of colour count {chroma:.3g}, {perceptual / chroma:.0f} times less than perceptual "
+            f"the colour terms count {chroma:.3g}, {perceptual / chroma:.0f} times less than perceptual "
             f"({perceptual:.3g})",
-            "the network learns textures that look right, and no colours",
+            "the network learns textures that look right, but not colours",
             f"--resume {name} --ab-weight {raised:.1g}, or --perceptual-weight {loss.perceptual_weight / 3:.1g}",
             "likely",
         )
@@ -443,7 +444,7 @@ def unbalanced_loss(config: RunConfig, loss: LossConfig, name: str, weighted: di
     if config.model.outputs == "lab" and chroma and lightness > chroma:
         return Finding(
             "unbalanced terms",
-            f"lightness counts {lightness:.3g}, colour only {chroma:.3g}",
+            f"lightness counts {lightness:.3g} and colour only {chroma:.3g}",
             "the network repairs lightness and neglects colour, which should count 2 to 4 times as much",
             f"--resume {name} --l-weight {(loss.l_weight or 1) * chroma / lightness / 3:.1g}, or a higher --ab-weight",
             "likely",
@@ -452,7 +453,7 @@ def unbalanced_loss(config: RunConfig, loss: LossConfig, name: str, weighted: di
 
 
 def unusual_terms(record: Record) -> Finding | None:
-    """The root of a squared error far outside what trained models have."""
+    """The root of a squared error is far above that of trained models."""
     terms = _dict(record.latest, "val_terms")
     restores = record.config is not None and getattr(record.config.model, "outputs", "ab") == "lab"
     loss = record.config.loss if record.config else None
@@ -467,7 +468,7 @@ def unusual_terms(record: Record) -> Finding | None:
             return Finding(
                 "unusual error",
                 f"the root of {name} is {math.sqrt(value):.2f} after {record.step} steps; usual is at most {highest:g}",
-                "the answers are further off than a gray picture would be",
+                "the answers are further from the truth than a gray picture would be",
                 f"--resume {record.name} --{weight.replace('_', '-')} {(getattr(loss, weight) or 1) * 1.5:.2g}; or "
                 f"{slower(record, 3)}",
                 "likely",
@@ -478,7 +479,7 @@ def unusual_terms(record: Record) -> Finding | None:
 def discriminator_has_won(record: Record) -> Finding | None:
     terms = _dict(record.latest, "terms")
     critic, truth, estimate = (number(terms.get(n)) for n in ("critic", "critic_of_truth", "critic_of_estimate"))
-    counts = "adversarial" in _dict(record.latest, "weighted_terms")  # before, it trains alone and may well win
+    counts = "adversarial" in _dict(record.latest, "weighted_terms")  # before, it trains alone and often wins
     if not counts or critic is None or truth is None or estimate is None or critic > 0.1 or truth - estimate < 2:
         return None
     rate = record.config.objective.gan_learning_rate if record.config and record.config.objective else 2e-4
@@ -497,7 +498,7 @@ def discriminator_has_won(record: Record) -> Finding | None:
 
 @dataclasses.dataclass(frozen=True)
 class Colours:
-    """The fixed validation pictures of the latest entry, beside the truth. Mean ab a picture: (K, 2), Lab units."""
+    """The colours of the fixed validation pictures in the latest entry. Mean ab per picture: (K, 2), Lab units."""
 
     colorfulness: float
     colorfulness_truth: float
@@ -508,7 +509,7 @@ class Colours:
 
 
 def colours(record: Record) -> Colours | None:
-    """None where there are none yet, too few steps to judge by, or gray photos."""
+    """The colours of the latest entry; None if there are none yet, too few steps, or only gray photos."""
     found = colours_of(record.latest) if record.step >= MATURE else None
     return found if found and found.colorfulness_truth > GRAY else None
 
@@ -528,7 +529,7 @@ def colours_of(entry: dict[str, Any]) -> Colours | None:
 
 
 def variance_of_truth(found: Colours, model: Any) -> float:
-    """Of the true ab as the network sees it: 1 for natural photos."""
+    """The variance of the true ab in the network's range, which is about 1 for natural photos."""
     off = found.means_truth - np.array(model.ab_mean)
     return float((np.square(off).mean() + found.spread_truth**2) / np.square(model.ab_std).mean())
 
@@ -559,7 +560,7 @@ def one_tint(record: Record) -> Finding | None:
         return None
     middle, lengths = found.means.mean(axis=0), np.hypot(*found.means.T)
     together = float(np.hypot(*found.means.sum(axis=0)) / max(lengths.sum(), 1e-9))  # 1: all of one hue
-    off = np.hypot(*(middle - found.means_truth.mean(axis=0)))  # a young model is brown as the truth is on average
+    off = np.hypot(*(middle - found.means_truth.mean(axis=0)))  # an early model is brown, like the mean truth
     alike = _between(found.means) < (0.15 if off > 6 else 0.1) * _between(found.means_truth)
     if not (np.hypot(*middle) > 4 and together > 0.95 and alike) or still_coming(record, found):
         return None
@@ -567,7 +568,7 @@ def one_tint(record: Record) -> Finding | None:
         "one tint",
         f"all pictures are {hue(*middle)} (a {middle[0]:+.0f}, b {middle[1]:+.0f}): their mean colours differ by "
         f"{_between(found.means):.1f}, those of the truth by {_between(found.means_truth):.1f}",
-        "one colour for everything is the safest answer that the network has found",
+        "the network gives one colour to everything, the safest answer that it has found",
         colour_cure(record),
         "likely",
         collapse=True,
@@ -575,8 +576,8 @@ def one_tint(record: Record) -> Finding | None:
 
 
 def still_coming(record: Record, found: Colours) -> bool:
-    """Whether the pictures have grown apart since two thirds of the steps: a young regression model answers with
-    nearly one colour, and goes on from there."""
+    """Whether the pictures differ more than at two thirds of the steps: early in training, a regression model answers
+    with nearly one colour, and improves from there."""
     earlier = [colours_of(e) for e in record.history if 0 < (number(e.get("step")) or 0) <= record.step * 2 / 3]
     before = next((c for c in reversed(earlier) if c), None)
     if before is None:
@@ -590,7 +591,7 @@ def colourless(record: Record) -> Finding | None:
         return None
     return Finding(
         "colourless",
-        f"colorfulness {found.colorfulness:.1f} where the truth has {found.colorfulness_truth:.1f}, after "
+        f"the colorfulness is {found.colorfulness:.1f}, that of the truth {found.colorfulness_truth:.1f}, after "
         f"{record.step} steps",
         "the network answers with the average of all colours, which is gray",
         colour_cure(record),
@@ -600,7 +601,7 @@ def colourless(record: Record) -> Finding | None:
 
 
 def bias(record: Record) -> Finding | None:
-    """Sepia, purple, green ...: off in one direction, by more than chance among so few pictures explains."""
+    """The colours are shifted in one direction (sepia, purple, green ...), by more than chance explains."""
     found = colours(record)
     if not found:
         return None
@@ -627,8 +628,8 @@ def over_saturated(record: Record) -> Finding | None:
     critic = config is not None and config.objective is not None and config.objective.gan
     return Finding(
         "over-saturation",
-        f"colorfulness {found.colorfulness:.0f} where the truth has {found.colorfulness_truth:.0f}",
-        "colours are bolder than life",
+        f"the colorfulness is {found.colorfulness:.0f}, that of the truth {found.colorfulness_truth:.0f}",
+        "colours are stronger than in real photos",
         "a lower --adversarial-weight" if critic else config.model.calmer_cure() if config else "longer training",
         "likely",
     )
@@ -640,7 +641,7 @@ def gray_data(record: Record) -> Finding | None:
 
 
 def gray_share_finding(share: float) -> Finding | None:
-    """share: of the training photos that are nearly gray."""
+    """The finding for a share of nearly gray training photos; None if the share is small."""
     if share < _MANY_GRAY:
         return None
     return Finding(
@@ -653,7 +654,7 @@ def gray_share_finding(share: float) -> Finding | None:
 
 
 def unusual_rate(record: Record) -> Finding | None:
-    """Read from the settings alone: there is no curve yet when it matters."""
+    """The learning rate in the settings is far from the usual one; it needs no curve, because none exists at first."""
     if not record.config:
         return None
     rate, usual = record.config.training.learning_rate, TrainingConfig().learning_rate
@@ -701,7 +702,7 @@ _IMPLIED = {
 
 
 def slower(record: Record, times: float, *, schedule: str | None = None) -> str:
-    """A lower learning rate, as flags of a resumed run; its course as it was where none is given."""
+    """A lower learning rate, as flags of a resumed run, with the run's schedule unless another one is given."""
     if not record.config:
         return "a lower --learning-rate"
     rate = record.config.training.learning_rate / times
@@ -710,7 +711,7 @@ def slower(record: Record, times: float, *, schedule: str | None = None) -> str:
 
 
 def colour_cure(record: Record) -> str:
-    """What brings colours back: the learning rate where it is bold, else what the method knows."""
+    """The cure for missing colours: a lower learning rate if it is high, else the method's own cure."""
     config = record.config
     if config is None:
         return "train longer, or at a lower --learning-rate"
@@ -727,7 +728,7 @@ def hue(a: float, b: float) -> str:
 
 
 def _between(means: np.ndarray) -> float:
-    """How far the pictures' mean colours lie apart: (K, 2) -> the root of their mean square distance to the middle."""
+    """How much the pictures' mean colours (K, 2) differ: the root mean square distance to their mean."""
     return float(np.sqrt(np.square(means - means.mean(axis=0)).sum(axis=1).mean()))
 
 
@@ -736,12 +737,12 @@ def _error(a: Window, b: Window) -> float:
 
 
 def _dict(entry: dict[str, Any], key: str) -> dict[str, Any]:
-    """A part of an entry; an empty one where a foreign history holds something else."""
+    """The dictionary under a key of an entry; empty if a history from elsewhere holds something else."""
     found = entry.get(key)
     return found if isinstance(found, dict) else {}
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None for everything else that a file may hold."""
+    """The value if it is a finite number, else None, whatever a file may hold."""
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return value if usable else None

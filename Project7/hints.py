@@ -1,11 +1,11 @@
-"""Colours that a person gives for spots of a photo: checked, told to a model that was trained with them, and held.
+"""Colour hints for spots of a photo: checks them, gives them to models trained with hints, and enforces them.
 
-A diffusion model follows a hint roughly. What it is off at the spot is taken back there and on the surface around it,
-as far as that goes on in L (after Levin et al. 2004, Colorization using Optimization: neighbours of like lightness
-have like colours). So a hinted pixel keeps its colour, colour ends at edges, and every model takes hints.
+A diffusion model follows a hint only roughly. Its error at the spot is corrected there and on the surface around it, as
+far as the lightness is continuous (after Levin et al. 2004, Colorization using Optimization: neighbours of similar
+lightness have similar colours). So a hinted pixel keeps its colour, colour ends at edges, and every model takes hints.
 
-A model that hears hints also changes the rest of the photo. Where the hinted colour was to be expected, that makes the
-whole answer better; a surprising colour says something about that one thing only, and the rest stays as it was.
+A model trained with hints also changes the rest of the photo. If the hinted colour was to be expected, that improves
+the whole answer; a surprising colour says something about one object only, and the rest stays as it was.
 """
 
 import math
@@ -21,11 +21,11 @@ from torch import Tensor
 from Project7 import color
 from Project7.errors import UsageError
 
-_REACH = 0.6  # of the short side: how far a hint goes on a flat surface
-_EDGE = 15.0  # units of L: crossing so much contrast takes as much strength as the whole reach
-_TEXTURE = 2.0  # units of L from pixel to pixel that are no edge
+_REACH = 0.6  # of the short side: how far a hint reaches on a flat surface
+_EDGE = 15.0  # units of L: crossing this much contrast weakens a hint as much as its whole reach
+_TEXTURE = 2.0  # units of L: a smaller difference between pixels is texture, not an edge
 _LIKE = 15.0  # Lab units of ab: colours nearer than this count as the hinted one
-_EXPECTED = 0.5  # a colour as likely as this may change the whole answer
+_EXPECTED = 0.5  # probability from which a hinted colour may change the whole answer
 
 Hint = tuple[float, float, str]  # x and y in pixels of the photo, and a colour: "#rrggbb" or a CSS name
 
@@ -35,21 +35,21 @@ class Spot(NamedTuple):
 
     row: int
     column: int
-    ab: tuple[float, float]  # Lab units, a colour that exists at the lightness there
+    ab: tuple[float, float]  # Lab units, a colour that sRGB has at the lightness there
 
 
 def checked(hint: Any) -> Hint:
-    """Raises UsageError for what is no hint."""
+    """A hint with plain numbers. Raises UsageError if it is not a hint."""
     match hint:
         case (int() | float() | np.number() as x, int() | float() | np.number() as y, str(name)):
             return float(x), float(y), name
-    raise UsageError(f"{hint!r} is no hint; write (x, y, colour), such as (120, 80, '#2a5caa').")
+    raise UsageError(f"{hint!r} is not a hint; write (x, y, colour), such as (120, 80, '#2a5caa').")
 
 
 def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: Tensor) -> list[Spot]:
     """Hints in pixels of a photo (H, W) -> spots of its working picture L (1, 1, h, w).
 
-    Raises UsageError for one outside the photo, or a colour that is none. The last of two in one pixel counts.
+    Raises UsageError if a hint is outside the photo, or its colour is not one. If two share a pixel, the last counts.
     """
     h, w = L.shape[-2:]
     found = {}
@@ -59,7 +59,7 @@ def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: Tensor) -> list
         try:
             rgb = torch.tensor(ImageColor.getrgb(name)[:3], dtype=torch.uint8)[:, None, None]
         except ValueError:
-            raise UsageError(f"The hint {name!r} is no colour; write it as #rrggbb.") from None
+            raise UsageError(f"The hint {name!r} is not a colour; write it as #rrggbb.") from None
         row, column = int(y * h / photo[0]), int(x * w / photo[1])
         lab = color.rgb_to_lab(rgb)
         lab[0] = color.level(L[0, 0, row, column])
@@ -71,7 +71,7 @@ def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: Tensor) -> list
 def hint_maps(
     spots: Sequence[Spot], size: tuple[int, int], ab_mean: Tensor, ab_std: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Spots as a network takes them: ab (B, 2, h, w) in its range, and a mask (B, 1, h, w)."""
+    """Spots as the network's input: ab (B, 2, h, w) in its range, and a mask (B, 1, h, w)."""
     ab, mask = torch.zeros(1, 2, *size), torch.zeros(1, 1, *size)
     for spot in spots:
         ab[0, :, spot.row, spot.column] = (torch.tensor(spot.ab) - ab_mean) / ab_std
@@ -80,11 +80,10 @@ def hint_maps(
 
 
 def hold(ab: Tensor, L: Tensor, spots: Sequence[Spot], shares: Tensor | None = None) -> Tensor:
-    """Answers ab (B, 2, h, w) in Lab units, brought to the hinted colours at the spots and on the surfaces around them.
+    """Answers ab (B, 2, h, w) in Lab units, set to the hinted colours at the spots and on the surfaces around them.
 
-    L: (1, 1, h, w) in [-1, 1], of the photo that all of them are of. Between several spots what is to be added is
-    weighted by nearness (Shepard 1968), so that each spot has its colour exactly. shares: the `surfaces` of the spots,
-    where they are known already.
+    L: (1, 1, h, w) in [-1, 1], of the photo of all answers. Between several spots the correction is weighted by
+    nearness (Shepard 1968), so that each spot has its colour exactly. shares: the `surfaces` of the spots, if known.
     """
     if not spots:
         return ab
@@ -94,8 +93,8 @@ def hold(ab: Tensor, L: Tensor, spots: Sequence[Spot], shares: Tensor | None = N
 
 
 def influence(near: Sequence[Tensor], spots: Sequence[Spot], logits: Tensor, colours: Tensor) -> Tensor:
-    """(h, w) in [0, 1]: how much of what hints change in an answer is taken over: all at the spots, elsewhere by how
-    likely the hinted colours were before they were told.
+    """(h, w) in [0, 1]: the share of a model's changes under hints that is used: 1 at the spots, elsewhere as far as
+    the hinted colours were likely before.
 
     near: `nearness` of each spot, (h, w). logits: (Q, h', w') over the colours (Q, 2) in Lab units, without hints.
     """
@@ -110,24 +109,24 @@ def influence(near: Sequence[Tensor], spots: Sequence[Spot], logits: Tensor, col
 
 
 def loosened(ab: Tensor, shares: Tensor, spots: Sequence[Spot]) -> Tensor:
-    """Answers ab (B, 2, h, w) in Lab units without what they say on the surfaces of the spots: `hold` adds the hinted
-    colours to it. It is linear in ab, so the strength of an answer may change after it as well as before it."""
+    """Answers ab (B, 2, h, w) in Lab units without their own colours on the surfaces of the spots, to which `hold` adds
+    the hinted ones. It is linear in ab, so the strength of an answer may change before or after it."""
     said = torch.stack([ab[:, :, spot.row, spot.column] for spot in spots], dim=1)  # (B, K, 2)
     return ab - torch.einsum("khw,bkc->bchw", shares, said)
 
 
 def surfaces(near: Sequence[Tensor]) -> Tensor:
-    """`nearness` of each of K spots -> (K, h, w): the share of each spot in each place, 1 at the spot itself."""
+    """`nearness` of each of K spots -> (K, h, w): the share of each spot at each place, 1 at the spot itself."""
     nearest = torch.stack(list(near))  # (K, h, w) in (0, 1], 1 at the spot
-    weights = nearest / (nearest.log().neg().sqrt() + 1e-6)  # by the square of the way
+    weights = nearest / (nearest.log().neg().sqrt() + 1e-6)  # by the inverse square of the path cost
     return weights / weights.sum(dim=0) * nearest.amax(dim=0)
 
 
 def nearness(L: Tensor, spot: Spot) -> Tensor:
-    """(h, w) in (0, 1]: how much a place belongs to the spot's surface, by the cheapest way there over L.
+    """(h, w) in (0, 1]: how much a place belongs to the spot's surface, by the cheapest path to it over L.
 
-    A way costs its length and the contrast that it crosses; texture finer than an edge is free. The fourth power keeps
-    a surface whole and then falls steeply.
+    A path costs its length plus the contrast that it crosses, except for fine texture. The fourth power of the cost
+    keeps a surface whole and then falls steeply.
     """
     from skimage.graph import MCP_Geometric
 

@@ -1,7 +1,7 @@
 """Models on the Hugging Face Hub: model.safetensors, config.json, and README.md, the card. Nothing is pickled.
 
-The Hub counts downloads by config.json and indexes what the card says above its text. HF_HOME, HF_TOKEN, HF_ENDPOINT
-and HF_HUB_OFFLINE act as they do everywhere.
+The Hub counts downloads by config.json, and indexes the metadata at the head of the card. HF_HOME, HF_TOKEN,
+HF_ENDPOINT and HF_HUB_OFFLINE work as usual.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ _TASK = "image-to-image"
 
 
 def local_folder(model: str | Path, revision: str | None = None) -> Path:
-    """The folder with a model's files: `model` itself, or the Hub's cache of owner/name, downloaded where it is older
-    than the Hub's. Raises ProjectError."""
+    """The folder with a model's files: `model` itself, or the Hub's cache of owner/name, downloaded if it is missing or
+    outdated. Raises ProjectError if it cannot be had."""
     if Path(model).expanduser().is_dir():
         return Path(model).expanduser()
     from huggingface_hub import snapshot_download
@@ -39,7 +39,7 @@ def local_folder(model: str | Path, revision: str | None = None) -> Path:
 
 
 def read_folder(folder: Path, device: torch.device | str = "cpu") -> StoredModel:
-    """The model in a folder that `write_folder` wrote, ready to colour. Raises ProjectError."""
+    """The model in a folder that `write_folder` wrote, ready to colour. Raises ProjectError if it cannot be used."""
     missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -59,8 +59,8 @@ def read_folder(folder: Path, device: torch.device | str = "cpu") -> StoredModel
 
 
 def write_folder(folder: Path, model: nn.Module, config: RunConfig, *, called: str, license: str | None = None) -> None:
-    """Writes the three files. called: what the card says that from_pretrained is given. The configuration names files
-    and folders without the path to them, which is private."""
+    """Writes the three files. called: the argument of from_pretrained in the card's example. The configuration names
+    files and folders without their paths, which are private."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: smallest(tensor.cpu()) for name, tensor in model.state_dict().items()}
     save_weights(folder / WEIGHTS, weights, {"format": "pt", "project7": __version__})
@@ -70,13 +70,13 @@ def write_folder(folder: Path, model: nn.Module, config: RunConfig, *, called: s
 
 
 def smallest(tensor: Tensor) -> Tensor:
-    """In half precision where that loses nothing, as with the models that come with the toolkit."""
+    """The tensor in half precision if that loses nothing, as for the models that come with the toolkit."""
     half = tensor.half() if tensor.dtype == torch.float32 else tensor
     return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
 
 
 def without_paths(value: Any) -> Any:
-    """The same settings with /home/me/photos as photos."""
+    """The same settings with only the last part of each path: photos instead of /home/me/photos."""
     if isinstance(value, dict):
         return {key: without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -103,7 +103,7 @@ def make_card(config: RunConfig, called: str, license: str | None) -> str:
 
 
 def upload(repo: str, model: nn.Module, config: RunConfig, *, private: bool | None, license: str | None) -> str:
-    """Uploads a model in one commit; returns the address of its page. Raises ProjectError where the Hub refuses."""
+    """Uploads a model in one commit; returns the address of its page. Raises ProjectError if the Hub refuses."""
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="project7", library_version=__version__)
@@ -111,14 +111,14 @@ def upload(repo: str, model: nn.Module, config: RunConfig, *, private: bool | No
         write_folder(Path(folder), model, config, called=repo, license=license)
         made = api.create_repo(repo, private=private, exist_ok=True)
         if api.file_exists(made.repo_id, CARD):
-            (Path(folder) / CARD).unlink()  # somebody may have written it
+            (Path(folder) / CARD).unlink()  # somebody may have edited the card there
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=f"A {config.model.method} model")
     return str(made)
 
 
 @contextlib.contextmanager
 def said_plainly(repo: str) -> Iterator[None]:
-    """Raises the Hub's errors as ProjectError, each with its cure."""
+    """Turns errors of the Hub into ProjectErrors with a cure."""
     from huggingface_hub import constants, errors
 
     there, login = constants.ENDPOINT, "log in with `hf auth login`"
@@ -127,7 +127,7 @@ def said_plainly(repo: str) -> Iterator[None]:
     except ProjectError:
         raise
     except errors.HFValidationError:
-        raise UsageError(f"{repo!r} names no repository of the Hub and no folder here; use owner/name.") from None
+        raise UsageError(f"{repo!r} is neither a repository of the Hub nor a folder here; use owner/name.") from None
     except errors.RepositoryNotFoundError:
         raise ProjectError(
             f"There is no model {repo} at {there}, or it is private; check the name, or {login}."
@@ -135,7 +135,7 @@ def said_plainly(repo: str) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise ProjectError(f"{repo} has no such revision; give one of its branches, tags or commits.") from None
     except errors.OfflineModeIsEnabled:
-        raise ProjectError(f"HF_HUB_OFFLINE is set, so that {repo} cannot be reached; unset it.") from None
+        raise ProjectError(f"HF_HUB_OFFLINE is set, so {repo} cannot be reached; unset it.") from None
     except errors.LocalEntryNotFoundError:
         raise ProjectError(
             f"{repo} is not in the Hub's cache, and {there} cannot be reached; connect once, or give a folder."

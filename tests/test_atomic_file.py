@@ -184,8 +184,7 @@ def sealed(archive) -> bytes:
 
 
 def noticed(content: bytes) -> bool:
-    """Whether the damage is noticed: the checksum fails, or, if no seal is found any more, torch cannot read the
-    file."""
+    """Whether the checksum does not match or, if no seal is found any more, torch cannot read the file."""
     file = io.BytesIO(content)
     holds = seal_holds(file)
     if holds is not None:

@@ -249,9 +249,9 @@ def test_a_list_of_photos_gives_a_list(colorizer):
         ({"saturation": 3}, "saturation 3"),
         ({"levels": "some"}, "levels some: input should be 'off', 'network' or 'auto'"),
         ({"calm": 2}, "calm 2"),
-        ({"hints": [(1, 2)]}, r"\(1, 2\) is no hint; write \(x, y, colour\)"),
-        ({"hints": [(1, 2, (255, 0, 0))]}, "is no hint"),
-        ({"hints": ["red"]}, "'red' is no hint"),
+        ({"hints": [(1, 2)]}, r"\(1, 2\) is not a hint; write \(x, y, colour\)"),
+        ({"hints": [(1, 2, (255, 0, 0))]}, "is not a hint"),
+        ({"hints": ["red"]}, "'red' is not a hint"),
     ],
 )
 def test_options_out_of_bounds_are_named(colorizer, options, said):

@@ -126,8 +126,8 @@ def damaged() -> bytes:
 @pytest.mark.parametrize(
     "content", [damaged(), b"<html>moved</html>", archive(**{"../evil": b"x"}), archive(**{"/evil": b"x"})]
 )
-def test_what_is_no_whole_archive_is_thrown_away(tmp_path, content):
-    with Server(content) as server, pytest.raises(ProjectError, match="no whole Tiny ImageNet"):
+def test_an_incomplete_archive_is_thrown_away(tmp_path, content):
+    with Server(content) as server, pytest.raises(ProjectError, match="not a complete Tiny ImageNet"):
         download_tiny_imagenet(tmp_path / "data", url=server.url)
     assert list((tmp_path / "data").iterdir()) == []
     assert not (tmp_path / "evil").exists()

@@ -139,7 +139,7 @@ def flip(content: bytes) -> bytes:
         (lambda content: b"", "cannot be read"),
         (lambda content: content[: len(content) // 2], "cannot be read"),
         (lambda content: b"<html>please log in</html>" * 9, "cannot be read"),
-        (flip, "its checksum does not hold"),
+        (flip, "its checksum does not match"),
     ],
 )
 def test_a_missing_or_damaged_file_is_said_in_one_sentence_with_the_cure(files, name, damage, said):

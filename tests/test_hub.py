@@ -202,7 +202,7 @@ def test_weights_that_fit_into_half_precision_take_half_the_bytes(tmp_path):
         (lambda folder: (folder / hub.WEIGHTS).unlink(), "model.safetensors cannot be found"),
         (lambda folder: (folder / hub.CONFIG).write_text("{"), "not valid JSON"),
         (lambda folder: (folder / hub.WEIGHTS).write_bytes(b"\x80\x04K\x01."), "cannot be read"),
-        (lambda folder: retouched(folder / hub.WEIGHTS, lambda t: t + 1), "checksum does not hold; save or download"),
+        (lambda folder: retouched(folder / hub.WEIGHTS, lambda t: t + 1), "checksum does not match; save or download"),
     ],
 )
 def test_what_is_no_model_is_refused(spoil, said, tmp_path):
@@ -229,5 +229,5 @@ def test_a_card_that_is_there_stays_and_a_refusal_names_its_cure(library):
             colorizer().push_to_hub("me/mine")
     with pytest.raises(ProjectError, match="cannot be reached for me/mine"):
         colorizer().push_to_hub("me/mine")
-    with pytest.raises(UsageError, match=r"'not a/good/name' names no repository"):
+    with pytest.raises(UsageError, match=r"'not a/good/name' is neither a repository"):
         Colorizer.from_pretrained("not a/good/name", device="cpu")
