@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def default_cache_dir() -> Path:
-    """$PROJECT7_CACHE, else project7 in $XDG_CACHE_HOME or ~/.cache."""
+    """The cache folder: $PROJECT7_CACHE if it is set, else `project7` in $XDG_CACHE_HOME or in ~/.cache."""
     if os.environ.get("PROJECT7_CACHE"):
         return Path(os.environ["PROJECT7_CACHE"])
     if os.environ.get("XDG_CACHE_HOME"):
@@ -20,7 +20,7 @@ def default_cache_dir() -> Path:
 
 
 def free_bytes(folder: Path) -> int:
-    """The room on the disk of a folder, which need not exist yet."""
+    """The free bytes on the disk of a folder, which need not exist yet."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     return shutil.disk_usage(there).free
 

@@ -45,15 +45,15 @@ _MOST_BLOCKS = 64  # 4 GB, which takes 2 s: at most this much of a set is checke
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a data set: photos, and what is made of them."""
+    """One part of a data set: its photos, and how they become squares."""
 
     name: str  # "training", "validation" or "test"
     storage: Storage
     photos: tuple[SourcePhoto, ...]
     size: int  # side of the squares in pixels
     crops: int  # squares taken from each photo
-    seed: int  # of random squares
-    limit: int | None = None  # photos
+    seed: int  # random seed of the squares
+    limit: int | None = None  # largest number of photos
     min_colorfulness: float = 0.0
 
     @property
@@ -63,12 +63,12 @@ class Part:
 
     @property
     def wanted(self) -> int:
-        """Photos, at most."""
+        """The largest number of photos that are used."""
         return min(self.limit or len(self.photos), len(self.photos))
 
     @property
     def decoded_bytes(self) -> int:
-        """What the cache needs for it, at most."""
+        """The largest number of bytes that its squares take in the cache."""
         return self.wanted * self.crops * self.size * self.size * 3
 
     @cached_property
@@ -85,7 +85,7 @@ def open_part(part: Part, cache_dir: Path, progress: Counting | None, *, on_the_
     """Opens one part of a data set from the cache, and builds it there first if needed. If two processes need the same
     part, one builds it and the other waits.
 
-    on_the_fly: the photos are looked through in the same way, and only the list of those that can be used is kept.
+    on_the_fly: the photos are checked in the same way, but only the list of the usable ones is kept.
     Raises ProjectError if too many photos are broken, or if the cache cannot be written.
     """
     folder = cache_dir / (f"{part.key}-list" if on_the_fly else part.key)
@@ -154,8 +154,8 @@ def intact(path: Path, known: Sequence[int]) -> bool:
 
 
 def fill_entry(part: Part, folder: Path, progress: Counting | None, *, keep: bool) -> None:
-    """Decodes the photos into a cache entry, which is complete when it appears. keep: the pixels, or only the list of
-    the photos that can be used."""
+    """Decodes the photos into a cache entry, which is complete when it appears. keep: whether to keep the pixels, or
+    only the list of the usable photos."""
     begin = time.monotonic()
     for stale in folder.parent.glob(f"{_BUILDING}{folder.name}-[0-9]*"):  # we hold the lock, so their builder is dead
         shutil.rmtree(stale, ignore_errors=True)
@@ -190,8 +190,8 @@ def fill_entry(part: Part, folder: Path, progress: Counting | None, *, keep: boo
 def write_pixels(part: Part, path: Path | None, progress: Counting | None):
     """Decodes photos until there are enough. path: None keeps no pixels.
 
-    Returns the numbers of the photos used, (name, reason) of each broken one, how many are gray, and the SHA-256 of
-    the pixels.
+    Returns the indices of the photos used, (name, reason) of each broken one, the number of gray ones, and the SHA-256
+    of the pixels.
     """
     used: list[int] = []
     broken: list[tuple[str, str]] = []

@@ -79,7 +79,7 @@ def plain(pictures: Pictures) -> Pictures:
 
 
 def needs_workers(pictures: Pictures) -> bool:
-    """Whether batches of these pictures take so much time that other processes should prepare them."""
+    """Whether batches of these pictures take so long that worker processes should prepare them."""
     if isinstance(pictures, MixedPictures):
         return any(map(needs_workers, pictures.parts))
     return isinstance(pictures, OnTheFly)
@@ -165,8 +165,8 @@ def load_batches(
 ) -> Generator["Tensor"]:
     """Yields the pictures of each array of indices, uint8 (B, S, S, 3), with or without worker processes.
 
-    num_workers: None is one per processor where pictures are decoded on the fly, else none.
-    Raises ProjectError for a photo that can no longer be decoded, and, suggesting --num-workers 0, if a worker dies.
+    num_workers: None means one per processor if pictures are decoded on the fly, else none.
+    Raises ProjectError if a photo can no longer be decoded, or, with the advice --num-workers 0, if a worker dies.
     """
     import torch
 

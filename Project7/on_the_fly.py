@@ -1,4 +1,4 @@
-"""Squares that are decoded whenever they are needed, where all of them would not fit on the disk. Imports no torch."""
+"""Squares that are decoded whenever they are needed, if they would not all fit on the disk. Imports no torch."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from Project7.squares import decode
 
 
 class OnTheFly:
-    """Squares (N, S, S, 3) of photos, read like an array and equal to those in the cache bit for bit.
+    """Squares (N, S, S, 3) of photos, read like an array, and equal to those in the cache bit for bit.
 
-    storage: where the bytes of the photos are. how: the arguments of `squares.decode`.
+    storage: reads the bytes of the photos. how: the arguments of `squares.decode`.
     """
 
     def __init__(self, storage: Storage, photos: Sequence[SourcePhoto], how: dict[str, int]):
@@ -24,7 +24,7 @@ class OnTheFly:
         return self.shape[0]
 
     def __getitem__(self, which: "slice | np.ndarray") -> np.ndarray:
-        """Raises ProjectError for a photo that can no longer be decoded."""
+        """The squares with these indices. Raises ProjectError if a photo can no longer be decoded."""
         numbers = np.arange(len(self))[which]
         found = np.empty((len(numbers), *self.shape[1:]), np.uint8)
         for place, number in enumerate(numbers.tolist()):
@@ -32,7 +32,7 @@ class OnTheFly:
         return found
 
     def square(self, number: int) -> np.ndarray:
-        """(S, S, 3) uint8"""
+        """One square, (S, S, 3) uint8, by its index."""
         photo, crop = self.photos[number // self.how["crops"]], number % self.how["crops"]
         try:
             return decode(self.storage.read(photo), photo.name, **self.how, only=crop)[0]

@@ -84,7 +84,7 @@ def shrink(L: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def no_larger(x: Tensor, photo: tuple[int, int]) -> Tensor:
-    """What was found at the working size (1, C, h, w), at that of the photo (H, W) where it is no larger."""
+    """A result (1, C, h, w) at the working size, reduced to the size of the photo (H, W) if that is no larger."""
     return shrink(x, photo) if all(full <= small for full, small in zip(photo, x.shape[-2:], strict=True)) else x
 
 

@@ -118,10 +118,10 @@ def scan_zip(path: Path, left_out: LeftOut) -> list[SourcePhoto]:
 def scan_tars(
     tars: list[str], root: Path | None, left_out: LeftOut, cache_dir: Path | None
 ) -> tuple[Tars, list[SourcePhoto]]:
-    """The images of tars, named as if each tar were unpacked where it lies below `root`; where two would then have one
-    name, in a folder of the tar's name. A member is identified by its place and the tar's size and time.
+    """The images of tars, named as if each tar were unpacked at its place below `root`; if two would then have the same
+    name, each tar gets a folder of its own name. A member is identified by its place and by the tar's size and time.
 
-    Raises UsageError for a tar that is damaged or cut short.
+    Raises UsageError if a tar is damaged or cut short.
     """
     found: list[tuple[str, SourcePhoto]] = []
     for number, (tar, (stamp, members)) in enumerate(zip(tars, index_all(tars, cache_dir), strict=True)):

@@ -1,4 +1,4 @@
-"""Where the bytes of a data set's photos lie: in a folder, in a zip, or in tars. Imports no torch."""
+"""Reads the bytes of a data set's photos: from a folder, from a zip, or from tars. Imports no torch."""
 
 import os
 import zipfile
@@ -16,7 +16,7 @@ class SourcePhoto(NamedTuple):
     name: str  # inside the folder, zip or tars
     label: str  # the class in Tiny ImageNet, "" elsewhere
     identity: str  # changes when the content of the file changes
-    place: tuple[int, ...] = ()  # in tars: the number of the tar, the first byte, how many bytes
+    place: tuple[int, ...] = ()  # in tars: the index of the tar, the offset of the first byte, the number of bytes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Folder:
     root: str
 
     def read(self, photo: SourcePhoto) -> bytes:
-        """A photo's file. Raises PhotoError for one that is too large."""
+        """The bytes of a photo's file. Raises PhotoError if it is too large."""
         from Project7.photo import file_content
 
         return file_content(Path(self.root) / photo.name)
@@ -35,7 +35,7 @@ class Zip:
     path: str
 
     def read(self, photo: SourcePhoto) -> bytes:
-        """A photo's file. Raises PhotoError for one that is too large, before anything of it is unpacked."""
+        """The bytes of a photo's file. Raises PhotoError if it is too large, before anything is unpacked."""
         archive = open_archive(self.path, os.getpid())
         check_size(photo.name, archive.getinfo(photo.name).file_size)
         return archive.read(photo.name)
@@ -46,7 +46,7 @@ class Tars:
     paths: tuple[str, ...]
 
     def read(self, photo: SourcePhoto) -> bytes:
-        """A photo's file. Raises PhotoError for one that is too large, before anything of it is read."""
+        """The bytes of a photo's file. Raises PhotoError if it is too large, before anything is read."""
         number, offset, size = photo.place
         check_size(photo.name, size)
         with open(self.paths[number], "rb") as file:
@@ -62,11 +62,11 @@ def check_size(name: str, size: int) -> None:
 
     if size > MAX_BYTES:
         raise PhotoError(
-            f"{shown(name)} takes {size >> 20:,} MiB unpacked, and {MAX_BYTES >> 20:,} are read; leave it out."
+            f"{shown(name)} takes {size >> 20:,} MiB unpacked, and at most {MAX_BYTES >> 20:,} are read; leave it out."
         )
 
 
 @cache
 def open_archive(path: str, process: int) -> zipfile.ZipFile:
-    """One open archive per process, also where a process began as a copy of another: they would share its place."""
+    """One open archive per process, also in a forked process, which would otherwise share the file position."""
     return zipfile.ZipFile(path)

@@ -24,12 +24,12 @@ def own_share(items: Sequence[T]) -> Sequence[T]:
 
 
 def usable_cpus() -> int:
-    """The processors that this process may use, which may be fewer than there are."""
+    """The number of processors that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def own_cpus() -> int:
-    """This process's share of them, where a launcher started several on this machine."""
+    """The processors per process: a launcher may have started several processes on this machine."""
     return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 

@@ -1,4 +1,4 @@
-"""A photo decoded into squares of one size: its centre, or random ones. Imports no torch."""
+"""Decodes a photo into squares of one size: its centre, or random ones. Imports no torch."""
 
 import hashlib
 import os
@@ -10,8 +10,8 @@ from Project7.photo import MAX_PIXELS, open_photo, read_small
 
 
 def decode(content: bytes, name: str, *, size: int, crops: int, seed: int, only: int | None = None) -> np.ndarray:
-    """The squares of a photo, (crops, S, S, 3) uint8: the centre square, or `crops` random squares that depend on the
-    seed and the name alone. only: the number of the one square that is wanted, (1, S, S, 3)."""
+    """The squares of a photo, (crops, S, S, 3) uint8: the centre square, or `crops` random squares that depend only on
+    the seed and the name. only: returns only the square with this index, (1, S, S, 3)."""
     image = read_small(content, 2 * size if crops == 1 else MAX_PIXELS)
     if image is None:
         image = Image.fromarray(open_photo(content).rgb)
@@ -41,7 +41,7 @@ def _random_boxes(size: tuple[int, int], smallest: int, crops: int, key: str) ->
 
 
 def _square(image: Image.Image, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    """One square at its final size. A picture that already has this size is taken as it is, bit for bit."""
+    """One square at its final size. A picture that already has this size is returned unchanged, bit for bit."""
     if box == (0, 0, size, size) == (0, 0, *image.size):
         return np.asarray(image)
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))

@@ -1,7 +1,7 @@
-"""Where the members of a tar lie, so that its photos are read in any order without unpacking it.
+"""An index of the members of a tar, so that its photos can be read in any order without unpacking it.
 
-A tar has no table of contents: its headers are read once, one after the other, and what they say is kept in the cache
-folder. Nothing of a member's content is read, and no link is followed. Imports no torch.
+A tar has no table of contents, so its headers are read once, one after the other, and their content is kept in the
+cache folder. No content of a member is read, and no link is followed. Imports no torch.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from Project7.errors import ProjectError, UsageError, sentence
 from Project7.photo_files import is_visible, shown
 
 _VERSION = 1  # to be raised when the same tar gives another index
-_LONGEST_HEADER = 1 << 20  # bytes: names and times take some hundred
-_TOGETHER = 8  # tars whose headers are read at the same time
+_LONGEST_HEADER = 1 << 20  # bytes: names and times take a few hundred
+_TOGETHER = 8  # number of tars whose headers are read at the same time
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 _ADVICE = "copy or download it again"
 
 
 class Member(NamedTuple):
-    """Something in a tar that is no folder."""
+    """An entry of a tar that is not a folder."""
 
     name: str
     offset: int  # of its first byte in the tar
@@ -43,7 +43,8 @@ def is_tar_name(name: str) -> bool:
 
 
 def expand(address: str) -> list[str]:
-    """shards/{000..099}.tar -> shards/000.tar, ..., shards/099.tar, as WebDataset and bash write it."""
+    """shards/{000..099}.tar -> shards/000.tar, ..., shards/099.tar, in the notation of WebDataset and bash. Raises
+    UsageError if a range counts downwards."""
     pieces = re.split(r"\{(\d+)\.\.(\d+)\}", address)
     ranges = []
     for first, last in zip(pieces[1::3], pieces[2::3], strict=True):
@@ -56,15 +57,15 @@ def expand(address: str) -> list[str]:
 
 
 def tars_below(folder: Path) -> list[str]:
-    """The tars in a folder and all below it, sorted."""
+    """The tars in a folder and in all folders below it, sorted."""
     found = (path for path in folder.rglob("*") if is_tar_name(path.name) and path.is_file())
     return sorted(str(path) for path in found if all(map(is_visible, path.relative_to(folder).parts)))
 
 
 def index_all(tars: list[str], cache_dir: Path | None = None) -> list[tuple[str, list[Member]]]:
-    """For each tar what tells whether its content is still the same, and its members.
+    """For each tar, a stamp that changes with its content, and its members.
 
-    Raises UsageError, which names the tar, for one that is missing, damaged, cut short or compressed.
+    Raises UsageError, which names the tar, if one is missing, damaged, cut short or compressed.
     """
     with ThreadPoolExecutor(_TOGETHER) as pool:
         return list(pool.map(lambda tar: _index(tar, cache_dir or default_cache_dir()), tars))
@@ -82,7 +83,7 @@ def _index(tar: str, cache_dir: Path) -> tuple[str, list[Member]]:
             members = list(read_members(file, status.st_size))
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise UsageError(f"--data {shown(tar)} {fault(error)}.") from None
-    with suppress(OSError, ProjectError):  # it would only have saved time
+    with suppress(OSError, ProjectError):  # the stored index only saves time
         kept.parent.mkdir(parents=True, exist_ok=True)
         with replacing(kept) as file:
             file.write(json.dumps(members).encode())
@@ -102,7 +103,7 @@ def fault(error: Exception) -> str:
 
 
 def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
-    """The members of an open tar of `size` bytes. Raises tarfile.TarError for one that is damaged or cut short."""
+    """The members of an open tar of `size` bytes. Raises tarfile.TarError if it is damaged or cut short."""
     head = file.read(6)
     if kind := next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None):
         raise tarfile.ReadError(f"is compressed with {kind}, so that photos cannot be read out of order; unpack it")
@@ -110,7 +111,7 @@ def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
     end = 0
     with tarfile.open(fileobj=Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
         while member := tar.next():
-            tar.members.clear()  # else it keeps all of them
+            tar.members.clear()  # it would keep all of them in memory
             if tar.offset <= end or member.size < 0:
                 raise tarfile.ReadError(f"the header after byte {end:,} leads back")
             end = tar.offset
@@ -123,7 +124,7 @@ def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
     rest = file.read(tarfile.BLOCKSIZE)
     if not rest:
         raise tarfile.ReadError("is cut short: the mark of its end is missing; " + _ADVICE)
-    if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):  # tarfile ends there without a word
+    if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):  # tarfile stops there silently
         raise tarfile.ReadError(f"no header at byte {end:,}")
 
 
@@ -140,7 +141,7 @@ def refused(member: tarfile.TarInfo) -> str:
 
 
 class Headers:
-    """A tar's file as tarfile sees it: no header is read that claims to be longer than any should be."""
+    """A tar's file as tarfile reads it; headers that claim to be too long are refused."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.seek, self.tell = file, file.seek, file.tell

@@ -1,4 +1,5 @@
-"""Decoding on the fly: the same pixels, order and run as from the cache, in workers and resumed; chosen by the room."""
+"""Decoding on the fly: the same pixels, order and run as from the cache, in workers and when resumed; and when it is
+chosen."""
 
 import re
 import shutil
@@ -36,7 +37,7 @@ def both(data, tmp_path, **settings):
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_those_of_the_cache_bit_for_bit(tmp_path, kind, workers):
-    """Broken photos left out alike, random squares the same, in another part of an epoch too."""
+    """Broken photos are left out alike, and random squares are the same, also in the middle of an epoch."""
     cached, lazy = both(stored(kind, tmp_path, 60), tmp_path, crops=3, val_fraction=0.3)
     assert isinstance(lazy.images, OnTheFly)
     assert (lazy.fingerprint, lazy.names, lazy.images.shape) == (cached.fingerprint, cached.names, cached.images.shape)

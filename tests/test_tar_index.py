@@ -1,4 +1,5 @@
-"""tar_index.py: where the members of tars lie; nothing leads out of a tar, and a damaged one is said."""
+"""tar_index.py: the members of tars are found; nothing leads out of a tar, and a damaged one is refused with a
+message."""
 
 import io
 import re
@@ -18,7 +19,7 @@ from Project7.tar_index import expand
 
 
 def tarred(path: Path, members: dict[str, bytes], **fields) -> Path:
-    """fields: of every header, such as type and linkname."""
+    """Writes a tar. fields: attributes of every header, such as type and linkname."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
@@ -31,7 +32,7 @@ def tarred(path: Path, members: dict[str, bytes], **fields) -> Path:
 
 
 def shards_of(folder: Path, target: Path, each=8) -> str:
-    """The files of a folder as WebDataset shards; their address."""
+    """Packs the files of a folder into WebDataset shards, and returns their address."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for number, start in enumerate(range(0, len(files), each)):
         some = files[start : start + each]
@@ -49,7 +50,8 @@ def scanned(data, tmp_path):
 
 @pytest.mark.parametrize("way", ["braces", "folder", "one tar"])
 def test_tars_hold_the_same_data_as_the_folder(tmp_path, way):
-    """The official layout, divided and decoded alike; a photo's pixels and its place in the order are the same."""
+    """The data has the official layout; it is divided and decoded alike, and each photo has the same pixels and place
+    in the order."""
     root = tiny_imagenet(tmp_path / "set")
     address = shards_of(root.parent, tmp_path / "shards", each=1000 if way == "one tar" else 10)
     data = tmp_path / "shards" if way == "folder" else tmp_path / "shards" / "000.tar" if way == "one tar" else address
