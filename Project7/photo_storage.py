@@ -1,11 +1,11 @@
-"""Where the bytes of a data set's photos lie: in a folder, in a zip, or in tars. Imports no torch."""
+"""Where the bytes of a data set's photos lie: in a folder, a zip, tars, or tables of the hub. Imports no torch."""
 
 import os
 import zipfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from Project7.photo_files import shown
 
@@ -13,10 +13,12 @@ from Project7.photo_files import shown
 class SourcePhoto(NamedTuple):
     """One image file of a source."""
 
-    name: str  # inside the folder, zip or tars
+    name: str  # inside the folder, zip, tars or tables
     label: str  # the class in Tiny ImageNet, "" elsewhere
     identity: str  # changes when the content of the file changes
-    place: tuple[int, ...] = ()  # in tars: the number of the tar, the first byte, how many bytes
+    place: tuple[
+        int, ...
+    ] = ()  # in tars: the number of the tar, the first byte, how many bytes; in tables: its number, the row
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,29 @@ class Tars:
             return file.read(size)
 
 
-Storage = Folder | Zip | Tars
+@dataclass(frozen=True)
+class HubRows:
+    tables: tuple[Any, ...]  # of datasets.Dataset: memory maps, which other processes open by their paths
+    column: str
+
+    def read(self, photo: SourcePhoto) -> bytes:
+        """A photo's file. Raises PhotoError where the row has none, or one outside the library's own cache."""
+        from datasets import config
+
+        from Project7.photo import PhotoError, file_content
+
+        number, row = photo.place
+        cell = self.tables[number][row][self.column] or {}
+        if cell.get("bytes"):
+            check_size(photo.name, len(cell["bytes"]))
+            return cell["bytes"]
+        path = Path(cell.get("path") or "")
+        if not path.resolve().is_relative_to(Path(config.HF_CACHE_HOME).expanduser().resolve()):
+            raise PhotoError(f"{photo.name} holds no picture; leave it out.")
+        return file_content(path)
+
+
+Storage = Folder | Zip | Tars | HubRows
 
 
 def check_size(name: str, size: int) -> None:
