@@ -1,4 +1,4 @@
-"""Finds the photos of a data set: Tiny ImageNet, any folder or zip, tars, or the built-in samples.
+"""Finds the photos of a data set: Tiny ImageNet, any folder or zip, tars, the hub, or the built-in samples.
 
 Imports no torch: the command line lists and checks data without it.
 """
@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from Project7.errors import ProjectError, UsageError, sentence
+from Project7.hub_photos import HUB, scan_hub
 from Project7.photo_files import LeftOut, count_others, is_photo_name, is_visible, photo_suffixes, photos_below, shown
 from Project7.photo_storage import Folder, SourcePhoto, Storage, Tars, Zip, open_archive
 from Project7.tar_index import expand, index_all, is_tar_name, tars_below
@@ -55,6 +56,8 @@ def scan(data: str, cache_dir: Path | None = None) -> Source:
         files = sample_photos().values()
         folder = next(iter(files)).parent
         return Source(Folder(str(folder)), tuple(_on_disk(f.parent, f.name) for f in files), None)
+    if data.startswith(HUB):
+        return Source(*scan_hub(data))
     left_out = LeftOut()
     storage: Storage
     if path.is_dir():

@@ -1,11 +1,11 @@
-"""Reads the bytes of a data set's photos: from a folder, from a zip, or from tars. Imports no torch."""
+"""Reads the bytes of a data set's photos: from a folder, a zip, tars, or tables of the hub. Imports no torch."""
 
 import os
 import zipfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from Project7.photo_files import shown
 
@@ -13,10 +13,11 @@ from Project7.photo_files import shown
 class SourcePhoto(NamedTuple):
     """One image file of a source."""
 
-    name: str  # inside the folder, zip or tars
+    name: str  # inside the folder, zip, tars or tables
     label: str  # the class in Tiny ImageNet, "" elsewhere
     identity: str  # changes when the content of the file changes
-    place: tuple[int, ...] = ()  # in tars: the index of the tar, the offset of the first byte, the number of bytes
+    # In tars: the index of the tar, the offset of the first byte, the number of bytes. In tables: its index, the row.
+    place: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,29 @@ class Tars:
             return file.read(size)
 
 
-Storage = Folder | Zip | Tars
+@dataclass(frozen=True)
+class HubRows:
+    tables: tuple[Any, ...]  # of datasets.Dataset: memory maps, which other processes open by their paths
+    column: str
+
+    def read(self, photo: SourcePhoto) -> bytes:
+        """A photo's file. Raises PhotoError where the row has none, or one outside the library's own cache."""
+        from datasets import config
+
+        from Project7.photo import PhotoError, file_content
+
+        number, row = photo.place
+        cell = self.tables[number][row][self.column] or {}
+        if cell.get("bytes"):
+            check_size(photo.name, len(cell["bytes"]))
+            return cell["bytes"]
+        path = Path(cell.get("path") or "")
+        if not path.resolve().is_relative_to(Path(config.HF_CACHE_HOME).expanduser().resolve()):
+            raise PhotoError(f"{photo.name} holds no picture; leave it out.")
+        return file_content(path)
+
+
+Storage = Folder | Zip | Tars | HubRows
 
 
 def check_size(name: str, size: int) -> None:

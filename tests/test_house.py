@@ -26,6 +26,7 @@ config
 photo_files tiff
 flags model_folder photo metrics batch brush guided_filter export_parts learning_rate
 squares tar_index photo_storage
+hub_photos
 photo_source on_the_fly
 image_set
 image_cache
