@@ -15,7 +15,7 @@ from Project7.console import make_console, one_line, say
 from Project7.counting import sized
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.model_config import METHOD_CONFIGS, ClassificationConfig
-from Project7.processes import own_share, several_processes, start_missing_processes
+from Project7.processes import check_launch, own_share, several_processes
 from Project7.settings import parse_settings
 from Project7.training_config import DataConfig, TrainingConfig
 
@@ -134,7 +134,7 @@ def add_retouch(parser) -> None:
 
 
 def colorize(arguments: argparse.Namespace) -> int:
-    start_missing_processes()
+    check_launch()
     console = make_console(stderr=True, wrap=False)
     like = earlier_picture(arguments.like)
     given = (like.settings() if like else {}) | flags.given(arguments, ColorizeConfig)

@@ -12,6 +12,7 @@ from Project7.batch import Batch, BatchRandom
 from Project7.config import RunConfig
 from Project7.methods import build_model
 from Project7.palette import Palette
+from Project7.processes import PATIENCE
 
 ENOUGH = 1.15  # speed-up below which float32 is kept, because it is more exact
 _PICTURES = 8  # pictures per measured step: with fewer, the overhead hides the gain
@@ -29,7 +30,8 @@ def settle_precision(config: RunConfig) -> tuple[RunConfig, str]:
     if config.training.mixed_precision != "auto":
         return config, ""
     wanted = config.training.device
-    state = PartialState(cpu=wanted == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+    on_cpu = wanted == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     if state.device.type == "cuda":
         gain = float("inf") if torch.cuda.is_bf16_supported(including_emulation=False) else 0.0
         said = "this GPU has it" if gain else "this GPU has no bfloat16"

@@ -27,8 +27,10 @@ def open_images(config: RunConfig, cache_dir: Path | None, console: Console):
 
 
 def warnings(config: RunConfig, training: int, processes: int, checkpoint: dict[str, Any] | None) -> list[str]:
+    from Project7.run_history import batch_processes
     from Project7.run_summary import warnings_of
 
+    processes = batch_processes(checkpoint, now=processes)
     done = checkpoint.get("epoch", 0) if checkpoint else 0
     return warnings_of(config, training=training, processes=processes, done=done)
 

@@ -1,13 +1,18 @@
-"""Training with several processes: which one this is, what it may use, and starting those that a launcher left out. No
-torch here."""
+"""One process of several, as torchrun starts them: which one this is, and its share of the work. No torch here."""
 
+import contextlib
 import os
-import sys
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
+from Project7.errors import ProjectError, UsageError
+
 T = TypeVar("T")
+
+# How long a process waits for another that no longer answers because its machine or its network has failed. If a
+# process ends, the others are told at once.
+PATIENCE = timedelta(minutes=10)
 
 
 def is_main_process() -> bool:
@@ -33,36 +38,31 @@ def own_cpus() -> int:
     return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def start_missing_processes() -> None:
-    """Makes `accelerate launch --num_processes N` mean N processes where there is no GPU.
+@contextlib.contextmanager
+def reaching_the_others(cure: str) -> Iterator[None]:
+    """Raises ProjectError, with the `cure`, if the block failed because another process cannot be reached."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not several_processes():
+            raise
+        from torch.distributed import DistError  # torch is already loaded if there is such an error
 
-    Without a GPU, accelerate's launcher starts a single process whatever N is (it leaves the others to MPI), which
-    would train with a smaller batch than was asked for. That process then becomes torchrun, which starts all of them.
+        if "gloo" not in str(error).lower() and not isinstance(error, DistError):
+            raise
+        reason = str(error).split("] ", 1)[-1].split(". ")[0][:200]  # without the place in the library's source
+        raise ProjectError(f"The other processes of this run cannot be reached ({reason}); {cure}.") from error
+
+
+def check_launch() -> None:
+    """Raises UsageError if `accelerate launch` was asked for several processes and has started only one.
+
+    That is what it does without a GPU: it leaves the others to MPI. Each machine would then train a model of its own,
+    with a smaller batch than was asked for.
     """
-    if "MASTER_PORT" not in os.environ or "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ:
-        return
-    wanted = _launched_with()
-    if wanted < 2 or _has_cuda():
-        return
-    os.environ.pop("MASTER_PORT")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(wanted)]
-    os.execv(sys.executable, [*launcher, *sys.argv])
-
-
-def _launched_with() -> int:
-    """The --num_processes of the `accelerate launch` that started this process; 1 if none did."""
-    import psutil  # comes with accelerate
-
-    parent = psutil.Process().parent()
-    words = parent.cmdline() if parent else []
-    words = [part for word in words for part in word.split("=", 1)]
-    for flag, value in pairwise(words):
-        if flag in ("--num_processes", "--num-processes") and value.isdecimal():
-            return int(value)
-    return 1
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+    environment = os.environ
+    if "ACCELERATE_USE_CPU" in environment and "MASTER_PORT" in environment and "RANK" not in environment:
+        raise UsageError(
+            "accelerate launch was asked for several processes and has started only this one, as it does without a "
+            "GPU; start with torchrun --nproc_per_node N instead, or with accelerate launch --multi_gpu."
+        )

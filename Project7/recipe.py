@@ -32,17 +32,19 @@ from Project7.preparation import (
     starting_weights,
     warnings,
 )
-from Project7.processes import is_main_process, start_missing_processes
+from Project7.processes import check_launch, is_main_process, reaching_the_others
 from Project7.program import StopSignals
 from Project7.request import STRATEGIES, Recipe, Request, can_ask, gather
 from Project7.settings import Sections, parse_settings, with_defaults
 from Project7.training_config import DataConfig, TrainingConfig
 
+_BY_NETWORK = "see that GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME for GPUs) names the network that joins their machines"
+
 
 def main(recipe: Recipe, argv: list[str] | None = None) -> int:
     """Trains a model. Returns the exit code."""
     arguments = make_parser(recipe).parse_args(argv)
-    start_missing_processes()
+    check_launch()
     request = gather(recipe, arguments)
     if not is_main_process():
         return train_request(recipe, request, arguments)
@@ -205,8 +207,9 @@ def train_and_show(
         from Project7.resume import check_data
         from Project7.trainer import make_accelerator, train
 
-        config, said = settle_precision(config)
-        accelerator = make_accelerator(config.training)
+        with reaching_the_others(_BY_NETWORK):
+            config, said = settle_precision(config)
+            accelerator = make_accelerator(config.training)
     if said:
         console.print(said)
     config = settle_perceptual(config, console, asking=can_ask(arguments))
@@ -243,7 +246,8 @@ def watch(run, folder: ModelFolder, config: RunConfig, accelerator, console: Con
     from Project7.report import Report
 
     begin = time.monotonic()
-    with StopSignals() as stop, contextlib.closing(run), Report(folder, config, console) as report:
+    lost = reaching_the_others(f"start all of them again with --resume {folder.name}, which goes on from the last save")
+    with StopSignals() as stop, lost, contextlib.closing(run), Report(folder, config, console) as report:
         for progress in run:
             report.show(progress)
             enough = time.monotonic() - begin > seconds and folder.best.exists()

@@ -6,6 +6,7 @@ from typing import Any
 
 from Project7 import health
 from Project7.atomic_file import as_json
+from Project7.checkpoints import CheckpointError
 from Project7.comparison import Comparison
 
 WEIGHTED = "weighted_"  # prefix of the name of a term that is multiplied by its weight in the objective
@@ -42,6 +43,19 @@ class RunState:
     def next_epoch(self) -> None:
         self.epoch, self.position, self.seconds = self.epoch + 1, 0, 0.0
         self.sums, self.counts, self.windows = {}, {}, []  # the unfinished window continues across epochs
+
+
+def batch_processes(checkpoint: dict[str, Any] | None, *, now: int) -> int:
+    """How many processes' batches make a step: those that the run began with, however many go on with it.
+
+    now: the answer for a new run, and for a checkpoint of an earlier version, which does not say.
+    """
+    stored = (checkpoint or {}).get("processes", now)
+    if not isinstance(stored, int) or stored < 1:
+        raise CheckpointError(
+            f"The checkpoint says that {stored!r} processes trained it; use the file as it was written."
+        )
+    return stored
 
 
 def count_step(state: RunState, measures: dict[str, float]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from Project7.config import RunConfig
 from Project7.image_set import ImageSet
 from Project7.model_folder import ModelFolder
+from Project7.run_history import batch_processes
 from Project7.trainer import train
 
 _STEPS = 4  # steps that are measured, after a first one in which buffers are allocated
@@ -46,7 +47,8 @@ def measure(config: RunConfig, images: tuple[ImageSet, ImageSet], *, accelerator
     accelerator.free_memory()
     step = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else math.nan
     settings = config.training
-    batch = settings.batch_size * settings.gradient_accumulation * accelerator.num_processes
+    processes = batch_processes(resume, now=accelerator.num_processes)
+    batch = settings.batch_size * settings.gradient_accumulation * processes
     steps = math.ceil(len(images[0].images) / batch) + _VALIDATING * len(images[1].images) / batch
     return RunTime(step * steps, settings.epochs - (resume.get("epoch", 0) if resume else 0))
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from Project7 import augment, collapse, color, health, model_folder
@@ -34,7 +35,8 @@ from Project7.methods import build_model
 from Project7.metrics import colorfulness
 from Project7.model_folder import ModelFolder
 from Project7.objective import Objective
-from Project7.run_history import WEIGHTED, RunState, count_step, count_window, history_entry
+from Project7.processes import PATIENCE
+from Project7.run_history import WEIGHTED, RunState, batch_processes, count_step, count_window, history_entry
 from Project7.training_config import TrainingConfig
 from Project7.validation import validate
 
@@ -81,7 +83,8 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     if training.compile and (on_cpu or not available["cuda"]):
         raise UsageError("--compile is for CUDA only: on other devices compiling takes minutes and gains nothing.")
     ignore_launcher_settings()
-    return Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu)
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu, kwargs_handlers=[patience])
 
 
 def ignore_launcher_settings() -> None:
@@ -140,6 +143,7 @@ class Run:
         self.settings: TrainingConfig = config.training
         self.history: list[dict[str, Any]] = []
         self.state = RunState(accumulation=self.settings.gradient_accumulation)
+        self.processes = accelerator.num_processes  # whose batches make a step
         self.notes: list[str] = []
         self.history_trouble = ""
         self.consistent = True  # weights, state and history belong together: they may be saved
@@ -311,7 +315,7 @@ class Run:
     ) -> dict[str, Tensor]:
         """The gradient of the mean loss over a whole batch of `count`. Returns this process's part of each mean."""
         share = 1 / count if self.accelerator.process_index < count else 0.0  # a repeated picture has no weight
-        pieces = np.array_split(np.arange(len(places)), min(self.state.accumulation, len(places)))
+        pieces = np.array_split(np.arange(len(places)), min(self.micro_steps, len(places)))
         measures: dict[str, Tensor] = {}
         for piece in pieces:
             numbers = None if indices is None else indices[piece]
@@ -359,7 +363,7 @@ class Run:
         return Batch(L, ab, random, self.objective.image_share, maps)
 
     def halve_the_micro_batch(self, pictures: int) -> None:
-        if self.state.accumulation >= pictures or self.accelerator.num_processes > 1:
+        if self.micro_steps >= pictures or self.accelerator.num_processes > 1:
             raise TrainingFailed(
                 "Out of memory with one picture at a time; use a smaller --image-size or narrower --features."
                 if self.accelerator.num_processes == 1
@@ -370,7 +374,7 @@ class Run:
         self.state.accumulation *= 2
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.notes.append(f"Out of memory: each step is now made of {self.state.accumulation} smaller ones.")
+        self.notes.append(f"Out of memory: each step is now made of {self.micro_steps} smaller ones.")
 
     # -- the end of an epoch -----------------------------------------------------------------------------------------
 
@@ -517,8 +521,13 @@ class Run:
 
     @property
     def global_batch(self) -> int:
-        """Pictures per step, over all micro-steps and processes."""
-        return self.settings.batch_size * self.settings.gradient_accumulation * self.accelerator.num_processes
+        """Pictures per step, over all micro-steps and processes: the same for the whole run, whoever resumes it."""
+        return self.settings.batch_size * self.settings.gradient_accumulation * self.processes
+
+    @property
+    def micro_steps(self) -> int:
+        """The micro-steps of this process per step: enough that fewer processes than before need no more memory each."""
+        return math.ceil(self.state.accumulation * self.processes / self.accelerator.num_processes)
 
     @property
     def raw_optimizer(self) -> torch.optim.Optimizer:
@@ -541,6 +550,7 @@ class Run:
             "config": self.config.model_dump(mode="json"),
             "history": self.history,
             "data_fingerprint": [self.training.fingerprint, self.validation.fingerprint],
+            "processes": self.processes,
         }
 
     def save_epoch(self, is_best: bool) -> None:
@@ -576,9 +586,9 @@ class Run:
     def save_after_an_error(self) -> None:
         """Saves after an error, such as a dead loader worker, so that the training since the last save is not lost.
 
-        It does nothing in the middle of a step, or with several processes, where one would wait for the others.
+        It does nothing in the middle of a step, or if one of several processes would wait for the others' measures.
         """
-        if not self.consistent or self.accelerator.num_processes > 1:
+        if not self.consistent or (self.pending and self.accelerator.num_processes > 1):
             return
         with contextlib.suppress(OSError, ProjectError):  # the error that ends the run is the one to report
             self.save_last()
@@ -597,9 +607,15 @@ class Run:
                 self.notes.append("The checkpoint has no optimizer state: AdamW starts afresh.")
             if "progress" in checkpoint:
                 self.state = RunState(**checkpoint["progress"])
+            self.processes = batch_processes(checkpoint, now=self.accelerator.num_processes)
             fresh_critic = self.objective.load_state_dict(checkpoint.get("loss_state_dict", {}))
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{self.folder.path} cannot be continued: its state is not of this model.") from error
+        if self.processes != self.accelerator.num_processes:
+            self.notes.append(
+                f"Processes: {self.processes} when this run began, {self.accelerator.num_processes} now; a step still "
+                f"has {self.global_batch} images."
+            )
         self.history = list(checkpoint.get("history", []))
         missing = [key for key in ("raw_state_dict", "history", "progress") if key not in checkpoint]
         if missing:

@@ -284,10 +284,9 @@ def test_from_inside_the_package_folder_and_as_a_module(place, photos):
 
 @pytest.mark.timeout(300)
 def test_two_processes_train_the_same_model_as_one(place, photos):
-    """accelerate launch with two processes of batch 2, and one process of batch 4, have the same global batch and
-    model."""
+    """torchrun with two processes of batch 2, and one process of batch 4, have the same global batch and model."""
     assert small(place, photos, name="one", epochs=2).returncode == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", str(SCRIPT)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
     flags = ["--name", "two", "--data", photos, "--epochs", 2, "--yes", *SMALL, "--batch-size", 2]
     command = [*launch, "--models-dir", str(place / "models"), *map(str, flags)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL, cwd=ROOT)

@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 
 from Project7 import color, model_folder, run_history, trainer, validation
 from Project7.batch import Step
-from Project7.checkpoints import load_checkpoint, load_model
+from Project7.checkpoints import CheckpointError, load_checkpoint, load_model
 from Project7.collapse import Collapsed, TrainingFailed
 from Project7.config import RunConfig
 from Project7.critic import Critic
@@ -703,22 +703,16 @@ def test_micro_steps_have_the_gradients_of_one_pass_with_every_term(tmp_path, ac
         assert parts[2][name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-5), name
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_with_every_term(tmp_path):
-    """Two processes (gloo) with batches of two and this one with batches of four make the same model and
-    discriminator."""
-    objective = terms(gan=True, feature_matching_weight=1.0, gan_start=1, gan_warmup=1)
-    code = (
-        "import sys, test_trainer as t; from Project7.training_config import ObjectiveConfig as O;"
-        "t.run(t.Path(sys.argv[1]), t.config(epochs=1, batch_size=2, objective=O.model_validate_json(sys.argv[2])))"
-    )
+@contextlib.contextmanager
+def two_processes(code: str, *arguments: object):
+    """Runs a program in two processes (gloo) beside the block, and sees at its end that both ended well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     here = Path(__file__).resolve().parent
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
-    command = [sys.executable, "-c", code, str(tmp_path / "two"), objective.model_dump_json()]
+    command = [sys.executable, "-c", f"import sys, test_trainer as t; {code}", *map(str, arguments)]
     with contextlib.ExitStack() as stack:
         both = []
         for rank in ("0", "1"):
@@ -726,10 +720,22 @@ def test_two_processes_train_as_one_with_every_term(tmp_path):
             process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
             both.append(stack.enter_context(process))
             stack.callback(process.kill)
-        run(tmp_path / "one", config(epochs=1, objective=objective))
+        yield
         for process in both:
             _, said = process.communicate(timeout=120)
             assert process.returncode == 0, said[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_every_term(tmp_path):
+    """Two processes with batches of two, and this one with batches of four: one model, one discriminator."""
+    objective = terms(gan=True, feature_matching_weight=1.0, gan_start=1, gan_warmup=1)
+    code = (
+        "from Project7.training_config import ObjectiveConfig as O;"
+        "t.run(t.Path(sys.argv[1]), t.config(epochs=1, batch_size=2, objective=O.model_validate_json(sys.argv[2])))"
+    )
+    with two_processes(code, tmp_path / "two", objective.model_dump_json()):
+        run(tmp_path / "one", config(epochs=1, objective=objective))
 
     one, two = (load_checkpoint(tmp_path / name / "last_model.pth") for name in ("one", "two"))
     assert one["step"] == two["step"] == 6
@@ -770,6 +776,46 @@ def test_running_out_of_memory_leaves_no_gradient_in_the_discriminator(tmp_path,
     calm, repeated = kept
     assert (calm - repeated).norm() < 0.05 * calm.norm()
     assert load_checkpoint(tmp_path / "tight" / "last_model.pth")["progress"]["accumulation"] == 2
+
+
+# -- resuming with another number of processes -----------------------------------------------------------------------
+
+
+def assert_same_to_rounding(a: dict, b: dict) -> None:
+    """Two last_model.pth hold the same run, summed in another order."""
+    assert a["progress"]["step"] == b["progress"]["step"]
+    for one, other in zip(a["history"], b["history"], strict=True):
+        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+        assert other["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
+    assert max((t - b["raw_state_dict"][n]).abs().max().item() for n, t in a["raw_state_dict"].items()) < 1e-4
+
+
+def test_one_process_goes_on_with_the_batches_of_two(tmp_path, whole):
+    run(tmp_path, config(), leave=lambda p: p.step == 4)
+    left = load_checkpoint(tmp_path / "last_model.pth") | {"processes": 2}  # as of two that had batches of two
+    seen = run(tmp_path, config(batch_size=2), resume=left)
+    assert "Processes: 2 when this run began, 1 now; a step still has 4 images." in notes(seen)
+    done = load_checkpoint(tmp_path / "last_model.pth")
+    assert_same_to_rounding(whole, done)
+    assert done["processes"] == 2
+    with pytest.raises(CheckpointError, match="says that 0 processes trained it"):
+        run(tmp_path, config(), resume=left | {"processes": 0})
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_for_one_and_one_for_two(tmp_path, whole):
+    left, taken_over = tmp_path / "left", tmp_path / "taken over"
+    run(taken_over, config(), leave=lambda p: p.step == 4)
+    code = (
+        "left, taken_over = map(t.Path, sys.argv[1:]);"
+        "t.run(left, t.config(batch_size=2), leave=lambda p: p.step == 5);"
+        "t.run(taken_over, t.config(), resume=t.load_checkpoint(taken_over / 'last_model.pth'))"
+    )
+    with two_processes(code, left, taken_over):
+        pass
+    run(left, config(batch_size=2), resume=load_checkpoint(left / "last_model.pth"))
+    for folder in (left, taken_over):
+        assert_same_to_rounding(whole, load_checkpoint(folder / "last_model.pth"))
 
 
 # -- the V2 recipe: the terms ----------------------------------------------------------------------------------------
