@@ -526,7 +526,7 @@ class Run:
 
     @property
     def micro_steps(self) -> int:
-        """The micro-steps of this process per step: enough that fewer processes than before need no more memory each."""
+        """Micro-steps of this process per step: enough that fewer processes than before need no more memory each."""
         return math.ceil(self.state.accumulation * self.processes / self.accelerator.num_processes)
 
     @property
