@@ -25,10 +25,10 @@ from Project7.download import bounded_hub
 from Project7.errors import UsageError, sentence
 from Project7.feature_networks import FeaturesMissing, digest, read_weights, save_weights, shipped
 from Project7.model_config import ENCODER
+from Project7.working_size import view_shape
 
 SHIPPED = ENCODER
 STRIDES = (8, 16, 32)  # of the maps, fine to coarse
-_LONGEST = 4  # the sides of a view differ at most by this factor, as those of a working picture
 Maps = tuple[Tensor, ...]  # (B, C_k, h_k, w_k) for each stride
 
 
@@ -80,13 +80,6 @@ class Encoder(nn.Module):
     def view(self, L: Tensor) -> Tensor:
         """L (B, 1, H, W), a photo of any size -> what the encoder is shown of it."""
         return resize(L, view_shape(L.shape[-2:], self.size))
-
-
-def view_shape(photo: tuple[int, int] | torch.Size, size: int) -> tuple[int, int]:
-    """The sides of the view of a photo (H, W): its short side is about `size`, both are 32 n + 1."""
-    scale = min(size / min(photo), _LONGEST * size / max(photo))
-    height, width = (32 * max(1, round(side * scale / 32)) + 1 for side in photo)
-    return height, width
 
 
 def resize(L: Tensor, size: tuple[int, int]) -> Tensor:

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from Project7 import __version__
 from Project7.checkpoints import StoredModel, open_model
 from Project7.config import RunConfig
-from Project7.encoder import view_shape
 from Project7.errors import ProjectError, UsageError
 from Project7.export_parts import VIEW, Channels, ExportGraph, ExportParts
 from Project7.model_folder import name_of
+from Project7.working_size import view_shape
 
 _OPSET = 17  # of 2022: every onnxruntime from 1.12 on reads it
 _SIDES = (33, 41)  # pixels of the traced picture: they stay odd when halved, so that all padding is in the graph

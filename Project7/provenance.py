@@ -4,6 +4,7 @@ Never a path, nor a file's name. Dropped back onto the page, or given to `colori
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -75,6 +76,25 @@ class Provenance(BaseModel):
     def as_text(self) -> dict[str, str]:
         """For the text of a picture."""
         return {KEY: self.model_dump_json()} | ({"Comment": SAID} if self.mark else {})
+
+
+def provenance(
+    colorizer: Any, size: tuple[int, int], digest: str, seed: int, *, hints: Iterable[Any] = (), **settings: Any
+) -> Provenance:
+    """How a Colorizer makes the answer of a seed to a photo of this size (H, W). hints: (x, y, colour) of each;
+    settings: fields of Provenance."""
+    height, width = size
+    return Provenance(
+        model=colorizer.name,
+        model_sha256=colorizer.sha256,
+        method=colorizer.config.model.method,
+        noise=digest,
+        width=width,
+        height=height,
+        seed=seed,
+        hints=[GivenHint(x=x, y=y, color=colour) for x, y, colour in hints],
+        **settings,
+    )
 
 
 def parse_hint(text: str) -> tuple[float, float, str]:
