@@ -71,6 +71,8 @@ class Colorizer:
     >>> Colorizer.load("base").colorize("photo.jpg").save("colour.png")
     """
 
+    exported = False  # an OnnxColorizer is
+
     def __init__(
         self,
         model: Any,  # a module of methods.METHODS

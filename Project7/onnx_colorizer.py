@@ -42,6 +42,8 @@ class OnnxColorizer:
     >>> OnnxColorizer(Path("base-onnx")).colorize_photos([open_photo("photo.jpg")], seeds=[0])
     """
 
+    exported = True  # a Colorizer is not
+
     def __init__(self, folder: Path):
         """Raises UsageError where the folder is no export with ONNX, ProjectError where it is damaged."""
         try:
@@ -58,7 +60,7 @@ class OnnxColorizer:
         options = METHOD_OPTIONS["diffusion"] if method == "diffusion" else ()
         self.model = SimpleNamespace(OPTIONS=options, usual=facts.get("usual", {}))
         self.config = SimpleNamespace(model=SimpleNamespace(method=method))
-        self.note = None
+        self.note = f"By onnxruntime, without torch: {self.name}, in {folder}"
 
     # -- the graphs --------------------------------------------------------------------------------------------------
 
