@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all bench lint release-check clean
+.PHONY: help setup demo serve test test-all bench lint release-check onnx clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -35,6 +35,11 @@ lint: .venv/installed-dev ## mend what ruff can mend, and check the types
 
 release-check: .venv/installed-dev ## build the wheel and the sdist, and check that they can be published
 	@$(BIN)/python .ci/release_check.py
+
+onnx: .venv/installed-dev ## build project7-onnx: `project7 colorize` without torch, with the shipped models
+	@$(BIN)/python integrations/onnx/make_models.py
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist integrations/onnx
+	@ls -l dist/project7_onnx-*.whl
 
 clean: ## remove what the targets made, but not the models
 	rm -rf .venv outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

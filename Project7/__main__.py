@@ -8,7 +8,7 @@ if not __package__:  # run by its path: this folder holds modules, the one above
 
 from Project7 import program
 
-program.begin("__main__")
+program.begin("__main__", without_torch=True)
 
 from Project7.cli import main
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from Project7 import color, encoder
+from Project7.answer_options import METHOD_OPTIONS
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.download import bounded
 from Project7.encoder import Encoder, Maps
@@ -72,7 +73,7 @@ class ClassificationColorizer(nn.Module):
     The palette is part of the weights: a new model has none before `set_palette`.
     """
 
-    OPTIONS = ("temperature", "variety")  # of colorize
+    OPTIONS = METHOD_OPTIONS["classification"]  # of colorize
     LOSS = "classification"
     METRICS = ()  # further metrics of a step that validation reports
 

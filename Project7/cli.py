@@ -6,6 +6,7 @@ Heavy modules are imported by the command that needs them.
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,9 @@ def add_colorize(commands) -> None:
     )
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
     parser.add_argument(
-        "--model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file (base, or the only one)"
+        "--model",
+        metavar="NAME|PATH",
+        help="name, folder or export of a model, or a .pth file (base, or the only one)",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("outputs"), metavar="DIR", help="folder for the pictures (outputs)"
@@ -139,19 +142,18 @@ def colorize(arguments: argparse.Namespace) -> int:
     like = earlier_picture(arguments.like)
     given = (like.settings() if like else {}) | flags.given(arguments, ColorizeConfig)
     settings: ColorizeConfig = parse_settings(ColorizeConfig, given)
-    model = arguments.model or (like and like.model) or default_model(arguments.models_dir)
-    weights = model_folder.find_weights(model, arguments.models_dir)
+    load = colorizer_to_load(arguments, settings, like)
     found = named_photos(arguments.photos, console, arguments.output)
 
-    from Project7.colorize import Colorizer, method_options
+    from Project7.answer_options import method_options
     from Project7.colorize_files import colorize_files, plan_outputs
     from Project7.provenance import TONE
-    from Project7.retouch import retouch_files
 
-    retouch = wanted_retouch(arguments, like, len(found))
+    hints = given_hints(arguments, len(found))
+    retouch = wanted_retouch(arguments, like, hints) if program.has("torch") else None
     plan: dict[str, Any] = {"variants": settings.variants, "confidence": settings.confidence}
     jobs = own_share(plan_outputs(found, arguments.output, suffix=f".{settings.format}", **plan))
-    colorizer = Colorizer.load(weights, device=settings.device, precision=settings.precision)
+    colorizer = load()
     if colorizer.note:
         console.print(colorizer.note)
     if settings.confidence:
@@ -162,10 +164,13 @@ def colorize(arguments: argparse.Namespace) -> int:
     shared = {name: getattr(settings, name) for name in (*TONE, "seed", "confidence", "working_size", "skip_colour")}
     shared |= {"force": arguments.force}
     shared |= method_options(colorizer, settings, flags.given(arguments, ColorizeConfig))
-    if retouch:
+    if retouch and not colorizer.exported:
+        from Project7.retouch import retouch_files
+
         outcomes = retouch_files(colorizer, jobs, retouch, **shared)
     else:
-        outcomes = colorize_files(colorizer, jobs, batch_size=settings.batch_size, **shared)
+        told = {"hints": hints} if hints else {}
+        outcomes = colorize_files(colorizer, jobs, batch_size=settings.batch_size, **told, **shared)
     return show_outcomes(outcomes, len(jobs), arguments.output, colorizer.name, console)
 
 
@@ -197,11 +202,44 @@ def earlier_picture(path: Path | None, flag: str = "--like"):
     return made
 
 
-def wanted_retouch(arguments: argparse.Namespace, like, photos: int):
-    """What was asked for single photos. Raises UsageError if hints are wrong, or given for several photos."""
-    from Project7.photo import open_photo
+def colorizer_to_load(arguments: argparse.Namespace, settings: ColorizeConfig, like) -> Callable[[], Any]:
+    """What loads the model: with torch where that is installed, else with onnxruntime, as exported models are anywhere.
+
+    Raises UsageError where there is none.
+    """
+    model, models_dir = arguments.model or (like and like.model), arguments.models_dir
+
+    from Project7.onnx_colorizer import OnnxColorizer, find_export
+
+    torch = program.has("torch")
+    folder = find_export(model, models_dir) if model or not torch else None
+    if torch and (folder is None or (folder / "best_model.pth").exists()):
+        weights = model_folder.find_weights(model or default_model(models_dir), models_dir)
+
+        def load() -> Any:
+            from Project7.colorize import Colorizer
+
+            return Colorizer.load(weights, device=settings.device, precision=settings.precision)
+
+        return load
+    if folder is None:
+        raise UsageError(
+            f"Without torch a model is needed that was exported, and there is no {model or 'base'}; on a machine with "
+            f"torch: project7 export {model or 'base'} --to FOLDER, and here: --model FOLDER. Or: pip install project7."
+        )
+    single = ("like", "reference", "hints_from", "side_by_side", "ambiguity")
+    for flag in [name for name in single if getattr(arguments, name)] + ["confidence"] * settings.confidence:
+        raise UsageError(
+            f"--{flag.replace('_', '-')} is not for an exported model, which torch does not run; leave it out."
+        )
+    if settings.device not in ("auto", "cpu") or settings.precision != "fp32":
+        raise UsageError("An exported model runs on the CPU, in fp32; leave --device and --precision out.")
+    return lambda: OnnxColorizer(folder)
+
+
+def given_hints(arguments: argparse.Namespace, photos: int) -> list[tuple[float, float, str]]:
+    """Of --hint and --hints. Raises UsageError for hints that are wrong, or meant for one of several photos."""
     from Project7.provenance import parse_hint, read_hints
-    from Project7.retouch import Retouch
 
     hints = [parse_hint(text) for text in arguments.hint]
     if arguments.hints:
@@ -210,7 +248,15 @@ def wanted_retouch(arguments: argparse.Namespace, like, photos: int):
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--hints {arguments.hints} cannot be read: {sentence(error)}.") from None
     if hints and photos > 1:
-        raise UsageError(f"--hint is for one photo, and there are {photos}; give one photo at a time.")
+        raise UsageError(f"--hint is said of one photo, and there are {photos}; give one at a time.")
+    return hints
+
+
+def wanted_retouch(arguments: argparse.Namespace, like, hints: list[tuple[float, float, str]]):
+    """What is said of single photos. Raises UsageError for what cannot be used."""
+    from Project7.photo import open_photo
+    from Project7.retouch import Retouch
+
     reference = open_photo(arguments.reference) if arguments.reference else None
     hinted = hinted_picture(arguments.hints_from)
     return Retouch(tuple(hints), like, reference, hinted, arguments.side_by_side, arguments.ambiguity)
@@ -386,6 +432,7 @@ def add_export(commands) -> None:
     parser.add_argument("model", metavar="NAME|PATH", help="a model's name, its folder, or a .pth file")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
     parser.add_argument("--no-onnx", action="store_true", help="leave out model.onnx")
+    parser.add_argument("--half", action="store_true", help="keep ONNX weights in half precision: half the size")
     parser.add_argument("--force", action="store_true", help="replace what an earlier export wrote there")
     add_models_dir(parser)
     parser.set_defaults(run=export)
@@ -399,7 +446,8 @@ def export(arguments: argparse.Namespace) -> int:
 
     if note := unsealed_note(weights):
         say(note, file=sys.stderr)
-    if note := export_model(weights, arguments.to, with_onnx=not arguments.no_onnx, force=arguments.force):
+    how = {"with_onnx": not arguments.no_onnx, "half": arguments.half, "force": arguments.force}
+    if note := export_model(weights, arguments.to, **how):
         say(f"Note: {note}", file=sys.stderr)
     for path in sorted(path for path in arguments.to.rglob("*") if path.is_file()):
         say(f"{sized(path.stat().st_size):>9}  {path}")

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_RGB_TO_XYZ = torch.tensor(
-    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
-    dtype=torch.float64,
-)
-_WHITE = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
+from Project7.array_color import RGB_TO_XYZ, WHITE
+
+_RGB_TO_XYZ, _WHITE = torch.from_numpy(RGB_TO_XYZ), torch.from_numpy(WHITE)
 _RGB_TO_WHITE_XYZ = (_RGB_TO_XYZ / _WHITE[:, None]).float()  # linear RGB -> (X / Xn, Y / Yn, Z / Zn)
 _WHITE_XYZ_TO_RGB = torch.linalg.inv(_RGB_TO_XYZ / _WHITE[:, None]).float()
 _DELTA = 6 / 29  # below its cube, Lab replaces the cube root by a straight line

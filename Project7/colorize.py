@@ -7,9 +7,8 @@ lightness (guided_filter.py), which stays unchanged, so the cost of the network 
 import difflib
 import functools
 import inspect
-import math
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,25 +20,24 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from Project7 import color, hub
-from Project7.answer_config import FAST_STEPS, ColorizeConfig, EvaluateConfig
+from Project7.answer_config import ColorizeConfig
+from Project7.answer_options import usual_variety
 from Project7.checkpoints import open_model
 from Project7.config import RunConfig
-from Project7.encoder import Maps, resize, view_shape
+from Project7.encoder import Maps, resize
 from Project7.errors import ProjectError, UsageError
 from Project7.hints import Hint, Spot, find_spots, hint_maps, hold, influence, nearness
 from Project7.mark import marked
-from Project7.methods import METHODS
 from Project7.model_folder import default_models_dir, find_weights, name_of
 from Project7.opened import OpenPhoto
 from Project7.painting import as_photo, full_lightness, photo_noise, shrink
 from Project7.photo import Photo, to_image
-from Project7.scan import Lightness
+from Project7.scan import Lightness, faded, white_border
 from Project7.settings import explain
+from Project7.working_size import view_shape, working_shape
 
 Picture: TypeAlias = str | Path | bytes | PIL.Image.Image | np.ndarray | Tensor | Photo
-_TOGETHER = 8  # photos of a list that go through the network at once
-_LONGEST = 4  # largest aspect ratio of the working picture, so that a 65,500 x 1 strip stays cheap
-_AREA = 2.0  # training squares: a larger working picture is unlike the training data, and a panorama becomes a rainbow
+_TOGETHER = 8  # photos of a list that go through the network together
 
 
 def names_its_options(method: Callable) -> Callable:
@@ -72,6 +70,8 @@ class Colorizer:
 
     >>> Colorizer.load("base").colorize("photo.jpg").save("colour.png")
     """
+
+    exported = False  # an OnnxColorizer is
 
     def __init__(
         self,
@@ -414,7 +414,17 @@ class Colorizer:
         self.check_confidence()
         L = full_lightness(as_photo(image).rgb)
         small = shrink(L, self.working_shape(L.shape[-2:], working_size)).to(self.device)
-        return at_full_size(self.model.confidence(small, self.look([L])), L.shape[-2:])
+        return self.at_full_size(self.model.confidence(small, self.look([L])), L.shape[-2:])
+
+    @staticmethod
+    def at_full_size(confidence: Tensor, size: tuple[int, int] | torch.Size) -> np.ndarray:
+        """Confidence (1, 1, h, w) -> (H, W) float32 at the size of the photo."""
+        return F.interpolate(confidence.float().cpu(), tuple(size), mode="bilinear")[0, 0].numpy()
+
+    def faded(self, photo: Photo) -> bool:
+        """Whether a photo has neither black nor white, as an old print that has lost its ink."""
+        L = full_lightness(photo.rgb)
+        return faded(L, white_border(L))
 
     def check_confidence(self) -> None:
         if not hasattr(self.model, "confidence"):
@@ -439,53 +449,10 @@ class Colorizer:
         view = None if self.view_size is None else view_shape(size, self.view_size)
         return self.working_shape(size, working_size), view
 
-    def working_shape(self, size: tuple[int, int] | torch.Size, working_size: int | None) -> tuple[int, int]:
-        """The shape of the picture that the network sees; `working_size` is its short side.
-
-        The default is the training size. A smaller photo is only enlarged to half of that size, because more would be
-        slow and add nothing.
-        """
-        whole = working_size or self.config.data.image_size
-        short = working_size or max(math.ceil(whole / 2), min(whole, *size))
-        scale = min(short / min(size), _LONGEST * whole / max(size))
-        if self.view_size is not None and working_size is None:
-            scale = min(scale, whole * math.sqrt(_AREA / (size[0] * size[1])))
-        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def at_full_size(confidence: Tensor, size: tuple[int, int] | torch.Size) -> np.ndarray:
-    """Confidence (1, 1, h, w) -> (H, W) float32 at the size of the photo."""
-    return F.interpolate(confidence.float().cpu(), tuple(size), mode="bilinear")[0, 0].numpy()
-
-
-def model_options(model: Any, settings: ColorizeConfig | EvaluateConfig, answers: int) -> dict[str, Any]:
-    """The options of the model's method for `answers` answers per photo: as given, else the model's defaults."""
-    chosen = {name: value for name in model.OPTIONS if (value := getattr(settings, name, None)) is not None}
-    return getattr(model, "usual", {}) | usual_variety(model, answers) | chosen
-
-
-def usual_variety(model: Any, answers: int) -> dict[str, float]:
-    """The default variety for several answers to one photo, for a method that is deterministic without it."""
-    return {"variety": 1.0} if answers > 1 and "variety" in model.OPTIONS else {}
-
-
-def method_options(colorizer: Colorizer, settings: ColorizeConfig, given: Collection[str]) -> dict[str, Any]:
-    """The settings that apply to the model. Raises UsageError if one that is only for other methods was given."""
-    options = colorizer.model.OPTIONS
-    for name in given:
-        owners = [method for method, kind in METHODS.items() if name in kind.OPTIONS]
-        if owners and name not in options:
-            raise UsageError(
-                f"--{name} is for {owners[0]} models; this one is a {colorizer.config.model.method} model."
-            )
-    for name, value in {"steps": FAST_STEPS, "candidates": 1}.items():
-        if settings.fast and name in given:
-            mine = getattr(settings, name)
-            raise UsageError(f"--fast means --{name} {value}, and --{name} {mine} was given; leave one out.")
-    found = model_options(colorizer.model, settings, settings.variants)
-    if settings.fast and "steps" in options:
-        found |= {"steps": FAST_STEPS, "candidates": 1}
-    return found
+    def working_shape(self, size: tuple[int, ...], working_size: int | None) -> tuple[int, int]:
+        """The shape of the picture of a photo (H, W) that the network sees; `working_size` is its short side."""
+        sees = self.view_size is not None
+        return working_shape(tuple(size), self.config.data.image_size, working_size, sees=sees)
 
 
 def pick_device(name: str) -> torch.device:

@@ -7,21 +7,19 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
-from Project7.colorize import Colorizer, at_full_size
+from Project7.array_color import in_colour
 from Project7.errors import UsageError, sentence
-from Project7.opened import provenance
-from Project7.painting import full_lightness, photo_digest
-from Project7.photo import DEEP_SUFFIXES, Photo, carried_over, open_photo, save_photo, save_png
-from Project7.provenance import OPTIONS, TONE, Provenance, differences, read_provenance
-from Project7.scan import faded, in_colour, white_border
+from Project7.photo import DEEP_SUFFIXES, Photo, kept, open_photo, photo_digest, save_photo, save_png
+from Project7.provenance import OPTIONS, TONE, Provenance, differences, provenance, read_provenance
 from Project7.sheet import contact_sheet
 
-_PIXELS_TOGETHER = 16_000_000  # at most, of all photos that wait for one batch
+Colorizer: TypeAlias = Any  # colorize.Colorizer, or onnx_colorizer.OnnxColorizer where there is no torch
+
+_PIXELS_TOGETHER = 16_000_000  # of the photos that wait for one batch
 _SHEET_SIDE = 512  # pixels of the long side of each answer on the contact sheet
 LEFT_IN_COLOUR = "it is in colour already (--skip-colour)"
 
@@ -249,6 +247,7 @@ def prepared(
 def recipes(colorizer: Colorizer, photo: Photo | None, seeds: Sequence[int], **options: Any) -> list[Provenance]:
     """How the answers of these seeds are made. options: those of colorize_photos. photo: None if it was not read."""
     how: dict[str, Any] = {name: options[name] for name in (*TONE, "working_size") if name in options}
+    how["hints"] = options.get("hints", ())
     how["options"] = {name: options[name] for name in OPTIONS if name in options}
     digest = photo_digest(photo) if photo else ""
     size = photo.rgb.shape[:2] if photo else (1, 1)
@@ -280,7 +279,7 @@ def colorize_batch(
     count = len(batch[0][0].targets)
     seeds = range(seed, seed + count)
     made = [recipes(colorizer, photo, seeds, **options) for _, photo in batch]
-    sure: list[Tensor] = []
+    sure: list[Any] = []
     if confidence:
         options["watch_confidence"] = sure.append
     deep = batch[0][0].targets[0].suffix in DEEP_SUFFIXES
@@ -296,9 +295,10 @@ def colorize_batch(
         begin = time.perf_counter()
         maps = {}
         if confidence:
-            maps[confidence_path(job)] = at_full_size(sure[0][[place * min(count, together)]], photo.rgb.shape[:2])
-        levels = options.get("levels", "off")
-        outcome = write(job, photo, pictures, how, maps, levels=levels)
+            mine = sure[0][[place * min(count, together)]]
+            maps[confidence_path(job)] = colorizer.at_full_size(mine, photo.rgb.shape[:2])
+        said = advice(colorizer, photo, options.get("levels", "off"))
+        outcome = write(job, photo, pictures, how, maps, said=said)
         yield dataclasses.replace(outcome, seconds=seconds + time.perf_counter() - begin)
 
 
@@ -309,9 +309,12 @@ def write(
     made: Sequence[Provenance],
     maps: Mapping[Path, np.ndarray] | None = None,
     *,
-    levels: str = "off",
+    said: Sequence[str] = (),
 ) -> Outcome:
-    """Writes the answers to a photo, the maps (H, W) in [0, 1], and a contact sheet of several answers."""
+    """Writes the answers to a photo, maps (H, W) in [0, 1] beside them, and of several answers a contact sheet.
+
+    said: what a person should know of the photo, beside its own notes.
+    """
     files = list(job.targets)
     try:
         for path, rgb, how in zip(job.targets, pictures, made, strict=True):
@@ -326,15 +329,14 @@ def write(
             files.append(path)
     except Exception as error:  # this photo fails alone
         return Outcome(job, "failed", reason(error))
-    return Outcome(job, "done", "; ".join([*photo.notes, *advice(photo, levels)]), tuple(files))
+    return Outcome(job, "done", "; ".join([*photo.notes, *said]), tuple(files))
 
 
-def advice(photo: Photo, levels: str) -> list[str]:
-    """Notes on flags that suit this photo."""
+def advice(colorizer: Colorizer, photo: Photo, levels: str) -> list[str]:
+    """What the photo itself suggests."""
     said = []
     if in_colour(photo.rgb):
         said.append("it is in colour already, and its colours were replaced (--skip-colour leaves such photos)")
-    L = full_lightness(photo.rgb)
-    if levels == "off" and faded(L, white_border(L)):
+    if levels == "off" and colorizer.faded(photo):
         said.append("low contrast: --levels auto")
     return said

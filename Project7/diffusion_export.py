@@ -41,21 +41,26 @@ def prediction_graph(model: Model) -> ExportGraph:
 
 
 def context_graph(model: Model) -> ExportGraph:
-    """A graph of the encoder, the neck and the head, run once per photo: what is known, and what would be known if the
-    encoder saw nothing."""
+    """The encoder, the neck and the head, once per photo: what is known, what would be known if the encoder saw
+    nothing, and how likely the head finds each colour of its palette."""
 
     def told(maps: Maps, details: Tensor) -> Tensor:
         known = model.neck(maps, details)
         return model.told(known, None if model.head is None else model.head(known))
 
-    def look(view: Tensor, details: Tensor) -> tuple[Tensor, Tensor]:
+    def look(view: Tensor, details: Tensor) -> tuple[Tensor, ...]:
         maps = model.encoder(view)
-        return told(maps, details), told(tuple(part * 0 for part in maps), details)
+        both = told(maps, details), told(tuple(part * 0 for part in maps), details)
+        return (*both, model.head(model.neck(maps, details))) if likely else both
 
     hints = 3 if model.config.hints else 0
     details = sample_channels(model.config)[2 : 2 + cell_side(model.config) ** 2 + hints]
     known = known_channels(model.config)
-    return ExportGraph(look, {VIEW: ("L",), "details": details}, {"known": known, "blind": known})
+    outputs: Channels = {"known": known, "blind": known}
+    likely = model.config.head == "classes"
+    if likely:  # what answers are ranked by
+        outputs["logits"] = tuple(f"palette {n}" for n in range(model.config.bins))
+    return ExportGraph(look, {VIEW: ("L",), "details": details}, outputs)
 
 
 def ready_scheduler(model: Model):
@@ -85,6 +90,9 @@ def facts(model: Model) -> dict[str, Any]:
         "sample_channels": sample_channels(config),
         "hint_channels": 3 if config.hints else 0,
         "guidance": model.usual["guidance"],
+        "usual": model.usual,
+        "headed": bool(config.encoder) and config.head != "none",
+        "palette": model.head.centres.tolist() if config.encoder and config.head == "classes" else None,
         "prediction_type": config.prediction_type,
         "timesteps": scheduler.timesteps.tolist(),
         "alphas_cumprod": scheduler.alphas_cumprod.tolist(),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from Project7 import color, encoder
 from Project7.answer_config import CALM, CANDIDATES, GUIDANCE, STEPS
+from Project7.answer_options import METHOD_OPTIONS
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.candidates import calmed, choose
 from Project7.color_head import ColorHead, MeanHead
@@ -47,7 +48,7 @@ class Context(NamedTuple):
 class DiffusionColorizer(nn.Module):
     """`forward` is a training step; `colorize` colours pictures of any size, padded and cropped inside."""
 
-    OPTIONS = ("sampler", "steps", "guidance", "candidates", "calm")  # of colorize
+    OPTIONS = METHOD_OPTIONS["diffusion"]  # of colorize
 
     alphas_cumprod: Tensor  # abar, (T,)
     ab_mean: Tensor  # (2,)

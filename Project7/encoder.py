@@ -24,10 +24,10 @@ from Project7.download import bounded_hub
 from Project7.errors import UsageError, sentence
 from Project7.feature_networks import FeaturesMissing, digest, read_weights, save_weights, shipped
 from Project7.model_config import ENCODER
+from Project7.working_size import view_shape
 
 SHIPPED = ENCODER
 STRIDES = (8, 16, 32)  # of the maps, fine to coarse
-_LONGEST = 4  # largest aspect ratio of a view, as for a working picture
 Maps = tuple[Tensor, ...]  # (B, C_k, h_k, w_k) for each stride
 
 
@@ -79,13 +79,6 @@ class Encoder(nn.Module):
     def view(self, L: Tensor) -> Tensor:
         """L (B, 1, H, W) of a photo of any size -> the encoder's input."""
         return resize(L, view_shape(L.shape[-2:], self.size))
-
-
-def view_shape(photo: tuple[int, int] | torch.Size, size: int) -> tuple[int, int]:
-    """The height and width of the view of a photo (H, W): the short side is about `size`, and both are 32 n + 1."""
-    scale = min(size / min(photo), _LONGEST * size / max(photo))
-    height, width = (32 * max(1, round(side * scale / 32)) + 1 for side in photo)
-    return height, width
 
 
 def resize(L: Tensor, size: tuple[int, int]) -> Tensor:

@@ -28,23 +28,27 @@ from torch import Tensor, nn
 from Project7 import __version__
 from Project7.checkpoints import StoredModel, open_model
 from Project7.config import RunConfig
-from Project7.encoder import view_shape
 from Project7.errors import ProjectError, UsageError
 from Project7.export_parts import VIEW, Channels, ExportGraph, ExportParts
 from Project7.model_folder import name_of
+from Project7.working_size import view_shape
 
 _OPSET = 17  # of 2022: every onnxruntime from 1.12 on reads it
 _SIDES = (33, 41)  # pixels of the traced picture: they stay odd when halved, so that all padding is in the graph
 _TRIALS = ((1, 24, 56), (3, 50, 23))  # batch, height, width at which onnxruntime is compared with torch
 _TOLERANCE = 1e-4
+_LARGE = 1024  # numbers in a weight that is worth halving
 _NEEDED = ("onnx", "onnxruntime")
 _LICENCE = re.compile(r"(licen[cs]e|notice|copying)\b.*", re.IGNORECASE)
 _WRITTEN = {"unet", "scheduler", "model.onnx", "context.onnx", "project7.json", "README.md", "MODEL_CARD.md"}
 _FLAT_LIST = re.compile(r"\[([^\[\]{}]*)\]")  # goes on one line of project7.json
 
 
-def export_model(weights: Path, to: Path, *, with_onnx: bool = True, force: bool = False) -> str | None:
-    """Exports the model in the file `weights` to the folder `to`, completely or not at all.
+def export_model(
+    weights: Path, to: Path, *, with_onnx: bool = True, half: bool = False, force: bool = False
+) -> str | None:
+    """Exports the model in the file `weights` to the folder `to`, completely or not at all. half: whether the weights
+    in ONNX files are kept in half precision.
 
     Returns a sentence about what was left out because a package is missing, or None. Raises UsageError if `to` is not
     free (with `force`: if it may not be replaced) or nothing would be written, ProjectError if writing fails.
@@ -65,6 +69,8 @@ def export_model(weights: Path, to: Path, *, with_onnx: bool = True, force: bool
                 facts[name] = {"file": file_of(name), "opset": _OPSET, **described}
             for name, graph in parts.graphs.items():
                 write_onnx(folder / file_of(name), stored.model, graph, facts)
+                if half:
+                    halve(folder / file_of(name))
         (folder / "project7.json").write_text(to_json(facts), encoding="utf-8")
         (folder / "README.md").write_text(make_readme(facts), encoding="utf-8")
     return note
@@ -142,6 +148,41 @@ def write_onnx(path: Path, model: nn.Module, part: ExportGraph, facts: dict[str,
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString())
     check_onnx(path, graph, inputs)
+
+
+def halve(path: Path) -> None:
+    """Keeps the large weights of an ONNX file in half precision; the arithmetic stays in full, after a cast.
+
+    onnxruntime casts them once, when it loads the file.
+    """
+    import onnx
+
+    proto = onnx.load(path)
+    nodes = []
+    for weight in proto.graph.initializer:
+        nodes += halved(weight, weight.name)
+    for node in proto.graph.node:
+        nodes.append(node)
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):  # what is no parameter: a frozen encoder
+            casts = halved(node.attribute[0].t, node.output[0])
+            node.output[0] = casts[0].input[0] if casts else node.output[0]
+            nodes += casts
+    proto.graph.ClearField("node")
+    proto.graph.node.extend(nodes)
+    onnx.checker.check_model(proto)
+    path.write_bytes(proto.SerializeToString())
+
+
+def halved(weight: Any, name: str) -> list[Any]:
+    """Puts half precision into a tensor of an ONNX graph that is large, under another name; returns the cast that gives
+    `name` again, or nothing."""
+    import onnx
+
+    values = onnx.numpy_helper.to_array(weight)
+    if values.dtype != np.float32 or values.size < _LARGE:
+        return []
+    weight.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name} in half precision"))
+    return [onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT)]
 
 
 def free_axes(name: str) -> dict[int, str]:

@@ -10,40 +10,14 @@ the whole answer; a surprising colour says something about one object only, and 
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ImageColor
 from torch import Tensor
 
 from Project7 import color
-from Project7.errors import UsageError
-
-_REACH = 0.6  # of the short side: how far a hint reaches on a flat surface
-_EDGE = 15.0  # units of L: crossing this much contrast weakens a hint as much as its whole reach
-_TEXTURE = 2.0  # units of L: a smaller difference between pixels is texture, not an edge
-_LIKE = 15.0  # Lab units of ab: colours nearer than this count as the hinted one
-_EXPECTED = 0.5  # probability from which a hinted colour may change the whole answer
-
-Hint = tuple[float, float, str]  # x and y in pixels of the photo, and a colour: "#rrggbb" or a CSS name
-
-
-class Spot(NamedTuple):
-    """A hint in a working picture."""
-
-    row: int
-    column: int
-    ab: tuple[float, float]  # Lab units, a colour that sRGB has at the lightness there
-
-
-def checked(hint: Any) -> Hint:
-    """A hint with plain numbers. Raises UsageError if it is not a hint."""
-    match hint:
-        case (int() | float() | np.number() as x, int() | float() | np.number() as y, str(name)):
-            return float(x), float(y), name
-    raise UsageError(f"{hint!r} is not a hint; write (x, y, colour), such as (120, 80, '#2a5caa').")
+from Project7.array_hints import EDGE, EXPECTED, LIKE, REACH, TEXTURE, Hint, Spot, places
 
 
 def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: Tensor) -> list[Spot]:
@@ -51,21 +25,13 @@ def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: Tensor) -> list
 
     Raises UsageError if a hint is outside the photo, or its colour is not one. If two share a pixel, the last counts.
     """
-    h, w = L.shape[-2:]
-    found = {}
-    for x, y, name in map(checked, hints):
-        if not (0 <= x < photo[1] and 0 <= y < photo[0]):
-            raise UsageError(f"The hint at ({x:g}, {y:g}) lies outside the photo of {photo[1]} x {photo[0]} pixels.")
-        try:
-            rgb = torch.tensor(ImageColor.getrgb(name)[:3], dtype=torch.uint8)[:, None, None]
-        except ValueError:
-            raise UsageError(f"The hint {name!r} is not a colour; write it as #rrggbb.") from None
-        row, column = int(y * h / photo[0]), int(x * w / photo[1])
-        lab = color.rgb_to_lab(rgb)
+    spots = []
+    for row, column, rgb in places(hints, photo, L.shape[-2:]):
+        lab = color.rgb_to_lab(torch.from_numpy(rgb)[:, None, None])
         lab[0] = color.level(L[0, 0, row, column])
         a, b = color.into_gamut(lab)[1:, 0, 0].tolist()
-        found[row, column] = Spot(row, column, (a, b))
-    return list(found.values())
+        spots.append(Spot(row, column, (a, b)))
+    return spots
 
 
 def hint_maps(
@@ -103,8 +69,8 @@ def influence(near: Sequence[Tensor], spots: Sequence[Spot], logits: Tensor, col
     likely = []
     for spot in spots:
         shares = torch.softmax(logits[:, spot.row * rows // height, spot.column * columns // width], dim=0)
-        likely.append(shares[(colours - torch.tensor(spot.ab)).norm(dim=1) < _LIKE].sum())
-    everywhere = (torch.stack(likely).mean() / _EXPECTED).clamp(max=1)
+        likely.append(shares[(colours - torch.tensor(spot.ab)).norm(dim=1) < LIKE].sum())
+    everywhere = (torch.stack(likely).mean() / EXPECTED).clamp(max=1)
     return everywhere + (1 - everywhere) * nearest
 
 
@@ -138,7 +104,7 @@ def nearness(L: Tensor, spot: Spot) -> Tensor:
     steepest[1:], steepest[:-1] = torch.maximum(steepest[1:], down), torch.maximum(steepest[:-1], down)
     steepest[:, 1:] = torch.maximum(steepest[:, 1:], right)
     steepest[:, :-1] = torch.maximum(steepest[:, :-1], right)
-    contrast = (steepest - _TEXTURE).clamp(min=0) / _EDGE
-    costs = (1 / (_REACH * min(height, width)) + contrast).double().numpy()
+    contrast = (steepest - TEXTURE).clamp(min=0) / EDGE
+    costs = (1 / (REACH * min(height, width)) + contrast).double().numpy()
     ways, _ = MCP_Geometric(costs).find_costs([(spot.row, spot.column)])
     return torch.from_numpy(np.exp(-(ways**4))).float().clamp(min=math.exp(-30))

@@ -26,10 +26,10 @@ from Project7.encoder import Maps
 from Project7.errors import UsageError
 from Project7.hints import Hint, Spot, find_spots, loosened, nearness, surfaces
 from Project7.mark import marked
-from Project7.painting import no_larger, photo_digest, shrink
+from Project7.painting import shrink
 from Project7.palette import class_spread, unlike_colours
-from Project7.photo import DEEP_SUFFIXES, Photo, carried_over, save_photo, to_image
-from Project7.provenance import TONE, GivenHint, Provenance
+from Project7.photo import DEEP_SUFFIXES, Photo, kept, photo_digest, save_photo, to_image
+from Project7.provenance import TONE, Provenance, provenance
 from Project7.scan import Lightness
 from Project7.settings import explain
 
@@ -333,24 +333,6 @@ class OpenPhoto:
         image.thumbnail((_SHOWN, _SHOWN))
         image.save(content, "PNG")
         return content.getvalue()
-
-
-def provenance(
-    colorizer: Any, size: tuple[int, int], digest: str, seed: int, *, hints: Sequence[Hint] = (), **settings: Any
-) -> Provenance:
-    """How a Colorizer makes the answer of a seed for a photo of this size (H, W). settings: fields of Provenance."""
-    height, width = size
-    return Provenance(
-        model=colorizer.name,
-        model_sha256=colorizer.sha256,
-        method=colorizer.config.model.method,
-        noise=digest,
-        width=width,
-        height=height,
-        seed=seed,
-        hints=[GivenHint(x=x, y=y, color=colour) for x, y, colour in hints],
-        **settings,
-    )
 
 
 def as_hex(level: float, ab: Sequence[float]) -> str:

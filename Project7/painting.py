@@ -4,7 +4,6 @@ The full-size lightness is kept as it is; chroma that was found on the small cop
 (guided_filter.py).
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from Project7 import color
 from Project7.batch import keyed_generator
 from Project7.guided_filter import bicubic_matrix, enlarge_rows, line_coefficients
-from Project7.photo import Photo, from_array, open_photo
+from Project7.photo import Photo, from_array, open_photo, photo_digest
 
 _ROWS = 512 * 1024  # number of pixels of the full-size photo that are coloured at a time
 _CLEANED = 768  # pixels of the long side at which grain is looked for
@@ -52,10 +51,6 @@ def photo_noise(photo: Photo, seeds: Sequence[int]) -> list[torch.Generator]:
     and a seed whose noise happens to lean towards purple would tint a whole folder."""
     digest = photo_digest(photo)
     return [keyed_generator(f"{seed}/{digest}") for seed in seeds]
-
-
-def photo_digest(photo: Photo) -> str:
-    return hashlib.sha256(np.ascontiguousarray(photo.rgb).data).hexdigest()
 
 
 def full_lightness(rgb: np.ndarray) -> Tensor:

@@ -6,6 +6,7 @@ harmless metadata, or a PhotoError that says what the file is instead. No torch 
 
 import contextlib
 import ctypes
+import hashlib
 import html
 import io
 import logging
@@ -144,6 +145,11 @@ def open_photo(source: Path | str | bytes | BinaryIO | Image.Image, *, most: int
         raise PhotoError(f"{name} needs more memory than is available; make it smaller first.") from None
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, SyntaxError among them
         raise PhotoError(f"{name} is damaged ({sentence(error)}); copy it again, or leave it out.") from error
+
+
+def photo_digest(photo: Photo) -> str:
+    """Of its pixels: what keys its noise."""
+    return hashlib.sha256(np.ascontiguousarray(photo.rgb).data).hexdigest()
 
 
 def from_array(array: np.ndarray) -> Photo:

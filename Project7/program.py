@@ -26,17 +26,20 @@ _ECHO_SECONDS = 0.3  # torchrun repeats the Ctrl-C that its processes have alrea
 
 # The packages that every program needs, by their import names; requirements.txt has the versions.
 _NEEDED = ("numpy", "PIL", "pydantic", "rich", "questionary", "filelock", "torch", "torchvision", "diffusers", "timm")
+_WITH_ONNXRUNTIME = _NEEDED[:4]  # what `project7 colorize` needs instead, of a model that was exported
 
 
-def begin(name: str) -> None:
-    """To be called before all other imports of a script. name: the script's `__name__`.
+def begin(name: str, *, without_torch: bool = False) -> None:
+    """Comes before all other imports of a script. name: the script's `__name__`; without_torch: whether it can do
+    something with onnxruntime where there is no torch.
 
     Until `run` there is nothing to clean up, so Ctrl-C ends the program at once, without a traceback from an import. If
     this Python lacks what is needed, because the wrong interpreter was called, one sentence says so.
     """
     if name == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    needed = _WITH_ONNXRUNTIME if without_torch and not has("torch") and has("onnxruntime") else _NEEDED
+    missing = [name for name in needed if not has(name)]
     if not missing:
         return
     root = Path(__file__).resolve().parent.parent
@@ -48,6 +51,11 @@ def begin(name: str) -> None:
         file=sys.stderr,
     )
     sys.exit(UsageError.exit_code)
+
+
+def has(package: str) -> bool:
+    """Whether a package is installed; it is not imported."""
+    return importlib.util.find_spec(package) is not None
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -81,6 +89,9 @@ def run(main: Callable[[], int | None]) -> int:
     except Exception as error:
         if os.environ.get("PROJECT7_TRACEBACK"):
             raise
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _NEEDED:
+            print(f"Error: this needs {error.name}, which is not installed: pip install project7", file=sys.stderr)
+            return UsageError.exit_code
         hint = "this is a fault of the program; PROJECT7_TRACEBACK=1 shows where"
         print(f"Error: {printable(sentence(error))} ({hint})", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ continues from there.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -76,6 +77,25 @@ class Provenance(BaseModel):
     def as_text(self) -> dict[str, str]:
         """The texts to be stored in the file of a picture, by their keys."""
         return {KEY: self.model_dump_json()} | ({"Comment": SAID} if self.mark else {})
+
+
+def provenance(
+    colorizer: Any, size: tuple[int, int], digest: str, seed: int, *, hints: Iterable[Any] = (), **settings: Any
+) -> Provenance:
+    """How a Colorizer makes the answer of a seed to a photo of this size (H, W). hints: (x, y, colour) of each;
+    settings: fields of Provenance."""
+    height, width = size
+    return Provenance(
+        model=colorizer.name,
+        model_sha256=colorizer.sha256,
+        method=colorizer.config.model.method,
+        noise=digest,
+        width=width,
+        height=height,
+        seed=seed,
+        hints=[GivenHint(x=x, y=y, color=colour) for x, y, colour in hints],
+        **settings,
+    )
 
 
 def parse_hint(text: str) -> tuple[float, float, str]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from Project7 import encoder
+from Project7.answer_options import METHOD_OPTIONS
 from Project7.batch import Batch, BatchRandom, Estimate, Step
 from Project7.encoder import Encoder, Maps
 from Project7.export_parts import Channels, ExportParts, one_pass
@@ -24,7 +25,7 @@ from Project7.neck import Neck, drop_features
 class RegressionColorizer(nn.Module):
     """`forward` is a training step, `colorize` colours in one pass. Pictures may have any size."""
 
-    OPTIONS = ()  # options of colorize
+    OPTIONS = METHOD_OPTIONS["regression"]  # of colorize
     LOSS = "mse"
     METRICS = ()  # further measures of a step that validation reports
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from Project7 import color
+from Project7.array_color import in_colour
 from Project7.colorize import Colorizer
-from Project7.colorize_files import LEFT_IN_COLOUR, Job, Outcome, companion_path, confidence_path, reason, settle, write
+from Project7.colorize_files import LEFT_IN_COLOUR, Job, Outcome, advice, beside, confidence_path, reason, settle, write
 from Project7.hints import Hint
 from Project7.opened import OpenPhoto
 from Project7.photo import DEEP_SUFFIXES, Photo, open_photo, save_png
 from Project7.provenance import Provenance
 from Project7.reference import Hinted, hints_from
-from Project7.scan import in_colour
 from Project7.sheet import side_by_side
 
 _DOUBT = 40.0  # Lab units of doubt that are shown white in a map of ambiguity
@@ -98,7 +98,8 @@ def answered(job: Job, opened: OpenPhoto, retouch: Retouch, seeds: Sequence[int]
         found = opened.colorizer.confidence(opened.photo, working_size=opened.working_size)
         maps[confidence_path(job)] = found
     made = [opened.provenance(seed) for seed in seeds]
-    outcome = write(job, opened.photo, pictures, made, maps, levels=opened.levels)
+    said = advice(opened.colorizer, opened.photo, opened.levels)
+    outcome = write(job, opened.photo, pictures, made, maps, said=said)
     if retouch.hinted is not None and not opened.hints:
         said = "nothing in it is like the hinted places of --hints-from"
         outcome = dataclasses.replace(outcome, text="; ".join(filter(None, [outcome.text, said])))

@@ -4,7 +4,6 @@ The U-Net and the schedulers take seconds to import, so they are imported where 
 """
 
 import inspect
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Project7.answer_config import SAMPLERS
+from Project7.array_sampler import even_places
 from Project7.errors import UsageError
 from Project7.model_config import DiffusionConfig
 
 _PUBLISHED_STEPS = 1000  # number of timesteps of the published betas
 _BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "squaredcos_cap_v2": (1e-4, 0.02)}
-_NOISE = -4.5  # natural log(signal / noise): 1 % of signal, practically none
-_FIELD = 256  # cells per side of the noise that all sizes of a grid share
-_LEFT_AT_THE_END = 0.02  # largest sqrt(abar_T): the share of the picture that may be left at the last step
+_FIELD = 256  # cells a side, of the noise that all sizes of a grid share
+_LEFT_AT_THE_END = 0.02  # largest sqrt(abar_T): what may be left of the picture in the last step
 
 # name -> diffusers' class and its settings. Trailing spacing starts at the last trained step, which is pure noise
 # (Lin et al. 2023, section 3.3); leading spacing would start where some of the picture is still left.
@@ -114,7 +113,7 @@ def make_sampler(name: str, noise_scheduler, *, steps: int):
     sampler = getattr(diffusers, kind).from_config(noise_scheduler.config, timestep_spacing="trailing", **settings)
     sampler = _falling(sampler)
     if name == "dpm++":
-        sampler.set_timesteps(timesteps=even_places(sampler.alphas_cumprod, steps))
+        sampler.set_timesteps(timesteps=even_places(sampler.alphas_cumprod.numpy(), steps))
     else:
         sampler.set_timesteps(steps)
     return sampler
@@ -127,29 +126,6 @@ def _falling(sampler):
     if abar[-1] >= abar[-2]:
         abar[-1] = abar[-2] / 4
     return sampler
-
-
-def even_places(abar: Tensor, steps: int) -> list[int]:
-    """The timesteps of DPM-Solver++: abar (T,) -> `steps` timesteps, falling, evenly spaced in log-SNR.
-
-    Lu et al. 2022 (section 4) space them so; with trailing spacing, a few steps of any solver give too little spread,
-    which means muted colours. If the last timestep is pure noise, its log-SNR is minus infinity (2^-24 in diffusers).
-    The way from there to a signal of 1 % holds no information, and is taken in one step instead of a third of them
-    (benchmarks/RESULTS.md).
-    """
-    last = len(abar) - 1
-    log_snr = (abar.double() / (1 - abar.double())).log() / 2
-    noise = [last] if log_snr[last] < _NOISE else []
-    first = _NOISE if noise else float(log_snr[last])
-    wanted = torch.linspace(first, float(log_snr[0]), steps - len(noise), dtype=torch.float64)
-    nearest = (log_snr[None] - wanted[:, None]).abs().argmin(dim=1)  # (steps,)
-    return distinct([*noise, *nearest.tolist()])
-
-
-def distinct(timesteps: list[int]) -> list[int]:
-    """Falling timesteps, of which some may coincide -> as many distinct ones, moved apart as little as possible."""
-    apart = itertools.accumulate((t + k for k, t in enumerate(timesteps)), min)
-    return [max(t - k, len(timesteps) - 1 - k) for k, t in enumerate(apart)]
 
 
 @torch.no_grad()

@@ -6,20 +6,12 @@ import functools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from Project7 import color
+from Project7.array_picture import ENDS, FADED, SIDE, border_of
 from Project7.painting import deep_lightness, full_lightness, paint, shrink, without_grain
 from Project7.photo import Photo
-
-_TINT = 6.0  # Lab units: a picture in one tint stays below, even if the tint varies with lightness
-_FADED = 50.0  # Lab units between the darkest and the lightest percent, below which a photo counts as faded
-_ENDS = (0.01, 0.99)  # quantiles of lightness that become black and white with --levels
-_SIDE = 512  # pixels of the long side at which a border is searched for
-_WHITE = 85.0  # smallest L of a border
-_ALIKE = 6.0  # Lab units by which a border's lightness may vary
-_THIN, _WIDE = 0.008, 0.3  # smallest and largest width of a border as a share of the side
 
 
 class Lightness:
@@ -62,29 +54,18 @@ class Lightness:
         return paint(L, self.guide(small), ab, ab_mean, ab_std, deep=scanned is not None)
 
 
-def in_colour(rgb: np.ndarray) -> bool:
-    """Whether a photo (H, W, 3) uint8 has colours of its own, rather than a single tint such as sepia."""
-    step = max(1, max(rgb.shape[:2]) // 96)
-    small = np.asarray(Image.fromarray(rgb).reduce(step))
-    lab = color.rgb_to_lab(color.channels_first(small)).double()
-    L, ab = color.scaled(lab)[0].flatten().double(), lab[1:].flatten(1).T  # (N,) in [0, 1], and (N, 2)
-    powers = torch.stack([torch.ones_like(L), L, L.square()], dim=1)  # (N, 3)
-    rest = ab - powers @ torch.linalg.lstsq(powers, ab, driver="gelsd").solution
-    return bool(rest.square().sum(dim=1).mean().sqrt() > _TINT)
-
-
 def ends(L: Tensor, border: Tensor | None = None) -> tuple[float, float]:
-    """The quantiles 0.01 and 0.99 of L (1, 1, H, W) without its border, in [-1, 1]."""
-    small = L if max(L.shape[-2:]) <= _SIDE else F.interpolate(L, size_of(L), mode="bilinear", antialias=True)
+    """The lightness of the darkest and the lightest percent of L (1, 1, H, W), its border left out; in [-1, 1]."""
+    small = L if max(L.shape[-2:]) <= SIDE else F.interpolate(L, size_of(L), mode="bilinear", antialias=True)
     inside = small if border is None else small[F.interpolate(border, small.shape[-2:]) < 0.5]
-    low, high = torch.quantile(inside.flatten(), torch.tensor(_ENDS)).tolist()
+    low, high = torch.quantile(inside.flatten(), torch.tensor(ENDS)).tolist()
     return low, high
 
 
 def faded(L: Tensor, border: Tensor | None = None) -> bool:
     """Whether a photo has so little contrast that it has neither black nor white, like a faded print."""
     low, high = ends(L, border)
-    return float(color.level(torch.tensor(high)) - color.level(torch.tensor(low))) < _FADED
+    return float(color.level(torch.tensor(high)) - color.level(torch.tensor(low))) < FADED
 
 
 def levelled(L: Tensor, border: Tensor | None = None) -> Tensor:
@@ -102,30 +83,12 @@ def white_border(L: Tensor) -> Tensor | None:
     A border is light and plain, and on at least three sides; it consists of everything that is connected with the edge
     and of similar lightness.
     """
-    from scipy.ndimage import label
-
-    small = L if max(L.shape[-2:]) <= _SIDE else F.interpolate(L, size_of(L), mode="bilinear", antialias=True)
-    values = color.level(small[0, 0]).numpy()  # (h, w)
-    sides = [values, values[::-1], values.T, values.T[::-1]]
-    found = [level for side in sides if (level := border_level(side)) is not None]
-    if len(found) < 3 or np.ptp(found) > _ALIKE:
-        return None
-    alike = np.abs(values - np.median(found)) < _ALIKE
-    parts, _ = label(alike)
-    at_edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
-    mask = np.isin(parts, at_edge[at_edge > 0])
-    return torch.from_numpy(mask.astype(np.float32))[None, None]
-
-
-def border_level(values: np.ndarray) -> float | None:
-    """The lightness of a white border along the first row of L (h, w), in Lab units; None if there is none."""
-    level = float(np.median(values[0]))
-    plain = np.mean(np.abs(values - level) < _ALIKE, axis=1) > 0.98  # (h,)
-    width = len(plain) if plain.all() else int(plain.argmin())
-    return level if level >= _WHITE and _THIN * len(values) <= width <= _WIDE * len(values) else None
+    small = L if max(L.shape[-2:]) <= SIDE else F.interpolate(L, size_of(L), mode="bilinear", antialias=True)
+    mask = border_of(small[0, 0].numpy())
+    return None if mask is None else torch.from_numpy(mask)[None, None]
 
 
 def size_of(L: Tensor) -> tuple[int, int]:
-    """The size (h, w) at which L (1, 1, H, W) is examined."""
-    scale = min(1.0, _SIDE / max(L.shape[-2:]))
+    """The size at which L (1, 1, H, W) is looked at."""
+    scale = min(1.0, SIDE / max(L.shape[-2:]))
     return max(1, round(L.shape[-2] * scale)), max(1, round(L.shape[-1] * scale))

@@ -21,8 +21,8 @@ from Project7.errors import ProjectError, UsageError
 from Project7.hints import Hint
 from Project7.jobs import Worker
 from Project7.opened import OpenPhoto
-from Project7.painting import full_lightness, photo_digest
-from Project7.photo import Photo, open_photo
+from Project7.painting import full_lightness
+from Project7.photo import Photo, open_photo, photo_digest
 from Project7.provenance import OPTIONS, TONE, Provenance, read_provenance
 from Project7.scan import faded, white_border
 from Project7.settings import SETTINGS

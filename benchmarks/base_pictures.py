@@ -23,9 +23,10 @@ from PIL import Image
 
 from Project7 import color, program
 from Project7.answer_config import EvaluateConfig
+from Project7.answer_options import own_options
 from Project7.augment import age
 from Project7.batch import BatchRandom
-from Project7.colorize import Colorizer, model_options
+from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
 from Project7.evaluate import colour, generator
 from Project7.image_set import ImageSet

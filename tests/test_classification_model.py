@@ -15,6 +15,7 @@ from torchvision.models import resnet18, resnet34, resnet50
 
 from Project7 import color
 from Project7.answer_config import ColorizeConfig
+from Project7.answer_options import method_options
 from Project7.batch import Batch, BatchRandom
 from Project7.checkpoints import load_model, save_checkpoint
 from Project7.classification_model import (
@@ -25,7 +26,7 @@ from Project7.classification_model import (
     true_histograms,
 )
 from Project7.cli import command
-from Project7.colorize import Colorizer, method_options
+from Project7.colorize import Colorizer
 from Project7.colorize_files import colorize_files, plan_outputs
 from Project7.config import RunConfig
 from Project7.diffusion_model import DiffusionColorizer

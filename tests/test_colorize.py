@@ -12,9 +12,10 @@ from PIL import Image
 
 from Project7 import painting
 from Project7.answer_config import FAST_STEPS, ColorizeConfig
+from Project7.answer_options import method_options
 from Project7.checkpoints import save_checkpoint
 from Project7.color import channels_first, rgb_to_lab
-from Project7.colorize import Colorizer, method_options
+from Project7.colorize import Colorizer
 from Project7.config import RunConfig
 from Project7.errors import ProjectError, UsageError
 from Project7.methods import build_model

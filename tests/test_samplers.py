@@ -11,9 +11,10 @@ import torch
 
 from Project7 import samplers
 from Project7.answer_config import SAMPLERS
+from Project7.array_sampler import even_places
 from Project7.errors import UsageError
 from Project7.model_config import DiffusionConfig
-from Project7.samplers import even_places, make_noise_scheduler, make_sampler, respaced_betas, sample, shifted_betas
+from Project7.samplers import make_noise_scheduler, make_sampler, respaced_betas, sample, shifted_betas
 from Project7.settings import parse_settings
 
 MEAN, STD, COUNT = 0.2, 0.3, 4000

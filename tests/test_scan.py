@@ -6,13 +6,14 @@ import torch
 from PIL import Image
 from test_colorize import CONFIG, picture
 
+from Project7.array_color import in_colour
 from Project7.color import rgb_to_lab
 from Project7.colorize import Colorizer
 from Project7.methods import build_model
 from Project7.painting import full_lightness
 from Project7.photo import from_array, open_photo
 from Project7.photo_source import sample_photos
-from Project7.scan import Lightness, ends, faded, in_colour, white_border
+from Project7.scan import Lightness, ends, faded, white_border
 
 
 def gray_of(rgb):

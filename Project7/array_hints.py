@@ -1,0 +1,145 @@
+"""Hints for NumPy arrays: what hints.py does with tensors, where there is no torch. A test compares the two."""
+
+import heapq
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import ImageColor
+
+from Project7 import array_color
+from Project7.array_picture import box
+from Project7.array_sampler import softmax
+from Project7.errors import UsageError
+
+REACH = 0.6  # of the short side: how far a hint goes on a flat surface
+EDGE = 15.0  # units of L: crossing so much contrast takes as much strength as the whole reach
+TEXTURE = 2.0  # units of L from pixel to pixel that are no edge
+LIKE = 15.0  # Lab units of ab: colours nearer than this count as the hinted one
+EXPECTED = 0.5  # a colour as likely as this may change the whole answer
+
+Hint = tuple[float, float, str]  # x and y in pixels of the photo, and a colour: "#rrggbb" or a CSS name
+
+
+class Spot(NamedTuple):
+    """A hint in a working picture."""
+
+    row: int
+    column: int
+    ab: tuple[float, float]  # Lab units, a colour that exists at the lightness there
+
+
+class Place(NamedTuple):
+    """A hint in a working picture, before its colour is fitted to the lightness there."""
+
+    row: int
+    column: int
+    rgb: np.ndarray  # (3,) uint8
+
+
+def checked(hint: Any) -> Hint:
+    """Raises UsageError for what is no hint."""
+    match hint:
+        case (int() | float() | np.number() as x, int() | float() | np.number() as y, str(name)):
+            return float(x), float(y), name
+    raise UsageError(f"{hint!r} is no hint; write (x, y, colour), such as (120, 80, '#2a5caa').")
+
+
+def places(hints: Sequence[Hint], photo: tuple[int, int], size: tuple[int, ...]) -> list[Place]:
+    """Hints in pixels of a photo (H, W) -> their places in its working picture (h, w). The last of two in one counts.
+
+    Raises UsageError for one outside the photo, or a colour that is none.
+    """
+    found = {}
+    for x, y, name in map(checked, hints):
+        if not (0 <= x < photo[1] and 0 <= y < photo[0]):
+            raise UsageError(f"The hint at ({x:g}, {y:g}) lies outside the photo of {photo[1]} x {photo[0]} pixels.")
+        try:
+            rgb = np.array(ImageColor.getrgb(name)[:3], dtype=np.uint8)
+        except ValueError:
+            raise UsageError(f"The hint {name!r} is no colour; write it as #rrggbb.") from None
+        row, column = int(y * size[0] / photo[0]), int(x * size[1] / photo[1])
+        found[row, column] = Place(row, column, rgb)
+    return list(found.values())
+
+
+def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: np.ndarray) -> list[Spot]:
+    """Hints in pixels of a photo (H, W) -> spots of its working picture L (h, w). Raises UsageError; see `places`."""
+    spots = []
+    for row, column, rgb in places(hints, photo, L.shape):
+        lab = array_color.rgb_to_lab(rgb[None])  # (3, 1)
+        lab[0] = array_color.level(L[row, column])
+        a, b = array_color.into_gamut(lab)[1:, 0].tolist()
+        spots.append(Spot(row, column, (a, b)))
+    return spots
+
+
+def hint_maps(
+    spots: Sequence[Spot], size: tuple[int, int], ab_mean: np.ndarray, ab_std: np.ndarray, scale: int
+) -> np.ndarray:
+    """Spots as a network takes them: (3, h, w) at cells of scale x scale, ab in its range and 1 where a hint is.
+    size: (H, W) of the working picture. Several in one cell are averaged."""
+    maps = np.zeros((3, *(math.ceil(side / scale) for side in size)), dtype=np.float32)
+    for spot in spots:
+        ab = (np.array(spot.ab, dtype=np.float32) - ab_mean) / ab_std
+        maps[:, spot.row // scale, spot.column // scale] += [*ab, 1]
+    told = maps[2] > 0
+    maps[:, told] /= maps[2, told]
+    return maps
+
+
+def hold(ab: np.ndarray, L: np.ndarray, spots: Sequence[Spot], near: Sequence[np.ndarray]) -> np.ndarray:
+    """An answer ab (2, h, w) in Lab units, brought to the hinted colours at the spots and on their surfaces:
+    hints.hold. near: `nearness` of each spot, (h, w)."""
+    nearest = np.stack(near)  # (K, h, w) in (0, 1], 1 at the spot
+    weights = nearest / (np.sqrt(-np.log(nearest)) + 1e-6)  # by the square of the way
+    shares = weights / weights.sum(axis=0) * nearest.max(axis=0)
+    missing = np.array([spot.ab - ab[:, spot.row, spot.column] for spot in spots])  # (K, 2)
+    return ab + np.einsum("khw,kc->chw", shares, missing).astype(np.float32)
+
+
+def influence(near: Sequence[np.ndarray], spots: Sequence[Spot], logits: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """(h, w) in [0, 1]: how much of what hints change in an answer is taken over: hints.influence. logits: (Q, h', w')
+    over the colours (Q, 2) in Lab units, without hints."""
+    nearest = np.stack(near).max(axis=0)
+    (height, width), (rows, columns) = nearest.shape, logits.shape[-2:]
+    likely = []
+    for spot in spots:
+        shares = softmax(logits[:, spot.row * rows // height, spot.column * columns // width])
+        likely.append(shares[np.linalg.norm(colours - np.array(spot.ab), axis=1) < LIKE].sum())
+    everywhere = min(float(np.mean(likely)) / EXPECTED, 1.0)
+    return (everywhere + (1 - everywhere) * nearest).astype(np.float32)
+
+
+def nearness(L: np.ndarray, spot: Spot) -> np.ndarray:
+    """(h, w) in (0, 1]: how much a place belongs to the spot's surface, by the cheapest way there over L (h, w):
+    hints.nearness. A step costs the mean of the costs of its two pixels, times its length (Dijkstra 1959)."""
+    smooth = box(array_color.level(L))
+    steepest = np.zeros_like(smooth)
+    down, right = np.abs(np.diff(smooth, axis=0)), np.abs(np.diff(smooth, axis=1))
+    steepest[:-1], steepest[-1:] = down, down[-1:]
+    steepest[:, 1:] = np.maximum(steepest[:, 1:], right)
+    steepest[:, :-1] = np.maximum(steepest[:, :-1], right)
+    costs = 1 / (REACH * min(L.shape)) + (steepest - TEXTURE).clip(min=0).astype(np.float64) / EDGE
+    height, width = costs.shape
+    ways, begin = {(spot.row, spot.column): 0.0}, (0.0, spot.row, spot.column)
+    cost, heap = costs.tolist(), [begin]
+    while heap:
+        way, y, x = heapq.heappop(heap)
+        if way > ways[y, x]:
+            continue
+        for dy, dx, length in _AROUND:
+            to = y + dy, x + dx
+            if 0 <= to[0] < height and 0 <= to[1] < width:
+                there = way + length * (cost[y][x] + cost[to[0]][to[1]]) / 2
+                if there < ways.get(to, math.inf):
+                    ways[to] = there
+                    heapq.heappush(heap, (there, *to))
+    found = np.empty_like(costs)
+    for place, way in ways.items():
+        found[place] = way
+    return np.exp(-(found**4)).astype(np.float32).clip(min=math.exp(-30))
+
+
+_AROUND = [(dy, dx, math.hypot(dy, dx)) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]

@@ -1,0 +1,166 @@
+"""Ten steps of a diffusion model without torch: the noise that torch draws, DPM-Solver++, and the choice among answers.
+
+What samplers.py and candidates.py do through diffusers and torch, for NumPy arrays. Tests compare them.
+"""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+_NOISE = -4.5  # log(signal / noise), natural: 1 % of signal, as good as none
+_FIELD = 256  # cells a side, of the noise that all sizes of a grid share
+_STRONGEST = 1.6  # the most that a mean is strengthened to the chroma of the answers that it is made of
+_NEIGHBOURS, _SIGMA = 5, 5.0  # of the soft encoding of a colour by those of a palette (Zhang et al. 2016, section 2.2)
+
+
+# -- noise -----------------------------------------------------------------------------------------------------------
+
+
+class Noise:
+    """The numbers that torch's generator draws on a CPU for the same key: a Mersenne Twister and Box & Muller 1958."""
+
+    def __init__(self, key: str):
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+        self._twister = np.random.RandomState(seed & 0xFFFFFFFF)
+
+    def normal(self, *shape: int) -> np.ndarray:
+        """float32 of unit variance. Raises ValueError for less than 16 numbers, which torch draws in another way."""
+        count = math.prod(shape)
+        if count < 16:
+            raise ValueError("torch draws less than 16 numbers in another way")
+        uniform = self._uniform(count)
+        made = uniform.copy()
+        whole = count - count % 16
+        made[:whole] = _box_muller(uniform[:whole])
+        if count % 16:  # the last 16 are drawn anew
+            made[-16:] = _box_muller(self._uniform(16))
+        return made.reshape(shape)
+
+    def _uniform(self, count: int) -> np.ndarray:
+        """24 bits of each number, in [0, 1)."""
+        bits = np.frombuffer(self._twister.bytes(4 * count), dtype="<u4")
+        return (bits & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
+
+
+def _box_muller(uniform: np.ndarray) -> np.ndarray:
+    """In blocks of 16, of which the first half gives the radius and the second the angle."""
+    first, second = uniform.reshape(-1, 2, 8).transpose(1, 0, 2)
+    radius, angle = np.sqrt(-2 * np.log(1 - first)), np.float32(2 * np.pi) * second
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+
+
+def scalable_noise(shape: tuple[int, int, int], noise: Noise) -> np.ndarray:
+    """White noise (C, h, w) whose coarse part is the same at every size of the grid: samplers.scalable_noise."""
+    sides = [_FIELD * math.ceil(side / _FIELD) for side in shape[1:]]
+    field = noise.normal(shape[0], *sides).astype(np.float64)
+    for axis, (side, cells) in enumerate(zip(sides, shape[1:], strict=True), start=1):
+        ends = np.arange(cells + 1) * side // cells
+        sums = np.add.reduceat(field, ends[:-1], axis=axis)
+        counts = np.sqrt(np.diff(ends))
+        field = sums / (counts[:, None] if axis == 1 else counts)
+    return field.astype(np.float32)
+
+
+# -- steps -----------------------------------------------------------------------------------------------------------
+
+
+def even_places(abar: np.ndarray, steps: int) -> list[int]:
+    """The timesteps at which DPM-Solver++ stops: abar (T,) -> `steps` of them, falling, evenly spaced in log-SNR.
+
+    So Lu et al. 2022 (section 4) space them; with trailing spacing few steps of every solver give too little spread,
+    which is muted colour. Where the last timestep is pure noise its log-SNR is minus infinity (2^-24 in diffusers'
+    place of it): the way from there to a signal of 1 % tells nothing, and is made in one step instead of a third of
+    them (benchmarks/RESULTS.md).
+    """
+    abar = np.asarray(abar, dtype=np.float64)
+    last, log_snr = len(abar) - 1, np.log(abar / (1 - abar)) / 2
+    noise = [last] if log_snr[last] < _NOISE else []
+    first = _NOISE if noise else float(log_snr[last])
+    wanted = np.linspace(first, float(log_snr[0]), steps - len(noise))
+    nearest = np.abs(log_snr[None] - wanted[:, None]).argmin(axis=1)  # (steps,)
+    return distinct([*noise, *nearest.tolist()])
+
+
+def distinct(timesteps: list[int]) -> list[int]:
+    """Falling timesteps, of which some coincide -> as many different ones, moved apart as little as need be."""
+    apart = itertools.accumulate((t + k for k, t in enumerate(timesteps)), min)
+    return [max(t - k, len(timesteps) - 1 - k) for k, t in enumerate(apart)]
+
+
+def sample(
+    denoise: Callable[[np.ndarray, int], np.ndarray],
+    noise: np.ndarray,
+    abar: Sequence[float],
+    timesteps: Sequence[int],
+    *,
+    predicts: str = "v_prediction",
+) -> np.ndarray:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2, midpoint), with a last step of first order.
+
+    noise: (B, C, h, w); the result is x_0. denoise(x_t, t) predicts v, or the noise where it
+    `predicts` "epsilon". abar: (T,).
+    """
+    signal = np.sqrt(np.asarray(abar, dtype=np.float64))[list(timesteps)]
+    sigma = np.sqrt(1 - signal**2)
+    log_snr = np.log(signal) - np.log(sigma)
+    x, before = noise, None
+    for n, t in enumerate(timesteps):
+        predicted = denoise(x, t)
+        clean = (
+            signal[n] * x - sigma[n] * predicted if predicts != "epsilon" else (x - sigma[n] * predicted) / signal[n]
+        )
+        if n == len(timesteps) - 1:
+            return clean.astype(np.float32)
+        step = log_snr[n + 1] - log_snr[n]
+        towards = clean
+        if before is not None:
+            towards = clean + step / (log_snr[n] - log_snr[n - 1]) / 2 * (clean - before)
+        x = (sigma[n + 1] / sigma[n] * x - signal[n + 1] * math.expm1(-step) * towards).astype(np.float32)
+        before = clean
+    return x
+
+
+# -- which answer ----------------------------------------------------------------------------------------------------
+
+
+def choose(samples: np.ndarray, likelihood: np.ndarray | None = None) -> int:
+    """The place of the answer to show among samples (K, 2, h, w) in Lab units: candidates.choose."""
+    differences = samples[:, None] - samples[None]  # (K, K, 2, h, w)
+    distance = np.sqrt((differences**2).mean(axis=(2, 3, 4))).sum(axis=1) / max(1, len(samples) - 1)
+    return int((-distance if likelihood is None else likelihood - distance).argmax())
+
+
+def log_likelihood(logits: np.ndarray, colours: np.ndarray, ab: np.ndarray) -> float:
+    """The mean over cells of the log-probability of the palette's colours (Q, 2) around ab (2, h, w), in Lab units.
+    logits: (Q, h, w)."""
+    flat, logits = ab.reshape(2, -1).T, logits.reshape(len(logits), -1).T  # (N, 2), (N, Q)
+    squared = ((flat[:, None] - colours[None]) ** 2).sum(axis=-1)  # (N, Q)
+    nearest = np.argsort(squared, axis=1, kind="stable")[:, :_NEIGHBOURS]
+    weights = softmax(-np.take_along_axis(squared, nearest, axis=1) / (2 * _SIGMA**2))
+    most = logits.max(axis=1, keepdims=True)
+    log_p = logits - most - np.log(np.exp(logits - most).sum(axis=1, keepdims=True))
+    return float((weights * np.take_along_axis(log_p, nearest, axis=1)).sum(axis=1).mean())
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    raised = np.exp(x - x.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)
+
+
+def calmed(chosen: np.ndarray, mean: np.ndarray, samples: np.ndarray, calm: float) -> np.ndarray:
+    """chosen (2, h, w), drawn by `calm` towards the mean (2, h, w) of the answers, not its paleness:
+    candidates.calmed. samples: (K, 2, h, w)."""
+    if not calm:
+        return chosen
+    blend = chosen + calm * (mean - chosen)
+    wanted = np.mean([chroma(one) for one in samples])
+    return blend * min(max(wanted / max(chroma(blend), 1e-3), 1.0), _STRONGEST)
+
+
+def chroma(ab: np.ndarray) -> float:
+    """(2, h, w) in Lab units -> the root mean square of the distance from gray."""
+    return float(np.sqrt((ab**2).sum(axis=0).mean()))
