@@ -13,7 +13,7 @@ METHOD_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def own_options(model: Any, settings: ColorizeConfig | EvaluateConfig, answers: int) -> dict[str, Any]:
+def model_options(model: Any, settings: ColorizeConfig | EvaluateConfig, answers: int) -> dict[str, Any]:
     """The options of the model's method, for `answers` answers to a photo: as given, else its usual ones."""
     chosen = {name: value for name in model.OPTIONS if (value := getattr(settings, name, None)) is not None}
     return getattr(model, "usual", {}) | usual_variety(model, answers) | chosen
@@ -38,7 +38,7 @@ def method_options(colorizer: Any, settings: ColorizeConfig, given: Collection[s
         if settings.fast and name in given:
             mine = getattr(settings, name)
             raise UsageError(f"--fast means --{name} {value}, and --{name} {mine} was given; leave one out.")
-    found = own_options(colorizer.model, settings, settings.variants)
+    found = model_options(colorizer.model, settings, settings.variants)
     if settings.fast and "steps" in options:
         found |= {"steps": FAST_STEPS, "candidates": 1}
     return found

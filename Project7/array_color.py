@@ -3,6 +3,8 @@
 Pictures are (3, ...) or (H, W, 3) as each function says; L is in [-1, 1] and ab in Lab units.
 """
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -59,7 +61,7 @@ def _to_range(f: np.ndarray) -> np.ndarray:
     return ((116 * f - 16) / 50 - 1).astype(np.float32)
 
 
-def level(L: np.ndarray) -> np.ndarray:
+def level(L: Any) -> Any:
     """L in [-1, 1] -> Lab units, 0 to 100."""
     return (L + 1) * 50
 
@@ -91,7 +93,7 @@ def into_gamut(lab: np.ndarray) -> np.ndarray:
 
 def _outside(linear: np.ndarray, tolerance: float = 2e-5) -> np.ndarray:
     """(3, ...) linear RGB -> (...) bool: not a colour of sRGB."""
-    return ((linear < -tolerance) | (linear > 1 + tolerance)).any(axis=0)
+    return ((linear < -tolerance) | (linear > 1 + tolerance)).any(axis=0)  # type: ignore[return-value] # numpy takes it for a single bool
 
 
 def _lower_chroma(lab: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ def resize(picture: np.ndarray, size: tuple[int, int], kind: str = "bilinear", *
     """(..., H, W) -> (..., h, w)."""
     for axis, after in ((-1, size[1]), (-2, size[0])):
         places, weights = taps(picture.shape[axis], after, kind, antialias)
-        made = 0
+        made: Any = 0
         for k in range(places.shape[1]):
             weight = weights[:, k] if axis == -1 else weights[:, k, None]
             made = made + np.take(picture, places[:, k], axis=axis) * weight

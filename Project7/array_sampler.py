@@ -93,7 +93,7 @@ def distinct(timesteps: list[int]) -> list[int]:
 def sample(
     denoise: Callable[[np.ndarray, int], np.ndarray],
     noise: np.ndarray,
-    abar: Sequence[float],
+    abar: Sequence[float] | np.ndarray,
     timesteps: Sequence[int],
     *,
     predicts: str = "v_prediction",

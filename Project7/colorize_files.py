@@ -13,7 +13,7 @@ import numpy as np
 
 from Project7.array_color import in_colour
 from Project7.errors import UsageError, sentence
-from Project7.photo import DEEP_SUFFIXES, Photo, kept, open_photo, photo_digest, save_photo, save_png
+from Project7.photo import DEEP_SUFFIXES, Photo, carried_over, open_photo, photo_digest, save_photo, save_png
 from Project7.provenance import OPTIONS, TONE, Provenance, differences, provenance, read_provenance
 from Project7.sheet import contact_sheet
 

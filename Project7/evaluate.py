@@ -19,7 +19,7 @@ from torch import Tensor
 
 from Project7 import color, metrics
 from Project7.answer_config import EvaluateConfig
-from Project7.answer_options import own_options
+from Project7.answer_options import model_options
 from Project7.atomic_file import as_json, write_text
 from Project7.batch import keyed_generator
 from Project7.colorize import Colorizer

@@ -26,9 +26,9 @@ from Project7.encoder import Maps
 from Project7.errors import UsageError
 from Project7.hints import Hint, Spot, find_spots, loosened, nearness, surfaces
 from Project7.mark import marked
-from Project7.painting import shrink
+from Project7.painting import no_larger, shrink
 from Project7.palette import class_spread, unlike_colours
-from Project7.photo import DEEP_SUFFIXES, Photo, kept, photo_digest, save_photo, to_image
+from Project7.photo import DEEP_SUFFIXES, Photo, carried_over, photo_digest, save_photo, to_image
 from Project7.provenance import TONE, Provenance, provenance
 from Project7.scan import Lightness
 from Project7.settings import explain

@@ -12,7 +12,17 @@ from typing import Any
 from Project7 import color
 from Project7.array_color import in_colour
 from Project7.colorize import Colorizer
-from Project7.colorize_files import LEFT_IN_COLOUR, Job, Outcome, advice, beside, confidence_path, reason, settle, write
+from Project7.colorize_files import (
+    LEFT_IN_COLOUR,
+    Job,
+    Outcome,
+    advice,
+    companion_path,
+    confidence_path,
+    reason,
+    settle,
+    write,
+)
 from Project7.hints import Hint
 from Project7.opened import OpenPhoto
 from Project7.photo import DEEP_SUFFIXES, Photo, open_photo, save_png
@@ -101,8 +111,8 @@ def answered(job: Job, opened: OpenPhoto, retouch: Retouch, seeds: Sequence[int]
     said = advice(opened.colorizer, opened.photo, opened.levels)
     outcome = write(job, opened.photo, pictures, made, maps, said=said)
     if retouch.hinted is not None and not opened.hints:
-        said = "nothing in it is like the hinted places of --hints-from"
-        outcome = dataclasses.replace(outcome, text="; ".join(filter(None, [outcome.text, said])))
+        unlike = "nothing in it is like the hinted places of --hints-from"
+        outcome = dataclasses.replace(outcome, text="; ".join(filter(None, [outcome.text, unlike])))
     if not (retouch.side_by_side and outcome.kind == "done"):
         return outcome
     gray = color.channels_last(color.gray(color.channels_first(opened.photo.rgb)[None]))[0]

@@ -23,7 +23,7 @@ from PIL import Image
 
 from Project7 import color, program
 from Project7.answer_config import EvaluateConfig
-from Project7.answer_options import own_options
+from Project7.answer_options import model_options
 from Project7.augment import age
 from Project7.batch import BatchRandom
 from Project7.colorize import Colorizer
