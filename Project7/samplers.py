@@ -19,8 +19,8 @@ from Project7.model_config import DiffusionConfig
 
 _PUBLISHED_STEPS = 1000  # number of timesteps of the published betas
 _BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "squaredcos_cap_v2": (1e-4, 0.02)}
-_FIELD = 256  # cells a side, of the noise that all sizes of a grid share
-_LEFT_AT_THE_END = 0.02  # largest sqrt(abar_T): what may be left of the picture in the last step
+_FIELD = 256  # cells per side of the noise that all sizes of a grid share
+_LEFT_AT_THE_END = 0.02  # largest sqrt(abar_T): the share of the picture that may be left at the last step
 
 # name -> diffusers' class and its settings. Trailing spacing starts at the last trained step, which is pure noise
 # (Lin et al. 2023, section 3.3); leading spacing would start where some of the picture is still left.

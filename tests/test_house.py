@@ -20,14 +20,17 @@ ORDER = """
 __init__ errors invocation
 program
 console settings sheet sixteen_bit mark working_size array_sampler array_color
-counting atomic_file answer_config loss_config training_config color processes
+counting atomic_file cache_folder answer_config loss_config training_config color processes
 model_config
 config
 photo_files tiff
 answer_options flags model_folder photo metrics batch brush guided_filter export_parts learning_rate
 array_picture
 array_hints
-photo_source image_set
+squares tar_index photo_storage
+hub_photos
+photo_source on_the_fly
+image_set
 image_cache
 dataset download palette layers discriminator samplers augment candidates hints painting provenance
 scan onnx_colorizer
@@ -63,7 +66,7 @@ __main__
 LINES = [line.split() for line in ORDER.strip().splitlines()]
 NO_NOUNS = {"util", "utils", "helper", "helpers", "base", "core", "manager", "common", "misc", "tools"}
 QUICK = "config flags model_folder prompts cli recipe request preparation photo metrics dataset".split()
-QUICK += [path.stem for path in PACKAGE.glob("train_*.py")]  # the first question appears at once
+QUICK += [path.stem for path in PACKAGE.glob("train_*.py")]  # so that the first question appears at once
 QUICK += ["onnx_colorizer", "colorize_files"]  # they run where there is no torch
 HEAVY = ["torch", "torchvision", "diffusers", "accelerate"]
 LONGEST_FUNCTION = 45
