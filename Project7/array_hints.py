@@ -18,6 +18,7 @@ EDGE = 15.0  # units of L: crossing so much contrast takes as much strength as t
 TEXTURE = 2.0  # units of L from pixel to pixel that are no edge
 LIKE = 15.0  # Lab units of ab: colours nearer than this count as the hinted one
 EXPECTED = 0.5  # a colour as likely as this may change the whole answer
+HALF = 4.0  # expected hints after the first that halve the doubt whether they speak for the whole photo
 
 Hint = tuple[float, float, str]  # x and y in pixels of the photo, and a colour: "#rrggbb" or a CSS name
 
@@ -99,16 +100,35 @@ def hold(ab: np.ndarray, L: np.ndarray, spots: Sequence[Spot], near: Sequence[np
     return ab + np.einsum("khw,kc->chw", shares, missing).astype(np.float32)
 
 
-def influence(near: Sequence[np.ndarray], spots: Sequence[Spot], logits: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """(h, w) in [0, 1]: how much of what hints change in an answer is taken over: hints.influence. logits: (Q, h', w')
-    over the colours (Q, 2) in Lab units, without hints."""
-    nearest = np.stack(near).max(axis=0)
-    (height, width), (rows, columns) = nearest.shape, logits.shape[-2:]
+def likelihoods(spots: Sequence[Spot], logits: np.ndarray, colours: np.ndarray, size: tuple[int, ...]) -> list[float]:
+    """How likely each hinted colour was before it was given, in [0, 1]: with the colours that look like it.
+
+    logits: (Q, h', w') over the colours (Q, 2) in Lab units, without hints. size: (h, w) of the working picture.
+    """
+    (height, width), (rows, columns) = size, logits.shape[-2:]
     likely = []
     for spot in spots:
         shares = softmax(logits[:, spot.row * rows // height, spot.column * columns // width])
-        likely.append(shares[np.linalg.norm(colours - np.array(spot.ab), axis=1) < LIKE].sum())
-    everywhere = min(float(np.mean(likely)) / EXPECTED, 1.0)
+        likely.append(float(shares[np.linalg.norm(colours - np.array(spot.ab), axis=1) < LIKE].sum()))
+    return likely
+
+
+def trust(likely: Sequence[float]) -> float:
+    """In [0, 1): how much several hints, taken together, say about the rest of the photo. A single hint says nothing,
+    and so do colours that nobody would expect: they are about their own things. likely: see `likelihoods`."""
+    expected = sum(min(1.0, share / EXPECTED) for share in likely)
+    return 1 - 0.5 ** (max(0.0, expected - 1) / HALF)
+
+
+def influence(near: Sequence[np.ndarray], likely: Sequence[float]) -> np.ndarray:
+    """(h, w) in [0, 1]: the share of a model's changes under hints that is used: 1 at the spots, elsewhere as far as
+    the hinted colours were likely before, or as far as many of them agree (`trust`).
+
+    near: `nearness` of each spot, (h, w). likely: `likelihoods` of the hinted colours.
+    """
+    nearest = np.stack(near).max(axis=0)
+    alone = min(float(np.mean(likely)) / EXPECTED, 1.0)
+    everywhere = alone + (1 - alone) * trust(likely)
     return (everywhere + (1 - everywhere) * nearest).astype(np.float32)
 
 

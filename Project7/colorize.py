@@ -22,11 +22,12 @@ from torch import Tensor
 from Project7 import color, hub
 from Project7.answer_config import ColorizeConfig
 from Project7.answer_options import usual_variety
+from Project7.array_hints import influence, likelihoods, trust
 from Project7.checkpoints import open_model
 from Project7.config import RunConfig
 from Project7.encoder import Maps, resize
 from Project7.errors import ProjectError, UsageError
-from Project7.hints import Hint, Spot, find_spots, hint_maps, hold, influence, nearness
+from Project7.hints import Hint, Spot, find_spots, hint_maps, hold, nearness
 from Project7.mark import marked
 from Project7.model_folder import default_models_dir, find_weights, name_of
 from Project7.opened import OpenPhoto
@@ -322,15 +323,26 @@ class Colorizer:
         told = self._told(small, spots)
         if told is None:
             return self._ask(small, generators, **options)
+        likely = self.likelihoods(small, maps, spots)
+        if likely is None:
+            return self._ask(small, generators, hints=told, **options)
         again = [torch.Generator(g.device).set_state(g.get_state()) for g in generators]
-        ab = self._ask(small, generators, hints=told, **options)
-        expected = self.distribution(small[:1], None if maps is None else tuple(part[:1] for part in maps))
-        if expected is None:
-            return ab
+        calm = options.get("calm")
+        calm = self.model.usual["calm"] if calm is None else calm  # the more is known, the less is left to chance
+        ab = self._ask(small, generators, hints=told, **options | {"calm": calm ** (1 - trust(likely))})
         if untold is None:
             untold = self._ask(small, again, **options | {"watch": None})
-        share = influence([nearness(small[:1], spot) for spot in spots], spots, expected[0][0], expected[1])
-        return untold + share * (ab - untold)
+        share = influence([nearness(small[:1], spot).numpy() for spot in spots], likely)
+        return untold + torch.from_numpy(share) * (ab - untold)
+
+    def likelihoods(self, small: Tensor, maps: Maps | None, spots: Sequence[Spot]) -> list[float] | None:
+        """How likely each hinted colour was before it was given; None for a model that does not tell. Arguments as
+        those of `answer`."""
+        expected = self.distribution(small[:1], None if maps is None else tuple(part[:1] for part in maps))
+        if expected is None:
+            return None
+        logits, colours = (part.numpy() for part in expected)
+        return likelihoods(spots, logits[0], colours, tuple(small.shape[-2:]))
 
     def _ask(self, small: Tensor, generators: list[torch.Generator], **options: Any) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):

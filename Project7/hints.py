@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Project7 import color
-from Project7.array_hints import EDGE, EXPECTED, LIKE, REACH, TEXTURE, Hint, Spot, places
+from Project7.array_hints import EDGE, REACH, TEXTURE, Hint, Spot, places
 
 
 def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: Tensor) -> list[Spot]:
@@ -56,22 +56,6 @@ def hold(ab: Tensor, L: Tensor, spots: Sequence[Spot], shares: Tensor | None = N
     shares = surfaces([nearness(L, spot) for spot in spots]) if shares is None else shares
     told = torch.tensor([spot.ab for spot in spots])  # (K, 2)
     return loosened(ab, shares, spots) + torch.einsum("khw,kc->chw", shares, told)
-
-
-def influence(near: Sequence[Tensor], spots: Sequence[Spot], logits: Tensor, colours: Tensor) -> Tensor:
-    """(h, w) in [0, 1]: the share of a model's changes under hints that is used: 1 at the spots, elsewhere as far as
-    the hinted colours were likely before.
-
-    near: `nearness` of each spot, (h, w). logits: (Q, h', w') over the colours (Q, 2) in Lab units, without hints.
-    """
-    nearest = torch.stack(list(near)).amax(dim=0)
-    (height, width), (rows, columns) = nearest.shape, logits.shape[-2:]
-    likely = []
-    for spot in spots:
-        shares = torch.softmax(logits[:, spot.row * rows // height, spot.column * columns // width], dim=0)
-        likely.append(shares[(colours - torch.tensor(spot.ab)).norm(dim=1) < LIKE].sum())
-    everywhere = (torch.stack(likely).mean() / EXPECTED).clamp(max=1)
-    return everywhere + (1 - everywhere) * nearest
 
 
 def loosened(ab: Tensor, shares: Tensor, spots: Sequence[Spot]) -> Tensor:

@@ -119,7 +119,9 @@ class OnnxColorizer:
             near = [array_hints.nearness(small, spot) for spot in spots]
             border = None if view.border is None else array_picture.resize(view.border, small.shape)
             noises = [array_sampler.Noise(f"{seed}/{photo_digest(photo)}") for seed in seeds]
-            found = self.answers(view.seen, small, noises, spots, near, **options)
+            inputs = self.inputs(view.seen)
+            likely = self.likelihoods(small, inputs, spots)
+            found = self.answers(small, inputs, noises, spots, near, likely, **options)
             finished = (self.finish(ab, small, spots, near, border, **tone) for ab in found)
             answers.append([show(view.paint(small, ab, deep=deep)) for ab in finished])
         return answers
@@ -147,32 +149,44 @@ class OnnxColorizer:
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
+    def inputs(self, L: np.ndarray) -> dict[str, np.ndarray]:
+        """The view of a photo for the encoder, if the model has one. L: (H, W), as it is to be seen."""
+        if self.view_size is None:
+            return {}
+        return {"view": array_picture.view(L, working_size.view_shape(L.shape, self.view_size))[None, None]}
+
+    def likelihoods(self, small: np.ndarray, inputs: dict[str, np.ndarray], spots: Sequence[Spot]) -> list[float]:
+        """How likely each hinted colour was before it was given; none for a model that does not tell."""
+        tells = self.config.model.method == "diffusion" and self.facts["hint_channels"] and self.facts["palette"]
+        if not (spots and tells):
+            return []
+        logits, palette = self.known(small, inputs, ())["logits"][0], np.array(self.facts["palette"])
+        return array_hints.likelihoods(spots, logits, palette, small.shape)
+
     def answers(
         self,
-        L: np.ndarray,
         small: np.ndarray,
+        inputs: dict[str, np.ndarray],
         noises: Sequence[Any],
         spots: Sequence[Spot],
         near: Sequence[np.ndarray],
+        likely: Sequence[float],
         **options: Any,
     ) -> Iterator[np.ndarray]:
-        """What the network answers to a photo, (2 or 3, h, w) in its range, for each noise. L: (H, W), as it is to be
-        seen; small: the working picture."""
-        inputs, options = {}, self.model.usual | options
-        if self.view_size is not None:
-            seen = array_picture.view(L, working_size.view_shape(L.shape, self.view_size))
-            inputs["view"] = seen[None, None]
+        """What the network answers to a photo, (2 or 3, h, w) in its range, for each noise. small: the working picture;
+        likely: how likely the colours of the spots were."""
+        options = self.model.usual | options
+        told = options | {"calm": options["calm"] ** (1 - array_hints.trust(likely))} if likely else options
         if self.config.model.method != "diffusion":
             (answer, *_) = self.network.run(None, {"L": small[None, None], **inputs})
             yield from (answer[0] for _ in noises)
             return
         for noise in noises:
             start = self._start(small, noise, options["candidates"])
-            ab = self.drawn(small, inputs, start, spots, **options)
-            if spots and self.facts["hint_channels"] and self.facts["palette"]:
+            ab = self.drawn(small, inputs, start, spots, **told)
+            if likely:
                 untold = self.drawn(small, inputs, start, (), **options)
-                logits, palette = self.known(small, inputs, ())["logits"][0], np.array(self.facts["palette"])
-                ab = untold + array_hints.influence(near, spots, logits, palette) * (ab - untold)
+                ab = untold + array_hints.influence(near, likely) * (ab - untold)
             yield ab
 
     def _start(self, small: np.ndarray, noise: Any, candidates: int) -> np.ndarray:

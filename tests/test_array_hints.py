@@ -40,6 +40,3 @@ def test_surfaces_are_the_same_and_hold_the_same_colours():
     held = array_hints.hold(ab.numpy(), L.numpy(), SPOTS, near)
     assert np.allclose(held, hints.hold(four(ab), four(L), SPOTS)[0], atol=1e-3)
     assert np.allclose([held[:, spot.row, spot.column] for spot in SPOTS], [spot.ab for spot in SPOTS], atol=1e-3)
-    logits, colours = torch.randn(30, 7, 8), torch.randn(30, 2) * 30
-    influence = array_hints.influence(near, SPOTS, logits.numpy(), colours.numpy())
-    assert np.allclose(influence, hints.influence(wanted, SPOTS, logits, colours), atol=1e-5)

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from Project7 import color
+from Project7.array_hints import influence, likelihoods, trust
 from Project7.colorize import Colorizer
 from Project7.config import RunConfig
 from Project7.encoder import SHIPPED
 from Project7.errors import UsageError
-from Project7.hints import Spot, find_spots, hint_maps, hold, influence, nearness
+from Project7.hints import Spot, find_spots, hint_maps, hold, nearness
 from Project7.methods import build_model
 from Project7.model_config import DiffusionConfig, RegressionConfig
 from Project7.training_config import DataConfig
@@ -73,11 +74,19 @@ def test_a_likely_colour_may_change_everything_and_a_surprising_one_its_surface_
     colours = torch.tensor([[0.0, 0.0], [40.0, -10.0]])
     logits = torch.zeros(2, 10, 10)
     logits[0], logits[0, 5, 2] = 20, 0  # gray everywhere except in the cell of the spot, where both colours are likely
-    near = torch.rand(40, 40) * 0.5
-    spot = Spot(20, 8, (38.0, -8.0))
-    assert influence([near], [spot], logits, colours).min() == 1
+    near, spot = torch.rand(40, 40).numpy() * 0.5, Spot(20, 8, (38.0, -8.0))
+    likely = likelihoods([spot], logits.numpy(), colours.numpy(), (40, 40))
+    assert influence([near], likely).min() == 1
     logits[0, 5, 2] = 20
-    assert torch.allclose(influence([near], [spot], logits, colours), near, atol=1e-4)
+    likely = likelihoods([spot], logits.numpy(), colours.numpy(), (40, 40))
+    assert np.allclose(influence([near], likely), near, atol=1e-4)
+
+
+def test_many_expected_colours_speak_for_the_whole_photo_and_surprising_ones_never():
+    assert trust([0.9]) == trust([]) == trust([0.02] * 20) == 0
+    assert 0.1 < trust([0.5] * 2) < trust([0.5] * 10) < trust([0.5] * 50) < 1
+    far = np.zeros((40, 40))
+    assert influence([far], [0.2] * 10).min() > influence([far], [0.2]).max() == pytest.approx(0.4)
 
 
 def test_what_already_is_as_told_stays():
