@@ -647,8 +647,10 @@ def test_where_features_are_nearly_0_the_gradient_is_bounded_and_the_packages_is
     assert theirs > 100 * ours
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("value", [0.0, 0.5, 1.0, -3.0, 8.0, 1e4])
+@pytest.mark.parametrize(
+    ("value", "precision"),
+    [(0.0, "float32"), (0.5, "float32"), (-3.0, "float32"), (1e4, "float32"), (0.5, "bf16"), (1e4, "bf16")],
+)
 @pytest.mark.parametrize("net", [*FILES, "random"])
 def test_the_gradient_of_lpips_is_finite_at_every_picture(net, value, precision, similarities):
     similarity = similarities[net] if net in FILES else load_lpips("random")
