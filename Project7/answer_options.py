@@ -1,4 +1,4 @@
-"""Which settings of `colorize` and `evaluate` are whose: the options of a model's method, given, usual or fast."""
+"""Which settings of `colorize` and `evaluate` apply to which method: as given, by default, or with --fast."""
 
 from collections.abc import Collection
 from typing import Any
@@ -14,19 +14,19 @@ METHOD_OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 def model_options(model: Any, settings: ColorizeConfig | EvaluateConfig, answers: int) -> dict[str, Any]:
-    """The options of the model's method, for `answers` answers to a photo: as given, else its usual ones."""
+    """The options of the model's method for `answers` answers per photo: as given, else the model's defaults."""
     chosen = {name: value for name in model.OPTIONS if (value := getattr(settings, name, None)) is not None}
     return getattr(model, "usual", {}) | usual_variety(model, answers) | chosen
 
 
 def usual_variety(model: Any, answers: int) -> dict[str, float]:
-    """The variety that several answers to one photo need with a method that always gives the same answer without."""
+    """The default variety for several answers to one photo, for a method that is deterministic without it."""
     return {"variety": 1.0} if answers > 1 and "variety" in model.OPTIONS else {}
 
 
 def method_options(colorizer: Any, settings: ColorizeConfig, given: Collection[str]) -> dict[str, Any]:
-    """The settings that apply to the model of a Colorizer. Raises UsageError if one was given that is for other
-    methods, or more than one variant is wanted of a model that has one answer."""
+    """The settings that apply to a Colorizer's model. Raises UsageError if a setting was given that is only for other
+    methods."""
     options, method = colorizer.model.OPTIONS, colorizer.config.model.method
     for name in given:
         owners = [owner for owner, names in METHOD_OPTIONS.items() if name in names]

@@ -1,4 +1,4 @@
-"""What color.py does, for NumPy arrays: sRGB <-> CIE Lab where there is no torch. A test compares the two.
+"""color.py for NumPy arrays: sRGB <-> CIE Lab without torch. A test compares the two.
 
 Pictures are (3, ...) or (H, W, 3) as each function says; L is in [-1, 1] and ab in Lab units.
 """
@@ -12,8 +12,8 @@ RGB_TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.07
 WHITE = np.array([0.95047, 1.0, 1.08883])
 _RGB_TO_WHITE_XYZ = (RGB_TO_XYZ / WHITE[:, None]).astype(np.float32)  # linear RGB -> (X / Xn, Y / Yn, Z / Zn)
 _WHITE_XYZ_TO_RGB = np.linalg.inv(RGB_TO_XYZ / WHITE[:, None]).astype(np.float32)
-_DELTA = 6 / 29  # where the cube root of Lab gives way to a straight line
-_TINT = 6.0  # Lab units: a picture in one tint stays below, however its tint depends on lightness
+_DELTA = 6 / 29  # below its cube, Lab replaces the cube root by a straight line
+_TINT = 6.0  # Lab units: limit of a single tint, however it depends on lightness
 
 
 def srgb_to_linear(rgb: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def level(L: Any) -> Any:
 
 
 def lab_to_linear(lab: np.ndarray) -> np.ndarray:
-    """Lab (3, ...) -> linear RGB, below 0 or above 1 for colours that no screen can show."""
+    """Lab (3, ...) -> linear RGB, which is below 0 or above 1 for colours outside sRGB."""
     L, a, b = lab
     y = (L + 16) / 116
     f = np.stack([y + a / 500, y, y - b / 200])
@@ -76,7 +76,7 @@ def lab_to_linear(lab: np.ndarray) -> np.ndarray:
 
 
 def displayed(lab: np.ndarray) -> np.ndarray:
-    """Lab (3, ...) -> sRGB values of the nearest colours that a screen can show, lightness kept, before rounding."""
+    """Lab (3, ...) -> sRGB values before rounding, with the same lightness and the nearest chroma in sRGB."""
     linear = lab_to_linear(lab)
     if (outside := _outside(linear)).any():
         linear[:, outside] = lab_to_linear(_lower_chroma(lab[:, outside]))
@@ -84,7 +84,7 @@ def displayed(lab: np.ndarray) -> np.ndarray:
 
 
 def into_gamut(lab: np.ndarray) -> np.ndarray:
-    """Lab (3, ...), with the chroma lowered of colours that sRGB cannot show, at constant L."""
+    """Lowers the chroma of colours in Lab (3, ...) that sRGB cannot show, at constant L."""
     lab = lab.copy()
     if (outside := _outside(lab_to_linear(lab))).any():
         lab[:, outside] = _lower_chroma(lab[:, outside])
@@ -92,12 +92,12 @@ def into_gamut(lab: np.ndarray) -> np.ndarray:
 
 
 def _outside(linear: np.ndarray, tolerance: float = 2e-5) -> np.ndarray:
-    """(3, ...) linear RGB -> (...) bool: not a colour of sRGB."""
+    """(3, ...) linear RGB -> (...) bool: whether the colour is outside sRGB."""
     return ((linear < -tolerance) | (linear > 1 + tolerance)).any(axis=0)  # type: ignore[return-value] # numpy takes it for a single bool
 
 
 def _lower_chroma(lab: np.ndarray) -> np.ndarray:
-    """(3, N) Lab, brought in by bisection to 1/1024 of their chroma."""
+    """(3, N) Lab with its chroma lowered into sRGB, by bisection to 1/1024 of it."""
     L, ab = lab[:1], lab[1:]
     low, high = np.zeros_like(L), np.ones_like(L)
     for _ in range(10):
@@ -114,7 +114,7 @@ def rounded(rgb: np.ndarray, *, deep: bool = False) -> np.ndarray:
 
 
 def in_colour(rgb: np.ndarray) -> bool:
-    """Whether a photo (H, W, 3) uint8 has colours of its own: more than one tint, such as sepia, at every lightness."""
+    """Whether a photo (H, W, 3) uint8 has more colours than a single tint, such as sepia, at each lightness."""
     step = max(1, max(rgb.shape[:2]) // 96)
     lab = rgb_to_lab(np.asarray(Image.fromarray(rgb).reduce(step))).astype(np.float64).reshape(3, -1)
     L, ab = lab[0] / 100, lab[1:].T  # (N,) in [0, 1], and (N, 2)

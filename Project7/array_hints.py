@@ -1,4 +1,4 @@
-"""Hints for NumPy arrays: what hints.py does with tensors, where there is no torch. A test compares the two."""
+"""hints.py for NumPy arrays: colour hints without torch. A test compares the two."""
 
 import heapq
 import math
@@ -13,12 +13,12 @@ from Project7.array_picture import box
 from Project7.array_sampler import softmax
 from Project7.errors import UsageError
 
-REACH = 0.6  # of the short side: how far a hint goes on a flat surface
-EDGE = 15.0  # units of L: crossing so much contrast takes as much strength as the whole reach
-TEXTURE = 2.0  # units of L from pixel to pixel that are no edge
+REACH = 0.6  # of the short side: how far a hint reaches on a flat surface
+EDGE = 15.0  # units of L: crossing this much contrast weakens a hint as much as its whole reach
+TEXTURE = 2.0  # units of L: a smaller difference between pixels is texture, not an edge
 LIKE = 15.0  # Lab units of ab: colours nearer than this count as the hinted one
-EXPECTED = 0.5  # a colour as likely as this may change the whole answer
-HALF = 4.0  # expected hints after the first that halve the doubt whether they speak for the whole photo
+EXPECTED = 0.5  # probability from which a hinted colour may change the whole answer
+HALF = 4.0  # expected hints, after the first, that halve the doubt that they speak for the whole photo
 
 Hint = tuple[float, float, str]  # x and y in pixels of the photo, and a colour: "#rrggbb" or a CSS name
 
@@ -28,7 +28,7 @@ class Spot(NamedTuple):
 
     row: int
     column: int
-    ab: tuple[float, float]  # Lab units, a colour that exists at the lightness there
+    ab: tuple[float, float]  # Lab units, a colour that sRGB has at the lightness there
 
 
 class Place(NamedTuple):
@@ -40,17 +40,18 @@ class Place(NamedTuple):
 
 
 def checked(hint: Any) -> Hint:
-    """Raises UsageError for what is no hint."""
+    """A hint with plain numbers. Raises UsageError if it is not a hint."""
     match hint:
         case (int() | float() | np.number() as x, int() | float() | np.number() as y, str(name)):
             return float(x), float(y), name
-    raise UsageError(f"{hint!r} is no hint; write (x, y, colour), such as (120, 80, '#2a5caa').")
+    raise UsageError(f"{hint!r} is not a hint; write (x, y, colour), such as (120, 80, '#2a5caa').")
 
 
 def places(hints: Sequence[Hint], photo: tuple[int, int], size: tuple[int, ...]) -> list[Place]:
-    """Hints in pixels of a photo (H, W) -> their places in its working picture (h, w). The last of two in one counts.
+    """Hints in pixels of a photo (H, W) -> their places in its working picture (h, w).
 
-    Raises UsageError for one outside the photo, or a colour that is none.
+    If two hints share a pixel, the last counts. Raises UsageError if a hint is outside the photo, or its colour is not
+    one.
     """
     found = {}
     for x, y, name in map(checked, hints):
@@ -59,14 +60,14 @@ def places(hints: Sequence[Hint], photo: tuple[int, int], size: tuple[int, ...])
         try:
             rgb = np.array(ImageColor.getrgb(name)[:3], dtype=np.uint8)
         except ValueError:
-            raise UsageError(f"The hint {name!r} is no colour; write it as #rrggbb.") from None
+            raise UsageError(f"The hint {name!r} is not a colour; write it as #rrggbb.") from None
         row, column = int(y * size[0] / photo[0]), int(x * size[1] / photo[1])
         found[row, column] = Place(row, column, rgb)
     return list(found.values())
 
 
 def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: np.ndarray) -> list[Spot]:
-    """Hints in pixels of a photo (H, W) -> spots of its working picture L (h, w). Raises UsageError; see `places`."""
+    """Hints in pixels of a photo (H, W) -> spots of its working picture L (h, w). Raises as `places` does."""
     spots = []
     for row, column, rgb in places(hints, photo, L.shape):
         lab = array_color.rgb_to_lab(rgb[None])  # (3, 1)
@@ -79,8 +80,8 @@ def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: np.ndarray) -> 
 def hint_maps(
     spots: Sequence[Spot], size: tuple[int, int], ab_mean: np.ndarray, ab_std: np.ndarray, scale: int
 ) -> np.ndarray:
-    """Spots as a network takes them: (3, h, w) at cells of scale x scale, ab in its range and 1 where a hint is.
-    size: (H, W) of the working picture. Several in one cell are averaged."""
+    """Spots as the network's input: (3, h, w) for cells of scale x scale pixels, ab in its range and 1 where a hint is.
+    size: (H, W) of the working picture. Several hints in a cell are averaged."""
     maps = np.zeros((3, *(math.ceil(side / scale) for side in size)), dtype=np.float32)
     for spot in spots:
         ab = (np.array(spot.ab, dtype=np.float32) - ab_mean) / ab_std
@@ -91,10 +92,10 @@ def hint_maps(
 
 
 def hold(ab: np.ndarray, L: np.ndarray, spots: Sequence[Spot], near: Sequence[np.ndarray]) -> np.ndarray:
-    """An answer ab (2, h, w) in Lab units, brought to the hinted colours at the spots and on their surfaces:
+    """An answer ab (2, h, w) in Lab units, set to the hinted colours at the spots and on their surfaces, as in
     hints.hold. near: `nearness` of each spot, (h, w)."""
     nearest = np.stack(near)  # (K, h, w) in (0, 1], 1 at the spot
-    weights = nearest / (np.sqrt(-np.log(nearest)) + 1e-6)  # by the square of the way
+    weights = nearest / (np.sqrt(-np.log(nearest)) + 1e-6)  # by the inverse square of the path cost
     shares = weights / weights.sum(axis=0) * nearest.max(axis=0)
     missing = np.array([spot.ab - ab[:, spot.row, spot.column] for spot in spots])  # (K, 2)
     return ab + np.einsum("khw,kc->chw", shares, missing).astype(np.float32)
@@ -133,7 +134,7 @@ def influence(near: Sequence[np.ndarray], likely: Sequence[float]) -> np.ndarray
 
 
 def nearness(L: np.ndarray, spot: Spot) -> np.ndarray:
-    """(h, w) in (0, 1]: how much a place belongs to the spot's surface, by the cheapest way there over L (h, w):
+    """(h, w) in (0, 1]: how much a place belongs to the spot's surface, by the cheapest path to it over L (h, w), as in
     hints.nearness. A step costs the mean of the costs of its two pixels, times its length (Dijkstra 1959)."""
     smooth = box(array_color.level(L))
     steepest = np.zeros_like(smooth)

@@ -1,5 +1,5 @@
-"""Between a photo and the small copy of it that a network sees, for NumPy arrays: what painting.py, guided_filter.py
-and scan.py do where there is no torch. Tests compare them.
+"""painting.py, guided_filter.py and scan.py for NumPy arrays: between a photo and the small copy of it that a network
+sees, without torch. Tests compare them.
 
 Pictures are (..., H, W) float32; L is in [-1, 1].
 """
@@ -13,32 +13,32 @@ from Project7 import array_color
 from Project7.photo import Photo
 
 _ROWS = 512 * 1024  # pixels of the full-size photo that are coloured at a time
-FADED = 50.0  # Lab units between the darkest and the lightest percent of a photo
-ENDS = (0.01, 0.99)  # the shares of the pixels that are black and white after --levels
+FADED = 50.0  # Lab units: a photo whose darkest and lightest percent differ by less is faded
+ENDS = (0.01, 0.99)  # quantiles of L that become black and white with --levels
 SIDE = 512  # pixels of the long side at which a border is looked for
-_WHITE = 85.0  # L of a border, at least
-_ALIKE = 6.0  # Lab units by which a border's lightness varies
-_THIN, _WIDE = 0.008, 0.3  # of the side: how wide a border is
+_WHITE = 85.0  # smallest L of a border
+_ALIKE = 6.0  # Lab units: largest variation of a border's lightness
+_THIN, _WIDE = 0.008, 0.3  # smallest and largest width of a border, as a share of the side
 
 
 # -- other sizes -----------------------------------------------------------------------------------------------------
 
 
 class Taps(NamedTuple):
-    """A resized line is a weighted sum of pixels of the line before."""
+    """The pixels and weights whose weighted sums give a resized line."""
 
     places: np.ndarray  # (N, K) of the pixels
     weights: np.ndarray  # (N, K) float32
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
-    """Keys 1981, with the slope a at 1."""
+    """The cubic kernel of Keys 1981, with slope a at 1."""
     x = np.abs(x)
     near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-_FILTERS: dict[str, tuple[float, Any]] = {  # how far it reaches, and its value at a distance; as in torch
+_FILTERS: dict[str, tuple[float, Any]] = {  # radius, and value at a distance; as in torch
     "bilinear": (1.0, lambda x: np.maximum(1 - np.abs(x), 0.0)),
     "bicubic": (2.0, lambda x: _cubic(x, -0.75)),
     "bicubic antialias": (2.0, lambda x: _cubic(x, -0.5)),
@@ -47,8 +47,9 @@ _FILTERS: dict[str, tuple[float, Any]] = {  # how far it reaches, and its value 
 
 @functools.lru_cache(maxsize=64)
 def taps(before: int, after: int, kind: str, antialias: bool) -> Taps:
-    """As torch.nn.functional.interpolate with align_corners=False: with `antialias` the filter is stretched over all
-    pixels that become one, and cut off at the edge; without it the pixels of the edge are repeated."""
+    """The taps that resize a line of `before` pixels to `after`, as torch.nn.functional.interpolate with
+    align_corners=False: with `antialias` the filter is stretched over all pixels that become one, and cut off at the
+    edge; without it, the pixels at the edge are repeated."""
     reach, function = _FILTERS["bicubic antialias" if antialias and kind == "bicubic" else kind]
     scale = before / after
     stretch = max(scale, 1.0) if antialias else 1.0
@@ -63,7 +64,7 @@ def taps(before: int, after: int, kind: str, antialias: bool) -> Taps:
 
 
 def resize(picture: np.ndarray, size: tuple[int, int], kind: str = "bilinear", *, antialias: bool = True) -> np.ndarray:
-    """(..., H, W) -> (..., h, w)."""
+    """A picture (..., H, W) resized to (..., h, w)."""
     for axis, after in ((-1, size[1]), (-2, size[0])):
         places, weights = taps(picture.shape[axis], after, kind, antialias)
         made: Any = 0
@@ -75,7 +76,7 @@ def resize(picture: np.ndarray, size: tuple[int, int], kind: str = "bilinear", *
 
 
 def matrix(after: int, before: int) -> np.ndarray:
-    """(after, before): what enlarges a line of `before` pixels, by bicubic interpolation."""
+    """The (after, before) matrix that enlarges a line of `before` pixels by bicubic interpolation."""
     places, weights = taps(before, after, "bicubic", False)
     made = np.zeros((after, before), dtype=np.float32)
     np.add.at(made, (np.arange(after)[:, None], places), weights)
@@ -88,18 +89,18 @@ def shrink(L: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def view(L: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """What an encoder is shown of L (H, W)."""
+    """The encoder's view of L (H, W), at `size`."""
     return L if L.shape == tuple(size) else resize(L, size, "bicubic").clip(-1, 1)
 
 
 def pad_to_multiple(x: np.ndarray, multiple: int) -> np.ndarray:
-    """Repeats the last row and column of (..., H, W) until both sides are multiples."""
+    """Repeats the last row and column of (..., H, W) until both sides are multiples of `multiple`."""
     down, right = (-side % multiple for side in x.shape[-2:])
     return np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, down), (0, right)], mode="edge")
 
 
 def cell_means(x: np.ndarray, scale: int) -> np.ndarray:
-    """(..., H, W) -> (..., h, w), the means of cells of scale x scale; sides are padded until it divides them."""
+    """(..., H, W) -> (..., h, w), the means of scale x scale cells; sides are padded to multiples of `scale`."""
     x = pad_to_multiple(x, scale)
     h, w = x.shape[-2] // scale, x.shape[-1] // scale
     return x.reshape(*x.shape[:-2], h, scale, w, scale).mean(axis=(-3, -1))
@@ -115,7 +116,7 @@ def cells(x: np.ndarray, side: int) -> np.ndarray:
 
 
 def box(x: np.ndarray) -> np.ndarray:
-    """Mean over a square of 3 x 3 in (..., H, W), counting only what lies inside the picture."""
+    """Mean over a square of 3 x 3 pixels in (..., H, W), counting only what lies inside the picture."""
     for axis in (-2, -1):
         padded = np.pad(x, [(int(axis % x.ndim == n),) * 2 for n in range(x.ndim)])
         counts = np.pad(np.ones(x.shape[axis], dtype=np.float32), 1)
@@ -134,7 +135,7 @@ def line_coefficients(ab: np.ndarray, L: np.ndarray, *, eps: float = 0.05) -> tu
 
 
 def enlarge(ab: np.ndarray, L_small: np.ndarray, L: np.ndarray) -> np.ndarray:
-    """ab (2, h, w), found from L_small (h, w), at the size of L (H, W)."""
+    """ab (2, h, w), which belongs to L_small (h, w), enlarged to the size of L (H, W)."""
     if ab.shape[-2:] == L.shape:
         return ab
     k, c = (resize(x, L.shape, "bicubic", antialias=False) for x in line_coefficients(ab, L_small))
@@ -142,7 +143,7 @@ def enlarge(ab: np.ndarray, L_small: np.ndarray, L: np.ndarray) -> np.ndarray:
 
 
 def expand(ab: np.ndarray, L: np.ndarray, scale: int) -> np.ndarray:
-    """ab (2, h, w) of cells of scale x scale -> (2, H, W), along the edges of L (H, W)."""
+    """ab (2, h, w) of scale x scale cells -> (2, H, W), along the edges of L (H, W)."""
     if scale == 1:
         return ab
     full = pad_to_multiple(L, scale)
@@ -150,8 +151,8 @@ def expand(ab: np.ndarray, L: np.ndarray, scale: int) -> np.ndarray:
 
 
 def paint(L: np.ndarray, L_small: np.ndarray, ab: np.ndarray, *, deep: bool = False) -> np.ndarray:
-    """The full-size L (H, W) with the chroma ab (2, h, w), in Lab units, found on L_small -> (H, W, 3) uint8, or uint16
-    where it is to be `deep`. With three channels in ab the first is a change of L."""
+    """The full-size L (H, W) with the chroma ab (2, h, w) in Lab units, which belongs to L_small -> (H, W, 3) uint8, or
+    uint16 if `deep`. If ab has three channels, the first is a change of L."""
     height, width = L.shape
     if height <= ab.shape[-2] and width <= ab.shape[-1]:
         return array_color.rounded(array_color.displayed(_join(L, resize(ab, L.shape))), deep=deep)
@@ -176,14 +177,14 @@ def bands(height: int, width: int) -> list[slice]:
     return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
-# -- a photo as it is to be seen -------------------------------------------------------------------------------------
+# -- a photo as the network sees it ----------------------------------------------------------------------------------
 
 
 class ArrayLightness:
-    """The lightness of a photo: as it is kept (`L`), and as the network is to see it (`seen`)."""
+    """The lightness of a photo: as the output has it (`L`), and as the network sees it (`seen`)."""
 
     def __init__(self, photo: Photo, *, levels: str = "off"):
-        """levels: "auto" stretches the contrast of both, "network" that of the network's copy."""
+        """levels: "auto" stretches the contrast of both, "network" only that of the network's copy."""
         self.photo, self.levels = photo, levels
         self.plain = np.concatenate([array_color.lightness(photo.rgb[rows]) for rows in bands(*photo.rgb.shape[:2])])
         stretched_L = self.plain if levels == "off" else stretched(self.plain, *ends(self.plain, self.border))
@@ -194,7 +195,7 @@ class ArrayLightness:
         return white_border(self.plain)
 
     def paint(self, small: np.ndarray, ab: np.ndarray, *, deep: bool = False) -> np.ndarray:
-        """The picture (H, W, 3) with the chroma ab (2, h, w) that was found on `small`: uint8, or uint16 of a photo of
+        """The picture (H, W, 3) with the chroma ab (2, h, w) that belongs to `small`: uint8, or uint16 for a photo of
         16 bits if `deep`."""
         L, guide = self.L, shrink(self.L, small.shape) if self.levels == "network" else small
         if deep := deep and self.photo.deep is not None:
@@ -221,20 +222,21 @@ def stretched(L: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def faded(L: np.ndarray) -> bool:
-    """Whether a photo has neither black nor white: its contrast is that of an old print that has lost its ink."""
+    """Whether a photo has neither black nor white, like an old print that has lost its ink."""
     low, high = ends(L, white_border(L))
     return bool(array_color.level(high) - array_color.level(low) < FADED)
 
 
 def white_border(L: np.ndarray) -> np.ndarray | None:
-    """Where L (H, W) is a white border; see `border_of`."""
+    """The mask of a white border of L (H, W), at the size of `looked_at`; see `border_of`."""
     return border_of(looked_at(L))
 
 
 def border_of(L: np.ndarray) -> np.ndarray | None:
-    """(h, w) of 0 and 1: where L (h, w) is the white border of a print or a page; None where it has none.
+    """(h, w) of 0 and 1: the mask of the white border of a print or a page in L (h, w); None if there is none.
 
-    A border is light, plain, and on three sides at least; then it is all that is connected with the edge and alike.
+    A border is light and plain on at least three sides; it then covers all pixels of similar lightness that are
+    connected with the edge.
     """
     values = array_color.level(L)
     sides = [values, values[::-1], values.T, values.T[::-1]]
@@ -245,7 +247,7 @@ def border_of(L: np.ndarray) -> np.ndarray | None:
 
 
 def border_level(values: np.ndarray) -> float | None:
-    """The lightness of a white border along the first row of L (h, w) in Lab units; None where there is none."""
+    """The lightness of a white border along the first row of L (h, w) in Lab units; None if there is none."""
     level = float(np.median(values[0]))
     plain = np.mean(np.abs(values - level) < _ALIKE, axis=1) > 0.98  # (h,)
     width = len(plain) if plain.all() else int(plain.argmin())

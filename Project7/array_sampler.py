@@ -1,6 +1,5 @@
-"""Ten steps of a diffusion model without torch: the noise that torch draws, DPM-Solver++, and the choice among answers.
-
-What samplers.py and candidates.py do through diffusers and torch, for NumPy arrays. Tests compare them.
+"""samplers.py and candidates.py for NumPy arrays, without torch and diffusers: the noise that torch draws, the steps of
+DPM-Solver++, and the choice among answers. Tests compare them.
 """
 
 import hashlib
@@ -10,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-_NOISE = -4.5  # log(signal / noise), natural: 1 % of signal, as good as none
-_FIELD = 256  # cells a side, of the noise that all sizes of a grid share
-_STRONGEST = 1.6  # the most that a mean is strengthened to the chroma of the answers that it is made of
-_NEIGHBOURS, _SIGMA = 5, 5.0  # of the soft encoding of a colour by those of a palette (Zhang et al. 2016, section 2.2)
+_NOISE = -4.5  # natural log(signal / noise): 1 % of signal, as good as none
+_FIELD = 256  # side, in cells, of the noise that all sizes of a grid share
+_STRONGEST = 1.6  # largest factor by which a mean's chroma is raised to that of the answers
+_NEIGHBOURS, _SIGMA = 5, 5.0  # of the soft encoding of a colour by a palette (Zhang et al. 2016, section 2.2)
 
 
 # -- noise -----------------------------------------------------------------------------------------------------------
@@ -27,10 +26,10 @@ class Noise:
         self._twister = np.random.RandomState(seed & 0xFFFFFFFF)
 
     def normal(self, *shape: int) -> np.ndarray:
-        """float32 of unit variance. Raises ValueError for less than 16 numbers, which torch draws in another way."""
+        """float32 with unit variance. Raises ValueError for fewer than 16 numbers, which torch draws differently."""
         count = math.prod(shape)
         if count < 16:
-            raise ValueError("torch draws less than 16 numbers in another way")
+            raise ValueError("torch draws fewer than 16 numbers differently")
         uniform = self._uniform(count)
         made = uniform.copy()
         whole = count - count % 16
@@ -40,20 +39,20 @@ class Noise:
         return made.reshape(shape)
 
     def _uniform(self, count: int) -> np.ndarray:
-        """24 bits of each number, in [0, 1)."""
+        """Uniform numbers in [0, 1), from 24 bits each."""
         bits = np.frombuffer(self._twister.bytes(4 * count), dtype="<u4")
         return (bits & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
 
 
 def _box_muller(uniform: np.ndarray) -> np.ndarray:
-    """In blocks of 16, of which the first half gives the radius and the second the angle."""
+    """Normal numbers in blocks of 16: the first half of a block gives the radii, the second the angles."""
     first, second = uniform.reshape(-1, 2, 8).transpose(1, 0, 2)
     radius, angle = np.sqrt(-2 * np.log(1 - first)), np.float32(2 * np.pi) * second
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
 
 
 def scalable_noise(shape: tuple[int, int, int], noise: Noise) -> np.ndarray:
-    """White noise (C, h, w) whose coarse part is the same at every size of the grid: samplers.scalable_noise."""
+    """White noise (C, h, w) whose coarse part is the same for every grid size, as samplers.scalable_noise gives it."""
     sides = [_FIELD * math.ceil(side / _FIELD) for side in shape[1:]]
     field = noise.normal(shape[0], *sides).astype(np.float64)
     for axis, (side, cells) in enumerate(zip(sides, shape[1:], strict=True), start=1):
@@ -68,12 +67,12 @@ def scalable_noise(shape: tuple[int, int, int], noise: Noise) -> np.ndarray:
 
 
 def even_places(abar: np.ndarray, steps: int) -> list[int]:
-    """The timesteps at which DPM-Solver++ stops: abar (T,) -> `steps` of them, falling, evenly spaced in log-SNR.
+    """The timesteps of DPM-Solver++ for abar (T,): `steps` of them, falling, evenly spaced in log-SNR.
 
-    So Lu et al. 2022 (section 4) space them; with trailing spacing few steps of every solver give too little spread,
-    which is muted colour. Where the last timestep is pure noise its log-SNR is minus infinity (2^-24 in diffusers'
-    place of it): the way from there to a signal of 1 % tells nothing, and is made in one step instead of a third of
-    them (benchmarks/RESULTS.md).
+    This is the spacing of Lu et al. 2022 (section 4); with trailing spacing, few steps of any solver give too little
+    spread, which is muted colour. If the last timestep is pure noise, its log-SNR is minus infinity (diffusers uses
+    2^-24); from there to a signal of 1 % nothing is learnt, so it takes one step and not a third of them
+    (benchmarks/RESULTS.md).
     """
     abar = np.asarray(abar, dtype=np.float64)
     last, log_snr = len(abar) - 1, np.log(abar / (1 - abar)) / 2
@@ -85,7 +84,7 @@ def even_places(abar: np.ndarray, steps: int) -> list[int]:
 
 
 def distinct(timesteps: list[int]) -> list[int]:
-    """Falling timesteps, of which some coincide -> as many different ones, moved apart as little as need be."""
+    """Falling timesteps, some of them equal -> as many distinct ones, moved as little as necessary."""
     apart = itertools.accumulate((t + k for k, t in enumerate(timesteps)), min)
     return [max(t - k, len(timesteps) - 1 - k) for k, t in enumerate(apart)]
 
@@ -100,8 +99,8 @@ def sample(
 ) -> np.ndarray:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2, midpoint), with a last step of first order.
 
-    noise: (B, C, h, w); the result is x_0. denoise(x_t, t) predicts v, or the noise where it
-    `predicts` "epsilon". abar: (T,).
+    noise: (B, C, h, w); the result is x_0. denoise(x_t, t) predicts v, or the noise if `predicts` is "epsilon". abar:
+    (T,).
     """
     signal = np.sqrt(np.asarray(abar, dtype=np.float64))[list(timesteps)]
     sigma = np.sqrt(1 - signal**2)

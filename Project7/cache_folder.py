@@ -1,4 +1,4 @@
-"""The folder that keeps what is computed once from photos: decoded squares, features, indexes of tars."""
+"""The folder for results that are computed once from photos: decoded squares, features, indexes of tars."""
 
 import errno
 import os
@@ -15,12 +15,12 @@ def default_cache_dir() -> Path:
         return Path(os.environ["XDG_CACHE_HOME"]) / "project7"
     try:
         return Path.home() / ".cache" / "project7"
-    except RuntimeError:  # no HOME, and a user that the system does not know: a container
+    except RuntimeError:  # no HOME and an unknown user, as in some containers
         return Path(tempfile.gettempdir()) / f"project7-{os.getuid()}"
 
 
 def free_bytes(folder: Path) -> int:
-    """The free bytes on the disk of a folder, which need not exist yet."""
+    """The free bytes on the disk of a folder, even if the folder does not exist yet."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     return shutil.disk_usage(there).free
 

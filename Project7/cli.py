@@ -97,7 +97,7 @@ def add_colorize(commands) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME|PATH",
-        help="name, folder or export of a model, or a .pth file (base, or the only one)",
+        help="a model's name, folder or export, or a .pth file (base, or the only one)",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("outputs"), metavar="DIR", help="folder for the pictures (outputs)"
@@ -203,10 +203,8 @@ def earlier_picture(path: Path | None, flag: str = "--like"):
 
 
 def colorizer_to_load(arguments: argparse.Namespace, settings: ColorizeConfig, like) -> Callable[[], Any]:
-    """What loads the model: with torch where that is installed, else with onnxruntime, as exported models are anywhere.
-
-    Raises UsageError where there is none.
-    """
+    """A function that loads the model: with torch if that is installed, else, and for exported models always, with
+    onnxruntime. Raises UsageError if there is no such model."""
     model, models_dir = arguments.model or (like and like.model), arguments.models_dir
 
     from Project7.onnx_colorizer import OnnxColorizer, find_export
@@ -224,21 +222,21 @@ def colorizer_to_load(arguments: argparse.Namespace, settings: ColorizeConfig, l
         return load
     if folder is None:
         raise UsageError(
-            f"Without torch a model is needed that was exported, and there is no {model or 'base'}; on a machine with "
-            f"torch: project7 export {model or 'base'} --to FOLDER, and here: --model FOLDER. Or: pip install project7."
+            f"Without torch only exported models can be used, and {model or 'base'} is not one; run project7 export "
+            f"{model or 'base'} --to FOLDER on a machine with torch and give --model FOLDER here, or install project7."
         )
     single = ("like", "reference", "hints_from", "side_by_side", "ambiguity")
     for flag in [name for name in single if getattr(arguments, name)] + ["confidence"] * settings.confidence:
         raise UsageError(
-            f"--{flag.replace('_', '-')} is not for an exported model, which torch does not run; leave it out."
+            f"--{flag.replace('_', '-')} does not work with exported models, which run without torch; leave it out."
         )
     if settings.device not in ("auto", "cpu") or settings.precision != "fp32":
-        raise UsageError("An exported model runs on the CPU, in fp32; leave --device and --precision out.")
+        raise UsageError("An exported model runs on the CPU in fp32; leave out --device and --precision.")
     return lambda: OnnxColorizer(folder)
 
 
 def given_hints(arguments: argparse.Namespace, photos: int) -> list[tuple[float, float, str]]:
-    """Of --hint and --hints. Raises UsageError for hints that are wrong, or meant for one of several photos."""
+    """The hints from --hint and --hints. Raises UsageError if they are wrong, or given for several photos."""
     from Project7.provenance import parse_hint, read_hints
 
     hints = [parse_hint(text) for text in arguments.hint]
@@ -248,12 +246,12 @@ def given_hints(arguments: argparse.Namespace, photos: int) -> list[tuple[float,
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--hints {arguments.hints} cannot be read: {sentence(error)}.") from None
     if hints and photos > 1:
-        raise UsageError(f"--hint is said of one photo, and there are {photos}; give one at a time.")
+        raise UsageError(f"--hint is for one photo, and there are {photos}; give one photo at a time.")
     return hints
 
 
 def wanted_retouch(arguments: argparse.Namespace, like, hints: list[tuple[float, float, str]]):
-    """What is said of single photos. Raises UsageError for what cannot be used."""
+    """What was asked for single photos. Raises UsageError if something cannot be used."""
     from Project7.photo import open_photo
     from Project7.retouch import Retouch
 

@@ -72,7 +72,7 @@ class Colorizer:
     >>> Colorizer.load("base").colorize("photo.jpg").save("colour.png")
     """
 
-    exported = False  # an OnnxColorizer is
+    exported = False  # unlike an OnnxColorizer
 
     def __init__(
         self,
@@ -434,7 +434,7 @@ class Colorizer:
         return F.interpolate(confidence.float().cpu(), tuple(size), mode="bilinear")[0, 0].numpy()
 
     def faded(self, photo: Photo) -> bool:
-        """Whether a photo has neither black nor white, as an old print that has lost its ink."""
+        """Whether a photo has neither black nor white, like an old print that has lost its ink."""
         L = full_lightness(photo.rgb)
         return faded(L, white_border(L))
 
@@ -462,7 +462,7 @@ class Colorizer:
         return self.working_shape(size, working_size), view
 
     def working_shape(self, size: tuple[int, ...], working_size: int | None) -> tuple[int, int]:
-        """The shape of the picture of a photo (H, W) that the network sees; `working_size` is its short side."""
+        """The shape of the picture that the network sees for a photo (H, W); `working_size` is its short side."""
         sees = self.view_size is not None
         return working_shape(tuple(size), self.config.data.image_size, working_size, sees=sees)
 

@@ -19,7 +19,7 @@ from Project7.sheet import contact_sheet
 
 Colorizer: TypeAlias = Any  # colorize.Colorizer, or onnx_colorizer.OnnxColorizer where there is no torch
 
-_PIXELS_TOGETHER = 16_000_000  # of the photos that wait for one batch
+_PIXELS_TOGETHER = 16_000_000  # at most, of all photos that wait for one batch
 _SHEET_SIDE = 512  # pixels of the long side of each answer on the contact sheet
 LEFT_IN_COLOUR = "it is in colour already (--skip-colour)"
 
@@ -311,9 +311,9 @@ def write(
     *,
     said: Sequence[str] = (),
 ) -> Outcome:
-    """Writes the answers to a photo, maps (H, W) in [0, 1] beside them, and of several answers a contact sheet.
+    """Writes the answers to a photo, the maps (H, W) in [0, 1], and a contact sheet of several answers.
 
-    said: what a person should know of the photo, beside its own notes.
+    said: notes for the user besides those of the photo.
     """
     files = list(job.targets)
     try:
@@ -333,7 +333,7 @@ def write(
 
 
 def advice(colorizer: Colorizer, photo: Photo, levels: str) -> list[str]:
-    """What the photo itself suggests."""
+    """Notes on flags that suit this photo."""
     said = []
     if in_colour(photo.rgb):
         said.append("it is in colour already, and its colours were replaced (--skip-colour leaves such photos)")

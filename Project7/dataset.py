@@ -23,14 +23,14 @@ _FULL = 0.95  # largest share of the free disk to fill
 
 @dataclass(frozen=True)
 class Divided:
-    """The parts of a source before any of their photos is decoded."""
+    """The training and the validation part of a source, before any photo is decoded."""
 
     training: Part
     validation: Part
-    notes: tuple[str, ...]  # what was found and is not used
+    notes: tuple[str, ...]  # what was found but is not used
 
     def open(self, cache_dir: Path, progress: Counting | None, *, on_the_fly: bool) -> tuple[ImageSet, ImageSet]:
-        """The training and the validation images. Validation images are read in every epoch and are always cached."""
+        """The training and the validation images. Validation images are read every epoch, so they are always cached."""
         training = open_part(self.training, cache_dir, progress, on_the_fly=on_the_fly)
         validation = open_part(self.validation, cache_dir, progress)
         if self.notes:
@@ -48,10 +48,10 @@ def open_dataset(
     progress: Counting | None = None,
     say: Callable[[str], object] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the validation images. Decodes those that are not in the cache yet, or leaves that to training,
+    """The training and the validation images. Decodes those that are not in the cache yet, or leaves this to training,
     as --decode says.
 
-    say: called before anything is decoded, with the size of the decoded images and where they go. Raises UsageError if
+    say: called before anything is decoded, with the size of the decoded images and their folder. Raises UsageError if
     there is no image, ProjectError if more than 5 % are broken or the disk has no room.
     """
     where = cache_dir or default_cache_dir()
@@ -72,7 +72,7 @@ def open_dataset(
 
 
 def divide_source(data: str, crops: int, config: DataConfig, *, seed: int, cache_dir: Path) -> Divided:
-    """crops: squares taken from each training photo."""
+    """The parts of a source. crops: number of squares per training photo."""
     source = scan(data, cache_dir)
     crops = _SAMPLE_CROPS if data == SAMPLES and crops == 1 else crops
     training, validation = hold_out(source, config.val_fraction, seed)
@@ -93,15 +93,15 @@ def divide_source(data: str, crops: int, config: DataConfig, *, seed: int, cache
 
 
 def kept(part: Part, decode: str, cache_dir: Path) -> bool:
-    """Whether a part is read from the cache because it is there already."""
+    """Whether a part is already in the cache and is read from it."""
     return decode != "on-the-fly" and is_cached(part, cache_dir)
 
 
 def choose_decoding(
     sources: Sequence[Divided], decode: str, cache_dir: Path, say: Callable[[str], object] | None
 ) -> bool:
-    """Whether training photos that are not in the cache are decoded on the fly. Raises ProjectError where the disk has
-    no room and --decode leaves no choice."""
+    """Whether training photos that are not in the cache are decoded on the fly. Raises ProjectError if the disk has no
+    room and --decode leaves no choice."""
     training = [source.training for source in sources if not kept(source.training, decode, cache_dir)]
     validation = [source.validation for source in sources if not is_cached(source.validation, cache_dir)]
     parts, free = training + validation, free_bytes(cache_dir)
@@ -109,16 +109,16 @@ def choose_decoding(
     on_the_fly = decode == "on-the-fly" or (decode == "auto" and need > _FULL * free)
     count = counted(sum(part.wanted for part in parts), "photo")
     size = f"{count} take up to {sized(need)} decoded, and {sized(free)} are free in {cache_dir}"
-    place = "free some space, choose another place with --cache-dir"
+    place = "free some space, choose another folder with --cache-dir"
     if not on_the_fly and need > _FULL * free:
-        raise ProjectError(f"The {size}; {place}, or decode them whenever they are needed with --decode on-the-fly.")
+        raise ProjectError(f"The {size}; {place}, or decode them when they are needed with --decode on-the-fly.")
     if on_the_fly and least > _FULL * free:
         raise ProjectError(
-            f"The {size}; even the {sized(least)} for validation have no room there; {place}, or give a lower "
+            f"The {size}; even the {sized(least)} for validation do not fit there; {place}, or give a lower "
             "--val-limit."
         )
     if say and parts:
-        how = "the training photos are decoded on the fly, whenever they are needed" if on_the_fly else "kept there"
+        how = "the training photos are decoded on the fly, when they are needed" if on_the_fly else "kept there"
         say(f"{size}: {how}")
     return on_the_fly
 

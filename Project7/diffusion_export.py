@@ -41,8 +41,8 @@ def prediction_graph(model: Model) -> ExportGraph:
 
 
 def context_graph(model: Model) -> ExportGraph:
-    """The encoder, the neck and the head, once per photo: what is known, what would be known if the encoder saw
-    nothing, and how likely the head finds each colour of its palette."""
+    """A graph of the encoder, the neck and the head, run once per photo: what is known, what would be known if the
+    encoder saw nothing, and how likely the head finds each colour of its palette."""
 
     def told(maps: Maps, details: Tensor) -> Tensor:
         known = model.neck(maps, details)
@@ -58,7 +58,7 @@ def context_graph(model: Model) -> ExportGraph:
     known = known_channels(model.config)
     outputs: Channels = {"known": known, "blind": known}
     likely = model.config.head == "classes"
-    if likely:  # what answers are ranked by
+    if likely:  # by which answers are ranked
         outputs["logits"] = tuple(f"palette {n}" for n in range(model.config.bins))
     return ExportGraph(look, {VIEW: ("L",), "details": details}, outputs)
 

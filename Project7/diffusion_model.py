@@ -290,7 +290,7 @@ class DiffusionColorizer(nn.Module):
 
         if blind is None:
             return lambda x_t, t: self.denoise(x_t, t.expand(len(L)), L, hints, known).float()
-        L, hints = repeated(2, L, hints)  # both go through the network together: fewer, larger convolutions
+        L, hints = repeated(2, L, hints)  # one pass of the network for both: fewer, larger convolutions
         both: Any = torch.stack([known, blind], dim=1).flatten(0, 1)  # type: ignore[list-item] # it knows something
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ _OPSET = 17  # of 2022: every onnxruntime from 1.12 on reads it
 _SIDES = (33, 41)  # pixels of the traced picture: they stay odd when halved, so that all padding is in the graph
 _TRIALS = ((1, 24, 56), (3, 50, 23))  # batch, height, width at which onnxruntime is compared with torch
 _TOLERANCE = 1e-4
-_LARGE = 1024  # numbers in a weight that is worth halving
+_LARGE = 1024  # smallest number of values for which half precision is worthwhile
 _NEEDED = ("onnx", "onnxruntime")
 _LICENCE = re.compile(r"(licen[cs]e|notice|copying)\b.*", re.IGNORECASE)
 _WRITTEN = {"unet", "scheduler", "model.onnx", "context.onnx", "project7.json", "README.md", "MODEL_CARD.md"}
@@ -47,8 +47,8 @@ _FLAT_LIST = re.compile(r"\[([^\[\]{}]*)\]")  # goes on one line of project7.jso
 def export_model(
     weights: Path, to: Path, *, with_onnx: bool = True, half: bool = False, force: bool = False
 ) -> str | None:
-    """Exports the model in the file `weights` to the folder `to`, completely or not at all. half: whether the weights
-    in ONNX files are kept in half precision.
+    """Exports the model in the file `weights` to the folder `to`, completely or not at all. half: whether ONNX files
+    store weights in half precision.
 
     Returns a sentence about what was left out because a package is missing, or None. Raises UsageError if `to` is not
     free (with `force`: if it may not be replaced) or nothing would be written, ProjectError if writing fails.
@@ -151,10 +151,8 @@ def write_onnx(path: Path, model: nn.Module, part: ExportGraph, facts: dict[str,
 
 
 def halve(path: Path) -> None:
-    """Keeps the large weights of an ONNX file in half precision; the arithmetic stays in full, after a cast.
-
-    onnxruntime casts them once, when it loads the file.
-    """
+    """Stores the large weights of an ONNX file in half precision; the graph casts them to float32, so that the
+    arithmetic is unchanged. onnxruntime casts them once, when it loads the file."""
     import onnx
 
     proto = onnx.load(path)
@@ -163,7 +161,7 @@ def halve(path: Path) -> None:
         nodes += halved(weight, weight.name)
     for node in proto.graph.node:
         nodes.append(node)
-        if node.op_type == "Constant" and node.attribute[0].HasField("t"):  # what is no parameter: a frozen encoder
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):  # weights of a frozen encoder
             casts = halved(node.attribute[0].t, node.output[0])
             node.output[0] = casts[0].input[0] if casts else node.output[0]
             nodes += casts
@@ -174,8 +172,8 @@ def halve(path: Path) -> None:
 
 
 def halved(weight: Any, name: str) -> list[Any]:
-    """Puts half precision into a tensor of an ONNX graph that is large, under another name; returns the cast that gives
-    `name` again, or nothing."""
+    """Stores a large tensor of an ONNX graph in half precision under another name. Returns the node that casts it back
+    to `name`, or no node for a small tensor."""
     import onnx
 
     values = onnx.numpy_helper.to_array(weight)

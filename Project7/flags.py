@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
             flag = strange.split("=")[0]
             self.error(f"there is no flag {flag}{meant(flag, self._option_string_actions)}")
         if any(word.endswith(".tar") for word in extra):
-            self.error("--data takes one text; put its braces in quotes, so that the shell leaves them alone")
+            self.error("--data takes one value; put its braces in quotes, so that the shell leaves them alone")
         return found, extra
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -1,6 +1,6 @@
-"""The photos of a data set on the Hugging Face hub, through `datasets`: the extra `hub-data`.
+"""The photos of a data set on the Hugging Face Hub, through `datasets` (the extra `hub-data`).
 
-Their files stay in that library's cache, as it keeps them (HF_HOME, HF_HUB_OFFLINE). Imports no torch.
+The files stay in the cache of that library (HF_HOME, HF_HUB_OFFLINE). The module does not import torch.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ _VALIDATION = ("validation", "valid", "val")
 
 
 def scan_hub(data: str) -> tuple[HubRows, tuple[SourcePhoto, ...], tuple[SourcePhoto, ...] | None]:
-    """Where the photos of hf:owner/name[:column] are, those to train on, and those of its own validation split.
+    """The storage of hf:owner/name[:column], its training photos, and those of its validation split, if it has one.
 
-    Raises UsageError where the library is missing, the set cannot be had, or no column of it holds images.
+    Raises UsageError if the library is missing, the data set cannot be loaded, or it has no column of images.
     """
     name, _, column = data.removeprefix(HUB).partition(":")
     splits = load_splits(data, name)
@@ -36,9 +36,9 @@ def load_splits(data: str, name: str) -> dict[str, Any]:
         ) from None
     try:
         splits = datasets.load_dataset(name)
-    except Exception as error:  # of the network, the hub, or any of the formats it keeps
+    except Exception as error:  # from the network, the Hub, or any of its formats
         raise UsageError(
-            f"--data {shown(data)} could not be loaded ({sentence(error)}); check its name on the hub, and the network."
+            f"--data {shown(data)} could not be loaded ({sentence(error)}); check its name on the Hub, and the network."
         ) from None
     if "train" not in splits:
         raise UsageError(f"--data {shown(data)} has no split named train, only {', '.join(splits)}; use another set.")
@@ -55,17 +55,17 @@ def first_image_column(data: str, table: Any) -> str:
 
 
 def image_column(data: str, table: Any, column: str) -> Any:
-    """The column alone, as files that are not decoded."""
+    """The table with only this column, as files that are not decoded."""
     import datasets
 
     if not isinstance(table.features.get(column), datasets.Image):
         raise UsageError(
-            f"--data {shown(data)}: {column!r} is no column of images; this set has {', '.join(table.features)}."
+            f"--data {shown(data)}: {column!r} is not a column of images; this set has {', '.join(table.features)}."
         )
     return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
 def photos_of(table: Any, split: str, number: int) -> tuple[SourcePhoto, ...]:
-    """Rows by their numbers; `datasets` gives a table another fingerprint when its files change."""
+    """A photo per row. `datasets` gives a table a new fingerprint when its files change."""
     stamp = table._fingerprint
     return tuple(SourcePhoto(f"{split}/{row:09}", "", f"{stamp}:{row}", (number, row)) for row in range(len(table)))

@@ -21,7 +21,7 @@ def test_spots_have_the_same_places_and_colours():
     assert np.allclose([spot.ab for spot in found], [spot.ab for spot in SPOTS], atol=1e-3)
     with pytest.raises(UsageError, match="outside the photo"):
         array_hints.find_spots([(120, 3, "red")], PHOTO, L.numpy())
-    with pytest.raises(UsageError, match="is no colour"):
+    with pytest.raises(UsageError, match="is not a colour"):
         array_hints.find_spots([(12, 3, "reddish")], PHOTO, L.numpy())
 
 

@@ -57,7 +57,7 @@ def test_the_column_may_be_named(tmp_path, hub):
     source = scan(f"{data}:second")
     assert source.validation is None
     assert source.storage.read(source.training[0]) == encoded()
-    with pytest.raises(UsageError, match=r"'caption' is no column of images; this set has caption, image, second"):
+    with pytest.raises(UsageError, match=r"'caption' is not a column of images; this set has caption, image, second"):
         scan(f"{data}:caption")
 
 
