@@ -425,7 +425,7 @@ def test_another_objective_on_resuming_is_scored_before_it_trains(mine, name, fl
     assert train(mine, "--resume", name, *AGAIN, *flags.split()) == 0
     said = capsys.readouterr().out
     score = score_of(said)
-    assert said.index("as they come in score") < said.index("epoch 2/2")
+    assert said.index("present weights score") < said.index("epoch 2/2")
     first, second = history(mine / name)
     assert first == before
     assert set(second["weighted_terms"]) == set(second["val_terms"]) == set(weights)

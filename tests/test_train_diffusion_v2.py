@@ -193,7 +193,7 @@ def test_a_model_from_the_list_continues_with_the_terms_that_are_answered(tmp_pa
     assert "U-Net features" not in shown
     assert "Batch size" not in shown
     assert "Adversarial weight" not in shown
-    assert shown.index("as they come in score") < shown.index("epoch 2/2  step")
+    assert shown.index("present weights score") < shown.index("epoch 2/2  step")
 
     first, second = history(folder)
     assert first == before
@@ -345,8 +345,8 @@ def test_terms_and_a_discriminator_are_added_in_a_copy(tmp_path, mse_model):
     assert steps == {new["step"]}, "AdamW has gone on, not begun again"
     assert new["progress"]["critic_start"] == old["step"]
 
-    score = float(re.search(r"as they come in score (\d+\.\d+) under this objective", done.stdout).group(1))
-    assert done.stdout.index("as they come in score") < done.stdout.index("epoch 2/2")
+    score = float(re.search(r"present weights score (\d+\.\d+) under this objective", done.stdout).group(1))
+    assert done.stdout.index("present weights score") < done.stdout.index("epoch 2/2")
     assert new["best_val_loss"] == pytest.approx(min(score, second["val_loss"]), abs=1e-4)
     assert min(score, second["val_loss"]) > first["val_loss"]
     assert f"best validation loss {new['best_val_loss']:.4f}" in done.stdout, "not that of the squared error alone"
@@ -356,7 +356,7 @@ def test_a_discriminator_is_given_up_and_the_rest_goes_on(tmp_path, created):
     folder = shutil.copytree(created[0], tmp_path / "m")
     done = train(tmp_path, "--resume", "m", "--epochs", 1, "--no-gan")
     assert done.returncode == 0, done.stderr
-    assert "as they come in score" not in done.stdout, "what validation measures is the same"
+    assert "present weights score" not in done.stdout, "what validation measures is the same"
     _, second = history(folder)
     assert set(second["weighted_terms"]) == {"mse", "perceptual"}
     assert "adversarial" not in second["objective"]
@@ -387,7 +387,7 @@ def test_two_stages_in_one_go(tmp_path, photos):
     assert [entry["objective"] for entry in entries[:2]] == ["1 mse", "1 mse"]
     assert "perceptual" in entries[2]["objective"]
     assert "after 2 epochs of mse alone" in " ".join(done.stdout.split())  # a narrow table breaks the line
-    score = re.search(r"as they come in score (\d+\.\d+) under", done.stdout)
+    score = re.search(r"present weights score (\d+\.\d+) under", done.stdout)
     assert done.stdout.index("epoch 2/3") < score.start() < done.stdout.index("epoch 3/3")
     best = min(float(score.group(1)), entries[2]["val_loss"])
     assert last(tmp_path / "m")["best_val_loss"] == pytest.approx(best, abs=1e-4)

@@ -470,7 +470,7 @@ def test_the_second_stage_starts_a_new_schedule_a_new_score_and_the_discriminato
     assert second["stage"] == 2
     assert "0.1 perceptual" in second["objective"]
     assert "0.01 adversarial" in second["objective"]
-    assert "best to beat" in notes(steps[6:7])
+    assert "best validation loss so far" in notes(steps[6:7])
 
 
 def test_a_stage_1_is_a_run_of_the_squared_error(tmp_path, uninterrupted):
@@ -511,7 +511,7 @@ def test_weights_of_another_objective_are_scored_first_without_the_adversarial_t
         assert (seen[0].phase, seen[0].step) == ("validate", 6)  # before any training
         scores[name] = last["progress"]["best_val_loss"]
         assert f"{scores[name]:.4f}" in notes(seen)
-        assert "best to beat" in notes(seen)
+        assert "best validation loss so far" in notes(seen)
         assert f"{objective.perceptual_weight:g} perceptual" in notes(seen)
     assert scores["a"] == scores["b"]
     perceptual = scores["a"] - source["val_loss"]
@@ -559,7 +559,7 @@ def test_a_changed_weight_is_scored_anew_where_validation_measures_it(tmp_path, 
     for name, scored in {"mse_weight": True, "perceptual_weight": True, "adversarial_weight": False}.items():
         objective = ObjectiveConfig(**before | {name: 3 * before[name]})
         seen, last = begin_again(tmp_path / name, source, objective)
-        assert ("best to beat" in notes(seen)) == scored == (seen[0].phase == "validate"), name
+        assert ("best validation loss so far" in notes(seen)) == scored == (seen[0].phase == "validate"), name
         assert (last["progress"]["best_val_loss"] != best) == scored
         assert last["progress"]["critic_start"] == 0  # the discriminator has gone on
         found = seen[-1].losses

@@ -673,5 +673,5 @@ def test_a_port_that_is_taken_is_said(models_dir, tmp_path, capsys):
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(web.UsageError, match=f"--port {port} cannot be had"):
+        with pytest.raises(web.UsageError, match=f"--port {port} is not available"):
             cli.command(["serve", "--port", str(port), "--models-dir", str(models_dir)])
