@@ -223,7 +223,8 @@ def colorizer_to_load(arguments: argparse.Namespace, settings: ColorizeConfig, l
     if folder is None:
         raise UsageError(
             f"Without torch only exported models can be used, and {model or 'base'} is not one; run project7 export "
-            f"{model or 'base'} --to FOLDER on a machine with torch and give --model FOLDER here, or install project7."
+            f"{model or 'base'} --to FOLDER on a machine with torch and give --model FOLDER here, or run "
+            "pip install project7."
         )
     single = ("like", "reference", "hints_from", "side_by_side", "ambiguity")
     for flag in [name for name in single if getattr(arguments, name)] + ["confidence"] * settings.confidence:
