@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import threading
 import time
 import zlib
@@ -31,7 +30,7 @@ from Project7.on_the_fly import OnTheFly
 from Project7.photo import PhotoError
 from Project7.photo_files import shown
 from Project7.photo_storage import SourcePhoto, Storage
-from Project7.processes import usable_cpus
+from Project7.processes import leave_signals_to_the_parent, usable_cpus
 from Project7.squares import decode
 
 _CACHE_VERSION = 2  # to be raised when the same settings give other pixels
@@ -258,8 +257,8 @@ def decode_all(part: Part, enough: int | None) -> Generator[tuple, None, None]:
 
 
 def _follow_the_parent() -> None:
-    """In a worker: leaves Ctrl-C to the parent process, and ends when that has ended, for whatever reason."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a worker: leaves signals to the parent process, and ends when that has ended, for whatever reason."""
+    leave_signals_to_the_parent()
 
     def wait() -> None:
         if parent := parent_process():

@@ -14,7 +14,7 @@ import numpy as np
 from Project7.errors import ProjectError, sentence
 from Project7.on_the_fly import OnTheFly
 from Project7.photo_files import shown
-from Project7.processes import own_cpus
+from Project7.processes import leave_signals_to_the_parent, own_cpus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,7 +179,11 @@ def load_batches(
         return
     pictures: Any = _WorkersPictures(images)  # a torch Dataset by its methods: torch is not imported at the top
     loader: Any = torch.utils.data.DataLoader(
-        pictures, batch_size=None, sampler=batches, num_workers=min(num_workers, max(1, len(batches)))
+        pictures,
+        batch_size=None,
+        sampler=batches,
+        num_workers=min(num_workers, max(1, len(batches))),
+        worker_init_fn=leave_signals_to_the_parent,
     )
     try:
         for batch in loader:

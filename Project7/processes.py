@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -36,6 +37,13 @@ def usable_cpus() -> int:
 def own_cpus() -> int:
     """The processors per process: a launcher may have started several processes on this machine."""
     return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def leave_signals_to_the_parent(worker: int = 0) -> None:
+    """In a worker process: Ctrl-C and SIGTERM reach the whole group, and the parent alone decides what they mean. It
+    would otherwise find its workers dead before it has saved. worker: its number, which torch passes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """The order of an epoch over one set or several, and its batches with and without workers."""
 
 import os
+import signal
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from test_dataset import folder_of, opened
@@ -32,6 +34,17 @@ def test_a_worker_that_dies_gives_the_hint(tmp_path, monkeypatch):
     monkeypatch.setattr(image_set._WorkersPictures, "__getitem__", lambda self, indices: os._exit(1))
     with pytest.raises(ProjectError, match="--num-workers 0"):
         list(load_batches(np.zeros((4, 8, 8, 3), np.uint8), [np.arange(2)] * 3, num_workers=1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_is_left_to_the_parent(number):
+    """Ctrl-C, and the end of a container: the parent finishes its step and saves before the workers end."""
+    before = set(psutil.Process().children())
+    loaded = load_batches(np.zeros((40, 8, 8, 3), np.uint8), [np.arange(2)] * 20, num_workers=2)
+    first = next(loaded)
+    for worker in set(psutil.Process().children()) - before:
+        worker.send_signal(number)
+    assert len([first, *loaded]) == 20
 
 
 def test_epoch_order_is_a_pure_permutation():

@@ -121,11 +121,10 @@ def test_its_answers_differ_where_they_may(name, measured):
 
 @pytest.mark.slow
 def test_ten_hints_bring_the_answers_nearer_to_the_truth(measured):
-    assert measured("base", hints=10)["psnr"].mean() > measured("base")["psnr"].mean() + 2
+    assert measured("base", hints=10)["psnr"].mean() > measured("base")["psnr"].mean() + 4
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="this base hears hints too weakly: 0.88 (the one before it: 0.57, from worse)")
 def test_ten_hints_take_a_quarter_of_the_doubt(measured):
     assert measured("base", hints=10)["energy_score"].mean() < 0.75 * measured("base")["energy_score"].mean()
 
