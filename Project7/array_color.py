@@ -91,7 +91,7 @@ def into_gamut(lab: np.ndarray) -> np.ndarray:
 
 def _outside(linear: np.ndarray, tolerance: float = 2e-5) -> np.ndarray:
     """(3, ...) linear RGB -> (...) bool: not a colour of sRGB."""
-    return ((linear < -tolerance) | (linear > 1 + tolerance)).any(axis=0)
+    return np.any((linear < -tolerance) | (linear > 1 + tolerance), axis=0)
 
 
 def _lower_chroma(lab: np.ndarray) -> np.ndarray:

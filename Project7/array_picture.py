@@ -66,7 +66,7 @@ def resize(picture: np.ndarray, size: tuple[int, int], kind: str = "bilinear", *
     """(..., H, W) -> (..., h, w)."""
     for axis, after in ((-1, size[1]), (-2, size[0])):
         places, weights = taps(picture.shape[axis], after, kind, antialias)
-        made = 0
+        made: Any = 0
         for k in range(places.shape[1]):
             weight = weights[:, k] if axis == -1 else weights[:, k, None]
             made = made + np.take(picture, places[:, k], axis=axis) * weight
@@ -223,7 +223,7 @@ def stretched(L: np.ndarray, low: float, high: float) -> np.ndarray:
 def faded(L: np.ndarray) -> bool:
     """Whether a photo has neither black nor white: its contrast is that of an old print that has lost its ink."""
     low, high = ends(L, white_border(L))
-    return bool(array_color.level(high) - array_color.level(low) < FADED)
+    return bool(np.ptp(array_color.level(np.array([low, high]))) < FADED)
 
 
 def white_border(L: np.ndarray) -> np.ndarray | None:

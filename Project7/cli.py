@@ -169,7 +169,7 @@ def colorize(arguments: argparse.Namespace) -> int:
 
         outcomes = retouch_files(colorizer, jobs, retouch, **shared)
     else:
-        told = {"hints": hints} if hints else {}
+        told: dict[str, Any] = {"hints": hints} if hints else {}
         outcomes = colorize_files(colorizer, jobs, batch_size=settings.batch_size, **told, **shared)
     return show_outcomes(outcomes, len(jobs), arguments.output, colorizer.name, console)
 
