@@ -93,7 +93,7 @@ def into_gamut(lab: np.ndarray) -> np.ndarray:
 
 def _outside(linear: np.ndarray, tolerance: float = 2e-5) -> np.ndarray:
     """(3, ...) linear RGB -> (...) bool: whether the colour is outside sRGB."""
-    return ((linear < -tolerance) | (linear > 1 + tolerance)).any(axis=0)  # type: ignore[return-value] # numpy takes it for a single bool
+    return np.any((linear < -tolerance) | (linear > 1 + tolerance), axis=0)
 
 
 def _lower_chroma(lab: np.ndarray) -> np.ndarray:

@@ -224,7 +224,7 @@ def stretched(L: np.ndarray, low: float, high: float) -> np.ndarray:
 def faded(L: np.ndarray) -> bool:
     """Whether a photo has neither black nor white, like an old print that has lost its ink."""
     low, high = ends(L, white_border(L))
-    return bool(array_color.level(high) - array_color.level(low) < FADED)
+    return bool(np.ptp(array_color.level(np.array([low, high]))) < FADED)
 
 
 def white_border(L: np.ndarray) -> np.ndarray | None:

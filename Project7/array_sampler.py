@@ -92,7 +92,7 @@ def distinct(timesteps: list[int]) -> list[int]:
 def sample(
     denoise: Callable[[np.ndarray, int], np.ndarray],
     noise: np.ndarray,
-    abar: Sequence[float] | np.ndarray,
+    abar: np.ndarray,
     timesteps: Sequence[int],
     *,
     predicts: str = "v_prediction",
@@ -102,7 +102,7 @@ def sample(
     noise: (B, C, h, w); the result is x_0. denoise(x_t, t) predicts v, or the noise if `predicts` is "epsilon". abar:
     (T,).
     """
-    signal = np.sqrt(np.asarray(abar, dtype=np.float64))[list(timesteps)]
+    signal = np.sqrt(abar.astype(np.float64))[list(timesteps)]
     sigma = np.sqrt(1 - signal**2)
     log_snr = np.log(signal) - np.log(sigma)
     x, before = noise, None

@@ -82,7 +82,7 @@ class OnnxColorizer:
 
     # -- photos ------------------------------------------------------------------------------------------------------
 
-    def shapes(self, size: tuple[int, int], chosen: int | None) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    def shapes(self, size: tuple[int, ...], chosen: int | None) -> tuple[tuple[int, int], tuple[int, int] | None]:
         """The shapes of the pictures that the network sees of a photo (H, W). chosen: the working size, or None."""
         view = None if self.view_size is None else working_size.view_shape(size, self.view_size)
         return working_size.working_shape(size, self.trained_at, chosen, sees=view is not None), view

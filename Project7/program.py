@@ -89,7 +89,7 @@ def run(main: Callable[[], int | None]) -> int:
     except Exception as error:
         if os.environ.get("PROJECT7_TRACEBACK"):
             raise
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _NEEDED:
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "Project7").startswith("Project7"):
             print(f"Error: this needs {error.name}, which is not installed: pip install project7", file=sys.stderr)
             return UsageError.exit_code
         hint = "this is a fault of the program; PROJECT7_TRACEBACK=1 shows where"

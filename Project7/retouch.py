@@ -108,8 +108,8 @@ def answered(job: Job, opened: OpenPhoto, retouch: Retouch, seeds: Sequence[int]
         found = opened.colorizer.confidence(opened.photo, working_size=opened.working_size)
         maps[confidence_path(job)] = found
     made = [opened.provenance(seed) for seed in seeds]
-    said = advice(opened.colorizer, opened.photo, opened.levels)
-    outcome = write(job, opened.photo, pictures, made, maps, said=said)
+    known = advice(opened.colorizer, opened.photo, opened.levels)
+    outcome = write(job, opened.photo, pictures, made, maps, said=known)
     if retouch.hinted is not None and not opened.hints:
         unlike = "nothing in it is like the hinted places of --hints-from"
         outcome = dataclasses.replace(outcome, text="; ".join(filter(None, [outcome.text, unlike])))
