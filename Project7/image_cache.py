@@ -281,6 +281,8 @@ def decode_chunk(job: tuple, photos: Iterable[SourcePhoto]) -> tuple[list[bytes 
                 pixels, reason = None, "gray"
         except PhotoError as error:
             reason = str(error).removeprefix("the picture ").split(";")[0]
+        except ProjectError:  # of a server that does not answer: the photo is not broken
+            raise
         except Exception as error:  # Pillow and zipfile raise a dozen kinds on damaged files
             reason = sentence(error)[:80]
         squares.append(None if pixels is None else pixels.tobytes())

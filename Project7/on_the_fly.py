@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from Project7.errors import ProjectError, sentence
+from Project7.photo import PhotoError
 from Project7.photo_files import shown
 from Project7.photo_storage import SourcePhoto, Storage
 from Project7.squares import decode
@@ -37,6 +38,8 @@ class OnTheFly:
         try:
             return decode(self.storage.read(photo), photo.name, **self.how, only=crop)[0]
         except Exception as error:  # Pillow and zipfile raise a dozen kinds on damaged files
+            if isinstance(error, ProjectError) and not isinstance(error, PhotoError):
+                raise  # of a server, and says all
             raise ProjectError(
                 f"{shown(photo.name)} can no longer be decoded ({sentence(error)}); bring it back, and resume the run."
             ) from None

@@ -17,6 +17,7 @@ from Project7.errors import ProjectError, UsageError, sentence
 from Project7.hub_photos import HUB, scan_hub
 from Project7.photo_files import LeftOut, count_others, is_photo_name, is_visible, photo_suffixes, photos_below, shown
 from Project7.photo_storage import Folder, SourcePhoto, Storage, Tars, Zip, open_archive
+from Project7.remote_file import is_remote
 from Project7.tar_index import expand, index_all, is_tar_name, tars_below
 
 SAMPLES = "samples"
@@ -65,7 +66,7 @@ def scan(data: str, cache_dir: Path | None = None) -> Source:
         if not photos and (tars := tars_below(path)):
             left_out = LeftOut()
             storage, photos = scan_tars(tars, path, left_out, cache_dir)
-    elif is_tar_name(data):
+    elif is_remote(data) or is_tar_name(data):
         storage, photos = scan_tars(expand(data), None, left_out, cache_dir)
     elif path.is_file() and zipfile.is_zipfile(path):
         storage, photos = Zip(data), scan_zip(path, left_out)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from Project7.photo_files import shown
+from Project7.remote_file import is_remote, read_part
 
 
 class SourcePhoto(NamedTuple):
@@ -44,13 +45,17 @@ class Zip:
 
 @dataclass(frozen=True)
 class Tars:
-    paths: tuple[str, ...]
+    paths: tuple[str, ...]  # or addresses
 
     def read(self, photo: SourcePhoto) -> bytes:
-        """The bytes of a photo's file. Raises PhotoError if it is too large, before anything is read."""
+        """The bytes of a photo's file. Raises PhotoError if it is too large, before anything is read, and ProjectError
+        if a server does not send it."""
         number, offset, size = photo.place
+        path = self.paths[number]
         check_size(photo.name, size)
-        with open(self.paths[number], "rb") as file:
+        if is_remote(path):
+            return read_part(path, offset, size)
+        with open(path, "rb") as file:
             file.seek(offset)
             return file.read(size)
 

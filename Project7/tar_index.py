@@ -5,6 +5,7 @@ cache folder. No content of a member is read, and no link is followed. Imports n
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from Project7.atomic_file import replacing
 from Project7.cache_folder import default_cache_dir
 from Project7.errors import ProjectError, UsageError, sentence
 from Project7.photo_files import is_visible, shown
+from Project7.remote_file import AHEAD, RemoteFile, describe, is_remote
 
 _VERSION = 1  # to be raised when the same tar gives another index
 _LONGEST_HEADER = 1 << 20  # bytes: names and times take a few hundred
@@ -65,7 +67,8 @@ def tars_below(folder: Path) -> list[str]:
 def index_all(tars: list[str], cache_dir: Path | None = None) -> list[tuple[str, list[Member]]]:
     """For each tar, a stamp that changes with its content, and its members.
 
-    Raises UsageError, which names the tar, if one is missing, damaged, cut short or compressed.
+    Raises UsageError, which names the tar, if one is missing, damaged, cut short or compressed, and ProjectError if an
+    address cannot be read.
     """
     with ThreadPoolExecutor(_TOGETHER) as pool:
         return list(pool.map(lambda tar: _index(tar, cache_dir or default_cache_dir()), tars))
@@ -73,14 +76,14 @@ def index_all(tars: list[str], cache_dir: Path | None = None) -> list[tuple[str,
 
 def _index(tar: str, cache_dir: Path) -> tuple[str, list[Member]]:
     try:
-        status = os.stat(tar)
-        stamp = f"{status.st_size}:{status.st_mtime_ns}"
-        key = hashlib.sha256(json.dumps([_VERSION, os.path.abspath(tar), stamp]).encode()).hexdigest()[:24]
+        size, stamp = _describe(tar)
+        place = tar if is_remote(tar) else os.path.abspath(tar)
+        key = hashlib.sha256(json.dumps([_VERSION, place, stamp]).encode()).hexdigest()[:24]
         kept = cache_dir / "tars" / f"{key}.json"
         with suppress(OSError, ValueError, TypeError):
             return stamp, [Member(*member) for member in json.loads(kept.read_text(encoding="utf-8"))]
-        with open(tar, "rb") as file:
-            members = list(read_members(file, status.st_size))
+        with io.BufferedReader(RemoteFile(tar, size), AHEAD) if is_remote(tar) else open(tar, "rb") as file:
+            members = list(read_members(file, size))
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise UsageError(f"--data {shown(tar)} {fault(error)}.") from None
     with suppress(OSError, ProjectError):  # the stored index only saves time
@@ -88,6 +91,14 @@ def _index(tar: str, cache_dir: Path) -> tuple[str, list[Member]]:
         with replacing(kept) as file:
             file.write(json.dumps(members).encode())
     return stamp, members
+
+
+def _describe(tar: str) -> tuple[int, str]:
+    """Its size in bytes, and what changes when its content does."""
+    if is_remote(tar):
+        return describe(tar)
+    status = os.stat(tar)
+    return status.st_size, f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def fault(error: Exception) -> str:

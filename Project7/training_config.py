@@ -22,8 +22,9 @@ class DataConfig(BaseModel):
 
     data: Sources = setting(
         ("samples",),
-        "Tiny ImageNet (folder or zip), any folder, zip or tar of images, tars such as 'shards/{000..099}.tar', "
-        "hf:OWNER/NAME[:COLUMN] from the Hugging Face hub, or 'samples' for the built-in photos; several are mixed",
+        "Tiny ImageNet (folder or zip), any folder, zip or tar of images, tars such as 'shards/{000..099}.tar' (also "
+        "at s3://... or https://...), hf:OWNER/NAME[:COLUMN] from the Hugging Face hub, or 'samples' for the built-in "
+        "photos; several are mixed",
         ask="Training images (folder, zip, or 'samples')",
         min_length=1,
     )

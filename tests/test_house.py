@@ -27,7 +27,8 @@ photo_files tiff
 answer_options flags model_folder photo metrics batch brush guided_filter export_parts learning_rate
 array_picture
 array_hints
-squares tar_index photo_storage
+squares remote_file
+tar_index photo_storage
 hub_photos
 photo_source on_the_fly
 image_set
