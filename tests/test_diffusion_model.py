@@ -407,11 +407,10 @@ def test_full_resolution_is_left_as_it_is():
 
 
 @every_variant
-@every_size
-def test_the_same_generator_gives_the_same_colours(changes, size):
-    model, L = tiny(**changes), make_batch(2, size).L
+def test_the_same_generator_gives_the_same_colours(changes):
+    model, L = tiny(**changes), make_batch(2, (13, 9)).L
     first = colours(model, L)
-    assert first.shape == (2, 2, *size)
+    assert first.shape == (2, 2, 13, 9)
     assert first.isfinite().all()
     assert not first.requires_grad
     torch.manual_seed(99)

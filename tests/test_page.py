@@ -444,6 +444,7 @@ def test_in_the_dark(visit, tmp_path):
     assert min(map(int, re.findall(r"\d+", ink)[:3])) > 200
 
 
+@pytest.mark.slow
 def test_the_documentation_of_the_api(visit, address):
     page = visit()
     page.goto(address + "docs")

@@ -155,6 +155,7 @@ def test_it_is_what_colours_where_no_model_is_named(tmp_path, photos):
         assert np.asarray(picture).std(axis=2).max() > 10
 
 
+@pytest.mark.slow
 def test_its_training_goes_on_in_a_copy_with_a_fresh_optimizer(tmp_path, offline):
     """This is the second stage on a machine without a network: `--resume base` with the perceptual term of TinyVGG."""
     before = folder("base").best.read_bytes()

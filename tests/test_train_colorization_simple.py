@@ -778,6 +778,7 @@ def test_answering_enhanced_asks_for_a_preset_and_shows_its_weights(tmp_path):
     assert not models.exists()
 
 
+@pytest.mark.slow
 def test_a_model_from_the_list_is_asked_for_its_loss(mine):
     """The model's own loss and weights are the defaults, and nothing else is asked for."""
     child = open_terminal(SCRIPT, mine)

@@ -145,7 +145,9 @@ def test_train_stop_resume_add_epochs_and_copy(place, photos):
     assert same_weights(last(place, "straight"), last(place, "copy"))
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_says_how_to_go_on(place, photos, signum, code):
     flags = ["--name", "m", "--data", str(photos), "--epochs", "400", "--yes", *SMALL]
     command = [sys.executable, str(SCRIPT), "--models-dir", str(place / "models"), *flags]
@@ -163,6 +165,7 @@ def test_a_signal_saves_and_says_how_to_go_on(place, photos, signum, code):
     assert last(place)["epoch"] >= 2
 
 
+@pytest.mark.slow
 def test_kill_between_the_two_files_and_resume(place, photos):
     """SIGKILL arrives while a checkpoint is being replaced: the old one is kept, and the run reaches the same end."""
     straight = small(place, photos, name="straight", epochs=3)
