@@ -108,8 +108,8 @@ def test_what_the_room_on_the_disk_decides_is_said_before(tmp_path, monkeypatch,
     ("free", "decode", "cure"),
     [
         (10_000, "cache", r"The 21 photos take up to 16\.1 kB decoded, .* with --decode on-the-fly\.$"),
-        (100, "auto", r"the 768 bytes for validation have no room.*--val-limit\.$"),
-        (100, "on-the-fly", r"the 768 bytes for validation have no room.*--val-limit\.$"),
+        (100, "auto", r"the 768 bytes for validation do not fit.*--val-limit\.$"),
+        (100, "on-the-fly", r"the 768 bytes for validation do not fit.*--val-limit\.$"),
     ],
 )
 def test_without_room_nothing_is_begun(tmp_path, monkeypatch, free, decode, cure):
