@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -800,6 +801,26 @@ def test_one_process_goes_on_with_the_batches_of_two(tmp_path, whole):
     assert done["processes"] == 2
     with pytest.raises(CheckpointError, match="says that 0 processes trained it"):
         run(tmp_path, config(), resume=left | {"processes": 0})
+
+
+def test_a_process_that_loses_the_others_saves_its_last_whole_step(tmp_path):
+    accelerator = make_accelerator(config().training)
+    run_ = trainer.Run(config(), ModelFolder(tmp_path), IMAGES, accelerator)
+
+    def lose(*_):
+        run_.accelerator = SimpleNamespace(
+            num_processes=2, is_main_process=True, device=accelerator.device, unwrap_model=accelerator.unwrap_model
+        )
+        raise RuntimeError("gloo: Connection reset by peer")
+
+    steps = run_.progress()
+    for _ in range(3):
+        next(steps)
+    run_.backward = lose
+    with pytest.raises(RuntimeError, match="gloo"):
+        next(steps)
+    left = load_checkpoint(tmp_path / "last_model.pth")["progress"]
+    assert (left["step"], left["position"]) == (3, 12)
 
 
 @pytest.mark.slow
