@@ -152,35 +152,25 @@ def write_onnx(path: Path, model: nn.Module, part: ExportGraph, facts: dict[str,
 
 def halve(path: Path) -> None:
     """Stores the large weights of an ONNX file in half precision; the graph casts them to float32, so that the
-    arithmetic is unchanged. onnxruntime casts them once, when it loads the file."""
+    arithmetic is unchanged.
+
+    Shipped checkpoints are in half precision too, so that little is lost. A frozen encoder, whose norms were folded in
+    full precision, is a constant of the graph rather than a parameter, and stays as it is.
+    """
     import onnx
 
     proto = onnx.load(path)
     nodes = []
     for weight in proto.graph.initializer:
-        nodes += halved(weight, weight.name)
-    for node in proto.graph.node:
-        nodes.append(node)
-        if node.op_type == "Constant" and node.attribute[0].HasField("t"):  # weights of a frozen encoder
-            casts = halved(node.attribute[0].t, node.output[0])
-            node.output[0] = casts[0].input[0] if casts else node.output[0]
-            nodes += casts
+        values, name = onnx.numpy_helper.to_array(weight), weight.name
+        if values.dtype == np.float32 and values.size >= _LARGE:
+            weight.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name} in half precision"))
+            nodes.append(onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes += proto.graph.node
     proto.graph.ClearField("node")
     proto.graph.node.extend(nodes)
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString())
-
-
-def halved(weight: Any, name: str) -> list[Any]:
-    """Stores a large tensor of an ONNX graph in half precision under another name. Returns the node that casts it back
-    to `name`, or no node for a small tensor."""
-    import onnx
-
-    values = onnx.numpy_helper.to_array(weight)
-    if values.dtype != np.float32 or values.size < _LARGE:
-        return []
-    weight.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name} in half precision"))
-    return [onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT)]
 
 
 def free_axes(name: str) -> dict[int, str]:

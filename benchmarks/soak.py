@@ -38,7 +38,9 @@ COMMON = "--batch-size 4 --image-size 16 --device cpu --image-interval 0 --save-
 EPOCHS = 6
 COMMON += [str(EPOCHS)]
 DIFFUSION = "--encoder none --features 8,16 --time-dim 16 --timesteps 50".split()
-REGRESSION = "--encoder none --model-channels 4 --channel-multipliers 1,2 --perceptual-net random".split()
+REGRESSION = (
+    "--encoder none --model-channels 4 --channel-multipliers 1,2 --perceptual-net random --image-size 32".split()
+)
 RECIPES = {
     "train_diffusion": DIFFUSION,
     "train_diffusion_v2": [*DIFFUSION, *"--perceptual-net random --gan --gan-start 0 --gan-width 8".split()],
@@ -55,13 +57,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30, help="minutes after which no new case begins")
     parser.add_argument("--kills", type=int, default=40, help="total number of kills, spread over the cases")
+    parser.add_argument("--first", type=int, default=1, help=f"case to begin with, 1 to {len(CASES)}, after a stop")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     end, chance = time.monotonic() + 60 * arguments.minutes, random.Random(arguments.seed)
     faults, kills, done = [], 0, 0
     with tempfile.TemporaryDirectory() as place:
         make_photos(Path(place) / "photos")
-        for number, case in enumerate(CASES):
+        for number, case in list(enumerate(CASES))[arguments.first - 1 :]:
             if time.monotonic() > end:
                 break
             wanted = round(arguments.kills * (number + 1) / len(CASES)) - round(arguments.kills * number / len(CASES))
@@ -84,7 +87,7 @@ def make_photos(folder: Path) -> None:
 def soak(place: Path, recipe: str, workers: int, processes: int, kills: int, chance: random.Random) -> list[str]:
     """Runs one case, and returns what was wrong with it."""
     name = f"{recipe}-{workers}-{processes}"
-    start = ["--data", place / "photos", *RECIPES[recipe], *COMMON, "--num-workers", workers]
+    start = ["--data", place / "photos", *COMMON, *RECIPES[recipe], "--num-workers", workers]
     begin = time.monotonic()
     straight = training(place, recipe, processes, ["--name", f"{name}-straight", *start])
     growth = undisturbed(straight, place / "models" / f"{name}-straight" / "training_history.json")
