@@ -738,6 +738,10 @@ def port_number(text: str) -> int:
 
 
 def serve(arguments: argparse.Namespace) -> int:
+    # Read when torch is loaded: threads that wait for each other sleep. On a machine that is busy they would spin away
+    # the time of those they wait for, and an answer would take five times as long (benchmarks/RESULTS.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
     from Project7 import web
     from Project7.studio import Studio
 

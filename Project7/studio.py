@@ -1,5 +1,6 @@
 """What a server keeps in memory: the models in use, and the open photos."""
 
+import contextlib
 import copy
 import dataclasses
 import io
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field, create_model
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from Project7.hints import Hint
 from Project7.jobs import Worker
 from Project7.opened import OpenPhoto
 from Project7.painting import full_lightness
-from Project7.photo import Photo, open_photo, photo_digest
+from Project7.photo import Photo, as_png, open_photo, photo_digest
 from Project7.provenance import OPTIONS, TONE, Provenance, read_provenance
 from Project7.scan import faded, white_border
 from Project7.settings import SETTINGS
@@ -141,6 +143,14 @@ class Studio:
             while len(self._models) > _MODELS:
                 self._models.popitem(last=False)
             return self._models[name][1]
+
+    def warm_up(self) -> None:
+        """Loads the default model and all that its answers need, so that the first photo need not wait for it."""
+        with contextlib.suppress(NotHere, Unusable):
+            colorizer = self.colorizer(self.default_model())
+            fast = {"steps": 1} if "steps" in colorizer.model.OPTIONS else {}
+            shelved = self.read(as_png(np.full((64, 64, 3), 128, np.uint8)))
+            colorizer.open(shelved.photo, **fast).hint(30, 30, "brown").picture()
 
     # -- photos ------------------------------------------------------------------------------------------------------
 

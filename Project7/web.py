@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from PIL import Image
 from pydantic import Field
@@ -59,6 +59,9 @@ InStudio = Annotated[Studio, Depends(find_studio)]
 
 
 # -- what is asked ---------------------------------------------------------------------------------------------------
+
+
+Side = Annotated[int, Query(ge=16, le=_LARGEST)]  # pixels
 
 
 class Uploaded(Asked):
@@ -108,7 +111,8 @@ async def health(studio: InStudio) -> dict[str, Any]:
 @router.get("/api/models")
 async def models(studio: InStudio) -> dict[str, Any]:
     """The available models, the default first, and what each can do."""
-    return {"models": [about(model) for model in studio.models()], "limits": {"pixels": studio.limits.pixels}}
+    limits = {"pixels": studio.limits.pixels, "bytes": studio.limits.upload}
+    return {"models": [about(model) for model in studio.models()], "limits": limits}
 
 
 def about(model: ModelSummary) -> dict[str, Any]:
@@ -259,39 +263,51 @@ async def close_photo(id: str, studio: InStudio) -> None:
 
 
 @router.get("/api/photos/{id}/gray", response_class=Response)
-async def gray(id: str, request: Request, studio: InStudio, levels: LevelsName = "off") -> Response:
-    """The lightness of the picture as a gray PNG: what the page lays colour onto."""
+async def gray(
+    id: str, request: Request, studio: InStudio, levels: LevelsName = "off", side: Side = _LARGEST
+) -> Response:
+    """The lightness of the picture as a gray PNG, what the page lays colour onto; its long side is `side` at most."""
     shelved = studio.find(id)
-    png = await finished(studio.light.submit(lambda job: gray_png(shelved, levels)), request)
+    png = await finished(studio.light.submit(lambda job: gray_png(shelved, levels, side)), request)
     return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600, immutable"})
 
 
-def gray_png(shelved: Shelved, levels: str) -> bytes:
-    L = Lightness(shelved.photo, levels=levels, lightness=shelved.L).L
-    gray_bytes = np.empty(L.shape[-2:], np.uint8)
-    for rows in bands(*L.shape[-2:]):
-        gray_bytes[rows] = color.to_uint8(color.gray_level(L[:, :, rows]))[0, 0].numpy()
-    image, content = Image.fromarray(gray_bytes), io.BytesIO()
-    image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+def gray_png(shelved: Shelved, levels: str, side: int) -> bytes:
+    image, content = Image.fromarray(gray_levels(shelved, levels)), io.BytesIO()
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     image.save(content, "PNG", compress_level=1)
     return content.getvalue()
+
+
+def gray_levels(shelved: Shelved, levels: str) -> np.ndarray:
+    """(H, W) uint8"""
+    rgb = shelved.photo.rgb
+    if levels != "auto" and (rgb == rgb[..., :1]).all():
+        return np.ascontiguousarray(rgb[..., 0])  # the photo is gray: there is nothing to compute
+    L = Lightness(shelved.photo, levels=levels, lightness=shelved.L).L
+    found = np.empty(L.shape[-2:], np.uint8)
+    for rows in bands(*L.shape[-2:]):
+        found[rows] = color.to_uint8(color.gray_level(L[:, :, rows]))[0, 0].numpy()
+    return found
 
 
 @router.post("/api/photos/{id}/answers", response_class=StreamingResponse)
 async def answers(id: str, asked: Answers, studio: InStudio) -> StreamingResponse:
     """Server-sent events: `first` (available at once), `step` (the first answer forming), `answer` for each seed.
 
-    Each carries the result of `OpenPhoto.fields`: int16, little endian, 128 steps per Lab unit, base64.
+    Each carries the result of `OpenPhoto.fields`: int16, little endian, 128 steps per Lab unit, base64. Where the first
+    is an earlier answer with the hints laid on, steps carry nothing: it is nearer to the new one than what is forming.
     """
     shelved = studio.find(id)
 
     def work(job: Job) -> list[int]:
         opened = studio.opened(shelved, asked, asked.all_hints())
-        if (first := opened.latest(asked.seeds[0]) or opened.first()) is not None:
+        latest = opened.latest(asked.seeds[0])
+        if (first := latest or opened.first()) is not None:
             job.say("first", fields(opened, first))
         for number, seed in enumerate(asked.seeds if opened.colorizer.model.OPTIONS else asked.seeds[:1]):
             opened.seed = seed
-            (answer,) = opened.answers([seed], watch=watch(job, opened, None if number else fields))
+            (answer,) = opened.answers([seed], watch=watch(job, opened, None if number or latest else fields))
             job.say("answer", {"seed": seed, **fields(opened, answer)})
         return list(asked.seeds)
 
@@ -439,9 +455,7 @@ def make_app(studio: Studio, *, names: tuple[str, ...] = ()) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with contextlib.suppress(NotHere):
-            name = studio.default_model()
-            studio.light.submit(lambda job: studio.colorizer(name))  # so that the first photo need not wait for it
+        studio.heavy.submit(lambda job: studio.warm_up())
         yield
         studio.close()
 

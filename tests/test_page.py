@@ -392,6 +392,8 @@ def test_a_file_that_is_no_photo_is_said_and_loses_nothing(visit, tmp_path):
     page.wait_for_selector("#said.shown:has-text('SVG drawing')")
     assert page.locator("#said img").count() == 0
     assert page.is_visible("#strip .answer")
+    page.evaluate("() => document.dispatchEvent(new DragEvent('drop', {dataTransfer: new DataTransfer()}))")
+    page.wait_for_selector("#said.shown:has-text('no file')")
 
 
 def test_everything_by_keyboard(visit):
@@ -417,6 +419,25 @@ def test_everything_by_keyboard(visit):
     page.keyboard.press("Delete")
     ready(page)
     assert page.locator(".mark").count() == 0
+    focused = "() => document.activeElement.id || document.activeElement.getAttribute('aria-label')"
+    page.focus("#history li:first-child button")
+    page.keyboard.press("Enter")
+    ready(page)
+    assert page.evaluate(focused) == "Step 1: First answer"  # the list was drawn anew, and the focus is where it was
+    page.focus("#tool-hint")
+    page.keyboard.press("ArrowRight")  # over mixing, which a model with one answer has not
+    assert (page.evaluate(focused), page.get_attribute("#tool-move", "aria-checked")) == ("tool-move", "true")
+    page.select_option("#model", "bold")
+    ready(page)
+    page.focus('[data-seed="0"]')
+    page.keyboard.press("ArrowRight")
+    ready(page)
+    assert (page.evaluate(focused), page.locator("#strip [tabindex='0']").count()) == ("Answer of seed 1", 1)
+    page.focus("#save summary")
+    for key in ("Enter", "Tab", "Escape"):
+        page.keyboard.press(key)
+    assert not page.is_visible("[data-kind=full]")
+    assert page.evaluate("() => document.activeElement.tagName") == "SUMMARY"
 
 
 def test_on_a_phone(visit, tmp_path):
@@ -425,13 +446,76 @@ def test_on_a_phone(visit, tmp_path):
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
     page.touchscreen.tap(*place(page, 30, 45))
     page.wait_for_selector("#swatches button")
-    page.click("#swatches button")
+    page.tap("#swatches button")
     ready(page)
     assert page.locator(".mark:not(.open)").count() == 1
-    for button in ("#undo", "#open", "#save summary", "#compare", "#two"):
-        box = page.locator(button).bounding_box()
+    fits(page, "#undo", "#open", "#save summary", "#compare", "#two")
+
+
+def fits(page, *names: str) -> None:
+    """Whether all of it is on the screen of a phone, and large enough for a finger."""
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    for name in names:
+        box = page.locator(name).bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
+        assert box["height"] >= 36
+
+
+def drag(page, *places: tuple[float, float]) -> None:
+    """A finger that goes from place to place."""
+    touch = page.context.new_cdp_session(page)
+    for n, (x, y) in enumerate(places):
+        kind = "touchMove" if n else "touchStart"
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def test_mixing_and_other_photos_on_a_phone(visit, tmp_path):
+    """A photo smaller than the working picture, too: the brush paints what is saved."""
+    page = visit(viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True, device_scale_factor=2)
+    size = (18, 12)
+    upload(page, photo(tmp_path, *size[::-1]), "bold")
+    base = shown(page)
+    page.tap('[data-seed="2"]')
+    ready(page)
+    other = shown(page)
+    page.tap('[data-seed="0"]')
+    page.tap("#tool-mix")
+    fits(page, "#sources", "#sources .answer:last-child", "#brush", "#tool-move", '[data-source="2"]')
+    page.tap('[data-source="2"]')
+    slide(page, "brush", 30)
+    page.evaluate("() => scrollTo(0, 0)")
+    drag(page, *(place(page, 4, y, size) for y in range(1, 11)))
+    ready(page)
+    mixed = shown(page)
+    assert page.evaluate("() => scrollY") == 0  # the finger painted, and moved nothing
+    assert np.abs(base - other)[2:10, 3:6].mean() > 3
+    assert np.abs(mixed - other)[2:10, 3:6].max() <= 2
+    assert np.abs(mixed - base)[:, 11:].max() <= 1
+    saved = save(page, tmp_path / "a.png")
+    assert np.abs(read(saved) - mixed).max() <= 2
+    page.tap("#tool-hint")
+    page.touchscreen.tap(*place(page, 14, 6, size))
+    page.tap("#swatches button")
+    ready(page)
+    page.set_input_files("#all-files", [photo(tmp_path), saved])
+    page.wait_for_selector("#album-list li:nth-child(2) button:enabled")
+    fits(page, "#all", "#album-save", "#album-close", "#album-list li:last-child button")
+    page.tap("#album-list li:first-child button")
+    page.wait_for_function("() => document.querySelector('#pane-a .picture').width === 120")
+    ready(page)
+
+
+def test_a_large_photo_gets_its_pixels_where_they_are_looked_at(visit, tmp_path):
+    page = visit()
+    upload(page, photo(tmp_path, 120, 1600))
+    width = "() => document.querySelector('#pane-a .picture').width"
+    assert page.evaluate(width) == 1280
+    page.click("#zoom")  # to 100 %
+    page.wait_for_function(f"{width} === 1600")
+    ready(page)
+    assert np.abs(shown(page) - read(save(page, tmp_path / "a.png"))).max() <= 2
 
 
 def test_in_the_dark(visit, tmp_path):

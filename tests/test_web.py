@@ -213,6 +213,7 @@ def test_gray_suggestions_and_ambiguity(client):
     shown = Image.open(io.BytesIO(client.get(f"/api/photos/{id}/gray").content))
     assert (shown.mode, shown.size) == ("L", (90, 60))
     assert np.array_equal(np.asarray(shown), gray()[..., 0])
+    assert Image.open(io.BytesIO(client.get(f"/api/photos/{id}/gray?side=45").content)).size == (45, 30)
     colors = client.post(f"/api/photos/{id}/suggest", json={"model": "mine", "x": 20, "y": 30}).json()["colors"]
     assert colors
     assert all(re.fullmatch("#[0-9a-f]{6}", one["color"]) for one in colors)

@@ -1,6 +1,7 @@
 // Other photos that get the hints of the open one: one after the other, each kept as the file that is to be saved.
 
 import * as api from "./api.js";
+import { refill } from "./lists.js";
 
 const HEIGHT = 84; // pixels of a small picture
 
@@ -25,7 +26,7 @@ export function makeAlbum(list, hear) {
     return item;
   }
   function draw() {
-    list.replaceChildren(...entries.map(tile));
+    refill(list, entries.map(tile));
     hear.changed();
   }
 

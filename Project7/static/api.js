@@ -1,13 +1,11 @@
 // The server's API. Every error is an Error whose message is a sentence for a person.
 
+function broken(error) {
+  throw error.name === "AbortError" ? error : new Error("The server does not answer; is it still running?");
+}
+
 async function send(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer; is it still running?");
-  }
+  const response = await fetch(path, options).catch(broken);
   if (!response.ok) throw new Error(sentence((await response.json().catch(() => ({}))).error ?? response.statusText));
   return response;
 }
@@ -26,7 +24,7 @@ export async function openPhoto(file) {
 
 export const openSample = async () => (await send("api/photos/sample", { method: "POST" })).json();
 export const closePhoto = (id) => send(`api/photos/${encodeURIComponent(id)}`, { method: "DELETE" }).catch(() => {});
-export const gray = async (id, levels) => (await send(ofPhoto(id, `gray?levels=${levels}`))).blob();
+export const gray = async (id, levels, side) => (await send(ofPhoto(id, `gray?levels=${levels}&side=${side}`))).blob();
 export const suggest = async (id, asked, signal) => (await send(ofPhoto(id, "suggest"), { ...asJson(asked), signal })).json();
 export const ambiguity = async (id, asked, signal) => (await send(ofPhoto(id, "ambiguity"), { ...asJson(asked), signal })).json();
 export async function reference(id, file, model) {
@@ -46,7 +44,7 @@ export async function answers(id, asked, signal, hear) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch(broken);
     if (done) return;
     text += value;
     const events = text.split("\n\n");

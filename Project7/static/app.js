@@ -6,6 +6,7 @@ import { mix } from "./brush.js";
 import { LIGHTNESS, toHex } from "./color.js";
 import { decode } from "./fields.js";
 import { makeHistory } from "./history.js";
+import { refill, settle, walk } from "./lists.js";
 import { makeMarks } from "./marks.js";
 import { grayLevels, makePainter, paint } from "./paint.js";
 import { makePicker } from "./picker.js";
@@ -20,9 +21,11 @@ const VARIETY = 0.3; // of a classification model, whose answers are one without
 const DOUBT = 30; // Lab units that are shown in full strength
 const DABS = 400; // points of a brush stroke at most
 const STROKES = 100; // of the brush at most
+const FINEST = 4096; // pixels of the long side that are shown at most
 
 let models = [];
-let photo = null; // {id, name, width, height, gray: ImageBitmap, scale, levels, thumb}
+let limits = {}; // of the server
+let photo = null; // {id, name, width, height, gray: ImageBitmap, scale, side, thumb}
 let state = null; // {model, seed, seeds, hints, strokes, saturation, warmth, levels ...}; replaced, never changed
 let fields = new Map(); // seed -> fields, of the present model and hints
 let shown = null; // the fields in the large pane
@@ -52,35 +55,47 @@ const fail = (error) => error.name !== "AbortError" && say(error.message, 10);
 
 // -- opening ---------------------------------------------------------------------------------------------------------
 
+let opening = 0;
 async function open(getPhoto, name) {
+  const mine = ++opening;
   try {
     say("Opening …", 60);
     const opened = await getPhoto();
     const levels = opened.made?.levels ?? "off";
-    const gray = await lightness(opened.id, levels);
+    const side = shownSide();
+    const gray = await lightness(opened.id, levels, side);
+    if (mine !== opening) return void api.closePhoto(opened.id); // another one has been chosen since
     running?.abort();
     if (photo && !album.busy) api.closePhoto(photo.id);
     say(opened.notes.join("; "));
     $("faded").hidden = !opened.faded;
-    show({ ...opened, name, gray, auto: levels === "auto" });
+    show({ ...opened, name, gray, side, auto: levels === "auto" });
     start(opened.made);
   } catch (error) {
     fail(error);
   }
 }
 
-async function lightness(id, levels) {
-  return createImageBitmap(await api.gray(id, levels), { colorSpaceConversion: "none" });
+// Pixels of the long side that the screen can show of a whole photo; zooming in asks for more.
+const shownSide = () => Math.min(FINEST, 256 * Math.ceil((devicePixelRatio * Math.max(innerWidth, innerHeight)) / 256));
+
+async function lightness(id, levels, side) {
+  return createImageBitmap(await api.gray(id, levels, side), { colorSpaceConversion: "none" });
 }
 
-const openFile = (file) => open(() => api.openPhoto(file), file.name ?? "photo");
+function openFile(file) {
+  if (file.size > limits.bytes) {
+    return say(`${file.name} has ${Math.round(file.size / 1e6)} MB, and ${Math.floor(limits.bytes / 1e6)} are the most.`, 10);
+  }
+  return open(() => api.openPhoto(file), file.name ?? "photo");
+}
 const openSample = () => open(api.openSample, "sample");
 
 function show(opened) {
   lay(opened);
   $("welcome").hidden = true;
   $("work").hidden = false;
-  $("save").removeAttribute("aria-disabled");
+  $("save").inert = false;
   $("work").style.setProperty("--aspect", opened.width / opened.height);
   view.fit(opened.width, opened.height);
   cache.clear();
@@ -94,7 +109,7 @@ function lay(opened) {
   const height = Math.round(THUMBNAIL * Math.min(2, devicePixelRatio));
   const width = Math.max(1, Math.min(3 * height, Math.round((height * gray.width) / gray.height)));
   const thumb = { width, height, levels: grayLevels(gray, width, height) };
-  photo = { ...opened, scale: gray.width / opened.width, levels: grayLevels(gray, gray.width, gray.height), thumb };
+  photo = { ...opened, scale: gray.width / opened.width, thumb };
   painter?.close();
   painter = makePainter(fresh($("pane-a").querySelector(".picture")), gray);
   shown = null;
@@ -214,15 +229,28 @@ async function answer(order, count) {
   }
 }
 
-// The photo's lightness again, of other levels.
-async function relay(levels) {
+// The photo's lightness again, of other levels or finer.
+async function relay(levels, side = photo.side) {
   const { id } = photo;
+  photo.side = side;
   try {
-    const gray = await lightness(id, levels);
-    if (photo.id === id) lay({ ...photo, gray, auto: levels === "auto" });
+    const gray = await lightness(id, levels, side);
+    if (photo.id === id && state.levels === levels) lay({ ...photo, gray, auto: levels === "auto" });
   } catch (error) {
     fail(error);
   }
+}
+
+// More of the photo's pixels, where the zoom shows more than there are.
+async function sharpen() {
+  const there = Math.max(photo.width, photo.height) > photo.side && photo.side < FINEST;
+  if (!there || view.zoom * devicePixelRatio <= 1.1 * photo.scale) return;
+  const [{ id }, before] = [photo, shown];
+  await relay(state.levels, FINEST);
+  if (photo.id !== id) return;
+  shown ??= before;
+  redraw();
+  if ($("two").getAttribute("aria-pressed") === "true") beside();
 }
 
 function progress(share) {
@@ -237,6 +265,7 @@ let frame = 0;
 function display(found, whole) {
   shown = found;
   redraw();
+  sharpen();
   if (whole) history.picture(thumbnail(mixed(found)));
 }
 
@@ -281,7 +310,7 @@ function strip(seeds) {
     button.addEventListener("click", () => choose(seed));
     return button;
   });
-  $("strip").replaceChildren(...tiles);
+  refill($("strip"), tiles);
   for (const seed of seeds) if (fields.has(seed)) tile(seed);
   mark();
 }
@@ -295,27 +324,13 @@ function tile(seed) {
   if (mixing()) sources();
 }
 
-function mark() {
-  for (const button of $("strip").children) {
-    const chosen = Number(button.dataset.seed) === state.seed;
-    button.setAttribute("aria-checked", chosen);
-    button.tabIndex = chosen ? 0 : -1;
-  }
-}
+const mark = () => settle($("strip"), (button) => Number(button.dataset.seed) === state.seed);
 
 function choose(seed) {
   if (seed !== state.seed) change({ seed }, `Seed ${seed}`);
 }
 
-$("strip").addEventListener("keydown", (event) => {
-  const way = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
-  if (!way) return;
-  const tiles = [...$("strip").children];
-  const next = tiles[(tiles.indexOf(document.activeElement) + way + tiles.length) % tiles.length];
-  choose(Number(next.dataset.seed));
-  $("strip").querySelector(`[data-seed="${next.dataset.seed}"]`).focus();
-  event.preventDefault();
-});
+for (const group of ["strip", "tools", "sources"]) walk($(group));
 
 $("others").addEventListener("click", () => {
   const seeds = state.seeds.map((_, n) => Math.max(...state.seeds) + 1 + n);
@@ -329,6 +344,7 @@ const view = makeView($("pane-a"), $("pane-a").querySelector(".holder"), {
     marks?.draw();
     line();
     $("zoom-level").textContent = view.whole ? "Fit" : `${Math.round(100 * view.zoom)} %`;
+    if (shown) sharpen();
   },
   movesOnly: () => $("tool-move").getAttribute("aria-checked") === "true" && !dropping,
   gesture: {
@@ -422,21 +438,26 @@ function hold(down) {
 $("hold").addEventListener("pointerdown", () => hold(true));
 for (const kind of ["pointerup", "pointerleave", "pointercancel"]) $("hold").addEventListener(kind, () => hold(false));
 $("hold").addEventListener("keydown", (event) => [" ", "Enter"].includes(event.key) && hold(true));
-$("hold").addEventListener("keyup", () => hold(false));
+for (const kind of ["keyup", "blur"]) $("hold").addEventListener(kind, () => hold(false));
+addEventListener("blur", () => hold(false));
 
 const press = (button, on = button.getAttribute("aria-pressed") !== "true") => button.setAttribute("aria-pressed", on);
 
 const TOOLS = ["hint", "mix", "move"];
 function tool(name) {
-  for (const one of TOOLS) $(`tool-${one}`).setAttribute("aria-checked", one === name);
+  settle($("tools"), (button) => button.id === `tool-${name}`);
   $("pane-a").classList.toggle("moves", name === "move");
   $("pane-a").classList.toggle("mixes", name === "mix");
   $("mix").hidden = name !== "mix";
   $("colour").hidden = name === "mix";
   unselect();
-  if (name === "mix") sources();
+  if (name === "mix") {
+    sources();
+    $("mix").scrollIntoView({ block: "nearest" }); // on a phone it lies below the photo
+  }
 }
 for (const one of TOOLS) $(`tool-${one}`).addEventListener("click", () => tool(one));
+settle($("tools"), (button) => button === $("tool-hint"));
 $("zoom-in").addEventListener("click", () => view.zoomTo(view.zoom * 1.5));
 $("zoom-out").addEventListener("click", () => view.zoomTo(view.zoom / 1.5));
 $("zoom").addEventListener("click", () => (view.whole ? view.zoomTo(1) : view.fit()));
@@ -449,6 +470,7 @@ const theHint = () => (pending?.id === selected ? pending : state.hints.find((hi
 function ask(points) {
   pending = { id: pending?.id ?? nextId++, points, color: null };
   select(pending.id);
+  $("hint").scrollIntoView({ block: "nearest" }); // on a phone it lies below the photo
 }
 
 function select(id) {
@@ -470,9 +492,17 @@ function unselect() {
   if (state) drawMarks();
 }
 
+// [r, g, b] of a canvas or a picture.
+function pixel(image, column, row) {
+  const one = new OffscreenCanvas(1, 1).getContext("2d");
+  one.drawImage(image, column, row, 1, 1, 0, 0, 1, 1);
+  return [...one.getImageData(0, 0, 1, 1).data].slice(0, 3);
+}
+
 function lightnessAt([x, y]) {
   const [column, row] = [Math.floor(x * photo.scale), Math.floor(y * photo.scale)];
-  return LIGHTNESS[photo.levels[Math.min(photo.gray.height - 1, row) * photo.gray.width + column]] ?? 50;
+  const inside = [Math.min(photo.gray.width - 1, column), Math.min(photo.gray.height - 1, row)];
+  return LIGHTNESS[pixel(photo.gray, ...inside)[0]];
 }
 
 async function suggestions() {
@@ -488,8 +518,9 @@ async function suggestions() {
     const { colors } = await api.suggest(photo.id, asked({ x, y }), signal);
     if (signal.aborted) return;
     $("hint-about").textContent = "Likely here";
-    $("swatches").replaceChildren(
-      ...colors.map(({ color, share }) => {
+    refill(
+      $("swatches"),
+      colors.map(({ color, share }) => {
         const button = document.createElement("button");
         button.style.setProperty("--color", color);
         button.title = `${color}, ${Math.round(100 * share)} %`;
@@ -525,9 +556,7 @@ function remove(id) {
 // The colour that the picture has at a place, for the hint that is selected.
 function take(x, y) {
   const canvas = $("pane-a").querySelector(".picture");
-  const one = new OffscreenCanvas(1, 1).getContext("2d");
-  one.drawImage(canvas, Math.floor(x * photo.scale), Math.floor(y * photo.scale), 1, 1, 0, 0, 1, 1);
-  const color = toHex([...one.getImageData(0, 0, 1, 1).data].slice(0, 3));
+  const color = toHex(pixel(canvas, Math.floor(x * photo.scale), Math.floor(y * photo.scale)));
   press($("dropper"), (dropping = false));
   $("pane-a").classList.remove("drops");
   paintHint(color);
@@ -600,13 +629,13 @@ function sources() {
   const there = [...new Set([state.seed, ...state.seeds])].filter((seed) => fields.has(seed));
   if (!there.includes(source)) source = there.find((seed) => seed !== state.seed) ?? state.seed;
   $("brush-value").textContent = `${$("brush").value} %`;
-  $("sources").replaceChildren(
-    ...there.map((seed) => {
+  refill(
+    $("sources"),
+    there.map((seed) => {
       const button = document.createElement("button");
       button.className = "answer";
       button.dataset.source = seed;
       button.setAttribute("role", "radio");
-      button.setAttribute("aria-checked", seed === source);
       button.title = seed === state.seed ? "Eraser: the picture without strokes" : `Colours of seed ${seed}`;
       button.setAttribute("aria-label", button.title);
       const label = document.createElement("span");
@@ -614,12 +643,15 @@ function sources() {
       button.append(thumbnail(fields.get(seed)), label);
       button.addEventListener("click", () => {
         source = seed;
-        for (const other of $("sources").children) other.setAttribute("aria-checked", other === button);
+        loaded();
       });
       return button;
     }),
   );
+  loaded();
 }
+
+const loaded = () => settle($("sources"), (button) => Number(button.dataset.source) === source);
 
 function brushTo(x, y) {
   if (!fields.has(source)) return;
@@ -816,6 +848,7 @@ document.addEventListener("drop", (event) => {
   document.body.classList.toggle("dragging", Boolean((over = 0)));
   const [file] = filesOf(event.dataTransfer);
   if (file) openFile(file);
+  else say("That is no file; save the picture first, then drop it here.");
 });
 document.addEventListener("paste", (event) => {
   const [file] = filesOf(event.clipboardData);
@@ -856,15 +889,17 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     return event.shiftKey ? history.redo() : history.undo();
   }
+  if (key === "escape") {
+    if ($("save").open && $("save").contains(document.activeElement)) $("save").firstElementChild.focus();
+    if ($("hint").contains(document.activeElement)) $("pane-a").focus();
+    $("save").open = false;
+    unselect();
+  }
   if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return undefined;
   if (key === "b") hold(true);
   if (key === "c") tool("hint");
   if (key === "m") tool("move");
   if (key === "x" && !single()) tool("mix");
-  if (key === "escape") {
-    $("save").open = false;
-    unselect();
-  }
   return undefined;
 });
 document.addEventListener("keyup", (event) => event.key.toLowerCase() === "b" && hold(false));
@@ -872,10 +907,9 @@ document.addEventListener("keyup", (event) => event.key.toLowerCase() === "b" &&
 // -- the start -------------------------------------------------------------------------------------------------------
 
 try {
-  ({ models } = await api.listModels());
+  ({ models, limits } = await api.listModels());
   if (!models.length) throw new Error("There are no models here yet; train one, or start with --models-dir.");
   for (const list of ["model", "model-b"]) $(list).replaceChildren(...models.map(({ name, about }) => Object.assign(new Option(name), { title: about })));
 } catch (error) {
   fail(error);
 }
-$("save").setAttribute("aria-disabled", "true");

@@ -19,7 +19,7 @@ function kindOf(schema) {
 
 for (const [path, methods] of Object.entries(spec.paths)) {
   for (const [method, about] of Object.entries(methods)) {
-    const rows = (about.parameters ?? []).map((p) => [p.name, kindOf(p.schema), "in the path"]);
+    const rows = (about.parameters ?? []).map((p) => [p.name, kindOf(p.schema), `in the ${p.in}`]);
     for (const { schema } of Object.values(about.requestBody?.content ?? {})) {
       const { properties, required = [] } = resolve(schema);
       for (const [name, field] of Object.entries(properties)) {

@@ -1,5 +1,7 @@
 // What was done, to go back and forth in: states that are never changed, each with a small picture.
 
+import { refill } from "./lists.js";
+
 const LONGEST = 40;
 
 export function makeHistory(list, apply) {
@@ -7,8 +9,9 @@ export function makeHistory(list, apply) {
   let place = -1;
 
   function draw() {
-    list.replaceChildren(
-      ...entries.map((entry, number) => {
+    refill(
+      list,
+      entries.map((entry, number) => {
         const item = document.createElement("li");
         const button = document.createElement("button");
         button.setAttribute("aria-label", `Step ${number + 1}: ${entry.words}`);

@@ -10,8 +10,9 @@ void main() { gl_Position = vec4(place, 0.0, 1.0); }`;
 const FRAGMENT = `#version 300 es
 precision highp float;
 precision highp sampler2D;
-uniform sampler2D gray, chroma, change;  // (W, H) levels; (w, h) k and c of a and b; k and c of L's change
+uniform sampler2D gray, chroma, change;  // (W, H) levels; (W, h) k and c of a and b; k and c of L's change
 uniform float divider;                   // left of it the picture stays gray
+uniform bool lifted;                     // L changes
 out vec4 color;
 const float DELTA = 6.0 / 29.0;
 
@@ -35,19 +36,20 @@ float weight(float d) {  // Keys' cubic with a = -0.75, as PyTorch's bicubic
   return d <= 1.0 ? (1.25 * d - 2.25) * d * d + 1.0 : d < 2.0 ? ((-0.75 * d + 3.75) * d - 6.0) * d + 3.0 : 0.0;
 }
 void main() {
-  ivec2 full = textureSize(gray, 0), size = textureSize(chroma, 0);
+  ivec2 full = textureSize(gray, 0);
+  int rows = textureSize(chroma, 0).y;
   ivec2 here = ivec2(gl_FragCoord.x, float(full.y) - gl_FragCoord.y);
   float level = texelFetch(gray, here, 0).r;
   if (gl_FragCoord.x < divider) { color = vec4(vec3(level), 1.0); return; }
-  vec2 at = (vec2(here) + 0.5) * vec2(size) / vec2(full) - 0.5;
-  ivec2 corner = ivec2(floor(at));
+  float at = (float(here.y) + 0.5) * float(rows) / float(full.y) - 0.5;
+  int first = int(floor(at)) - 1;
   vec4 lines = vec4(0.0);
   vec2 lift = vec2(0.0);
-  for (int r = -1; r <= 2; r++) for (int c = -1; c <= 2; c++) {
-    ivec2 tap = clamp(corner + ivec2(c, r), ivec2(0), size - 1);
-    float w = weight(at.x - float(corner.x + c)) * weight(at.y - float(corner.y + r));
+  for (int row = first; row < first + 4; row++) {
+    ivec2 tap = ivec2(here.x, clamp(row, 0, rows - 1));
+    float w = weight(at - float(row));
     lines += w * texelFetch(chroma, tap, 0);
-    lift += w * texelFetch(change, tap, 0).rg;
+    if (lifted) lift += w * texelFetch(change, tap, 0).rg;
   }
   float L = lightness(toLinear(level)), l = L / 50.0 - 1.0;
   vec2 ab = lines.xy * l + lines.zw;
@@ -95,29 +97,27 @@ function onCard(gl, gray) {
     gl.uniform1i(gl.getUniformLocation(program, name), unit);
     return gl.TEXTURE0 + unit;
   });
-  const divider = gl.getUniformLocation(program, "divider");
+  const [divider, lifted] = ["divider", "lifted"].map((name) => gl.getUniformLocation(program, name));
   gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
   gl.pixelStorei(gl.UNPACK_COLORSPACE_CONVERSION_WEBGL, gl.NONE);
   gl.activeTexture(textures[0]);
   gl.texImage2D(gl.TEXTURE_2D, 0, gl.R8, gl.RED, gl.UNSIGNED_BYTE, gray);
   gl.viewport(0, 0, gray.width, gray.height);
 
-  function upload(unit, format, kind, width, height, values) {
+  // Fields become the channels of a texture, enlarged along their rows: the card has only the columns to do.
+  function upload(unit, format, kind, channels, { width: w, height: h }) {
+    const values = new Float32Array(channels.length * gray.width * h);
+    channels.forEach((channel, n) => alongRows(channel, w, h, gray.width).forEach((v, at) => (values[channels.length * at + n] = v)));
     gl.activeTexture(textures[unit]);
-    gl.texImage2D(gl.TEXTURE_2D, 0, format, width, height, 0, kind, gl.FLOAT, values);
+    gl.texImage2D(gl.TEXTURE_2D, 0, format, gray.width, h, 0, kind, gl.FLOAT, values);
   }
   return {
     draw(fields, tone, share = 0) {
       const [a, b, L] = lines(fields, tone);
-      const { width, height } = fields;
-      const both = new Float32Array(4 * width * height);
-      const lift = new Float32Array(2 * width * height);
-      for (let n = 0; n < width * height; n++) {
-        both.set([a.k[n], b.k[n], a.c[n], b.c[n]], 4 * n);
-        lift.set([L.k[n], L.c[n]], 2 * n);
-      }
-      upload(1, gl.RGBA32F, gl.RGBA, width, height, both);
-      upload(2, gl.RG32F, gl.RG, width, height, lift);
+      const lifts = L.k.some(Boolean) || L.c.some(Boolean);
+      gl.uniform1i(lifted, lifts);
+      upload(1, gl.RGBA32F, gl.RGBA, [a.k, b.k, a.c, b.c], fields);
+      if (lifts) upload(2, gl.RG32F, gl.RG, [L.k, L.c], fields);
       this.split(share);
     },
     split(share) {
@@ -154,7 +154,9 @@ export function grayLevels(image, width, height) {
   context.imageSmoothingQuality = "high";
   context.drawImage(image, 0, 0, width, height);
   const { data } = context.getImageData(0, 0, width, height);
-  return Uint8ClampedArray.from({ length: width * height }, (_, n) => data[4 * n]);
+  const levels = new Uint8ClampedArray(width * height);
+  for (let n = 0; n < levels.length; n++) levels[n] = data[4 * n];
+  return levels;
 }
 
 // The same as the card, for thumbnails and where there is no card.
@@ -177,16 +179,8 @@ export function paint(levels, width, height, fields, tone) {
 
 // Bicubic, first along the rows, then along the columns.
 function enlarge(values, { width: w, height: h }, width, height) {
-  const across = taps(width, w);
+  const rows = alongRows(values, w, h, width);
   const down = taps(height, h);
-  const rows = new Float32Array(h * width);
-  for (let y = 0; y < h; y++) {
-    for (let x = 0; x < width; x++) {
-      let sum = 0;
-      for (let n = 4 * x; n < 4 * x + 4; n++) sum += across.weights[n] * values[y * w + across.places[n]];
-      rows[y * width + x] = sum;
-    }
-  }
   const out = new Float32Array(height * width);
   for (let y = 0; y < height; y++) {
     for (let n = 4 * y; n < 4 * y + 4; n++) {
@@ -195,6 +189,19 @@ function enlarge(values, { width: w, height: h }, width, height) {
     }
   }
   return out;
+}
+
+function alongRows(values, w, h, width) {
+  const across = taps(width, w);
+  const rows = new Float32Array(h * width);
+  for (let y = 0; y < h; y++) {
+    for (let x = 0; x < width; x++) {
+      let sum = 0;
+      for (let n = 4 * x; n < 4 * x + 4; n++) sum += across.weights[n] * values[y * w + across.places[n]];
+      rows[y * width + x] = sum;
+    }
+  }
+  return rows;
 }
 
 // For each place of a line: the four places of the smaller line that make it, and their weights.
