@@ -197,7 +197,7 @@ def test_the_mild_term_for_variety_is_there_for_who_wants_it(tmp_path, photos):
 def asked_for(monkeypatch, tmp_path):
     """The configuration that a script would train with these flags."""
     seen = []
-    monkeypatch.setattr(recipe, "fit", lambda recipe, folder, config, *rest: seen.append(config) or 0)
+    monkeypatch.setattr(recipe, "train_and_show", lambda recipe, folder, config, *rest: seen.append(config) or 0)
 
     def of(*flags, script=train_colorization_simple):
         assert train(tmp_path / "models", "--yes", *flags, script=script) == 0
