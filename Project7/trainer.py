@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from Project7 import augment, collapse, color, health, model_folder
@@ -83,8 +82,9 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     if training.compile and (on_cpu or not available["cuda"]):
         raise UsageError("--compile is for CUDA only: on other devices compiling takes minutes and gains nothing.")
     ignore_launcher_settings()
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    return Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu, kwargs_handlers=[patience])
+    # Not by InitProcessGroupKwargs, which drops ten minutes as NCCL's default and leaves gloo its thirty.
+    PartialState(cpu=on_cpu, timeout=PATIENCE)
+    return Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu)
 
 
 def ignore_launcher_settings() -> None:
