@@ -153,8 +153,8 @@ def write_onnx(path: Path, model: nn.Module, part: ExportGraph, facts: dict[str,
 def halve(path: Path) -> None:
     """Keeps the large weights of an ONNX file in half precision; the arithmetic stays in full, after a cast.
 
-    Shipped checkpoints are in half precision, too, so that little is lost. A frozen encoder, whose norms were folded in
-    full precision, is no parameter of the graph but a constant, and stays as it is.
+    The shipped checkpoints are in half precision, so that of them nothing is lost. A frozen encoder, whose norms were
+    folded in full precision, is no parameter of the graph but a constant, and stays as it is.
     """
     import onnx
 
