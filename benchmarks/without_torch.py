@@ -19,7 +19,7 @@ from Project7.export import export_model
 from Project7.model_folder import default_models_dir, find_weights
 from Project7.onnx_colorizer import OnnxColorizer
 from Project7.photo import open_photo
-from Project7.photo_files import find_photos
+from Project7.photo_files import LeftOut, find_photos
 from Project7.provenance import parse_hint
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--hint", action="append", default=[], metavar="X,Y,COLOUR")
     arguments = parser.parse_args()
     weights = find_weights(arguments.model, default_models_dir())
-    found = [path for path, _ in find_photos(arguments.photos)]
+    found = [path for path, _ in find_photos(arguments.photos, left_out=LeftOut())]
     how = {"seeds": [0], "hints": [parse_hint(text) for text in arguments.hint]}
     with tempfile.TemporaryDirectory() as place:
         export_model(weights, Path(place, "export"), half=True)
