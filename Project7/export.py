@@ -154,7 +154,7 @@ def halve(path: Path) -> None:
     """Stores the large weights of an ONNX file in half precision; the graph casts them to float32, so that the
     arithmetic is unchanged.
 
-    Shipped checkpoints are in half precision too, so that little is lost. A frozen encoder, whose norms were folded in
+    The shipped checkpoints are in half precision, so that nothing of them is lost. A frozen encoder, whose norms were folded in
     full precision, is a constant of the graph rather than a parameter, and stays as it is.
     """
     import onnx
