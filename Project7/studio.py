@@ -24,7 +24,7 @@ from Project7.hints import Hint
 from Project7.jobs import Worker
 from Project7.opened import OpenPhoto
 from Project7.painting import full_lightness
-from Project7.photo import Photo, as_png, open_photo, photo_digest
+from Project7.photo import Photo, open_photo, photo_digest
 from Project7.provenance import OPTIONS, TONE, Provenance, read_provenance
 from Project7.scan import faded, white_border
 from Project7.settings import SETTINGS
@@ -148,9 +148,8 @@ class Studio:
         """Loads the default model and all that its answers need, so that the first photo need not wait for it."""
         with contextlib.suppress(NotHere, Unusable):
             colorizer = self.colorizer(self.default_model())
-            fast = {"steps": 1} if "steps" in colorizer.model.OPTIONS else {}
-            shelved = self.read(as_png(np.full((64, 64, 3), 128, np.uint8)))
-            colorizer.open(shelved.photo, **fast).hint(30, 30, "brown").picture()
+            fast = {"steps": 1, "candidates": 1} if "steps" in colorizer.model.OPTIONS else {}
+            colorizer.open(np.full((64, 64, 3), 128, np.uint8), **fast).hint(30, 30, "brown").picture()
 
     # -- photos ------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import json
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -455,9 +456,10 @@ def make_app(studio: Studio, *, names: tuple[str, ...] = ()) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        studio.heavy.submit(lambda job: studio.warm_up())
-        yield
-        studio.close()
+        with ThreadPoolExecutor(1) as beginning:  # in no queue: the first photo can be read meanwhile
+            beginning.submit(studio.warm_up)
+            yield
+            studio.close()
 
     app = FastAPI(title="Project7", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.studio = studio

@@ -459,6 +459,13 @@ def test_another_host_and_another_sites_page_are_refused(client):
 # -- the queue -------------------------------------------------------------------------------------------------------
 
 
+def test_a_server_warms_up_in_no_queue(models_dir):
+    studio = Studio(models_dir, device="cpu")
+    with TestClient(web.make_app(studio), base_url="http://127.0.0.1"):
+        assert studio.heavy.count == studio.light.count == 0
+    assert list(studio._models) == [studio.default_model()]
+
+
 def test_a_full_queue_says_so_and_empties(models_dir, monkeypatch):
     studio = Studio(models_dir, device="cpu", limits=Limits(waiting=2))
     go = threading.Event()
