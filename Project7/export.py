@@ -154,8 +154,8 @@ def halve(path: Path) -> None:
     """Stores the large weights of an ONNX file in half precision; the graph casts them to float32, so that the
     arithmetic is unchanged.
 
-    The shipped checkpoints are in half precision, so that nothing of them is lost. A frozen encoder, whose norms were folded in
-    full precision, is a constant of the graph rather than a parameter, and stays as it is.
+    The shipped checkpoints are in half precision, so that nothing of them is lost. A frozen encoder, whose norms were
+    folded in full precision, is a constant of the graph rather than a parameter, and stays as it is.
     """
     import onnx
 
