@@ -139,7 +139,8 @@ def nearness(L: np.ndarray, spot: Spot) -> np.ndarray:
     smooth = box(array_color.level(L))
     steepest = np.zeros_like(smooth)
     down, right = np.abs(np.diff(smooth, axis=0)), np.abs(np.diff(smooth, axis=1))
-    steepest[:-1], steepest[-1:] = down, down[-1:]
+    steepest[1:] = down
+    steepest[:-1] = np.maximum(steepest[:-1], down)
     steepest[:, 1:] = np.maximum(steepest[:, 1:], right)
     steepest[:, :-1] = np.maximum(steepest[:, :-1], right)
     costs = 1 / (REACH * min(L.shape)) + (steepest - TEXTURE).clip(min=0).astype(np.float64) / EDGE

@@ -85,7 +85,8 @@ def nearness(L: Tensor, spot: Spot) -> Tensor:
     smooth = F.avg_pool2d(levels[None, None], 3, stride=1, padding=1, count_include_pad=False)[0, 0]
     down, right = smooth.diff(dim=0).abs(), smooth.diff(dim=1).abs()
     steepest = torch.zeros_like(smooth)
-    steepest[1:], steepest[:-1] = torch.maximum(steepest[1:], down), torch.maximum(steepest[:-1], down)
+    steepest[1:] = down
+    steepest[:-1] = torch.maximum(steepest[:-1], down)
     steepest[:, 1:] = torch.maximum(steepest[:, 1:], right)
     steepest[:, :-1] = torch.maximum(steepest[:, :-1], right)
     contrast = (steepest - TEXTURE).clamp(min=0) / EDGE

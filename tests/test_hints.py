@@ -61,6 +61,15 @@ def test_a_hint_fades_with_the_distance_and_goes_around_corners():
     assert near[2, 40] >= near[50, 40]
 
 
+def test_an_edge_counts_alike_from_all_four_sides():
+    halves = two_halves()
+    ways = [halves, halves.flip(-1), halves.mT, halves.mT.flip(-2)]
+    spots = [Spot(20, 8, (0.0, 0.0)), Spot(20, 31, (0.0, 0.0)), Spot(8, 20, (0.0, 0.0)), Spot(31, 20, (0.0, 0.0))]
+    one, *others = [nearness(L, spot) for L, spot in zip(ways, spots, strict=True)]
+    for back, other in zip([lambda x: x.flip(-1), lambda x: x.T, lambda x: x.flip(-2).T], others, strict=True):
+        torch.testing.assert_close(back(other), one, rtol=1e-4, atol=1e-6)
+
+
 def test_several_spots_each_have_their_own_colour():
     L = torch.zeros(1, 1, 40, 40)
     spots = [Spot(5, 5, (30.0, 0.0)), Spot(5, 9, (-30.0, 0.0)), Spot(30, 30, (0.0, 40.0))]
