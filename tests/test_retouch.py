@@ -126,7 +126,7 @@ def test_what_is_wrong_is_said(model, photo, flags, message):
 
 def test_hints_are_for_one_photo_and_within_it(model, photo, tmp_path, capsys):
     Image.open(photo).save(tmp_path / "second.png")
-    with pytest.raises(UsageError, match="one at a time"):
+    with pytest.raises(UsageError, match="one photo at a time"):
         colorize(model, photo, tmp_path / "second.png", "--hint", "1,1,red", "--output", tmp_path / "out")
     assert colorize(model, photo, "--hint", "90,1,red", "--output", tmp_path / "out") == 1
     assert "outside the photo" in capsys.readouterr().err
