@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -65,3 +66,23 @@ def forget_connections() -> None:
     """huggingface_hub keeps one client for the whole process, with the proxies that there were at its first call."""
     if hub := sys.modules.get("huggingface_hub.utils"):
         hub.close_session()
+
+
+def save_untrained(folder: Path, kind: Any, size: int) -> dict[str, Any]:
+    """folder/best_model.pth: a model with random weights and palette that was trained at `size`; its configuration."""
+    import torch
+
+    from Project7.checkpoints import save_checkpoint
+    from Project7.config import RunConfig
+    from Project7.methods import build_model
+    from Project7.training_config import DataConfig
+
+    torch.manual_seed(1)
+    model = build_model(kind)
+    for part in (model, getattr(model, "head", None)):
+        if hasattr(part, "centres"):
+            part.centres.normal_(0, 30)
+    config = RunConfig(model=kind, data=DataConfig(image_size=size)).model_dump(mode="json")
+    folder.mkdir(parents=True)
+    save_checkpoint(folder / "best_model.pth", {"model_state_dict": model.state_dict(), "config": config})
+    return config

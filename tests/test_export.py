@@ -16,24 +16,22 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import save_untrained
 from PIL import Image
 
 from Project7 import export as module
 from Project7.answer_config import STEPS
-from Project7.checkpoints import load_model, save_checkpoint
+from Project7.checkpoints import load_model
 from Project7.cli import command
 from Project7.color import channels_first, rgb_to_lab
 from Project7.colorize import Colorizer
-from Project7.config import RunConfig
 from Project7.diffusion_export import known_channels
 from Project7.encoder import SHIPPED
 from Project7.errors import ProjectError, UsageError
 from Project7.export import export_model
 from Project7.export_parts import ExportGraph
-from Project7.methods import build_model
 from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.samplers import make_sampler
-from Project7.training_config import DataConfig
 
 TINY = {"features": (8, 16), "time_dim": 16}
 SEEING = {"encoder": SHIPPED, "encoder_size": 48, "chroma_scale": 4}
@@ -68,15 +66,7 @@ def models(tmp_path_factory):
     """Untrained models as files."""
     folder = tmp_path_factory.mktemp("models")
     for name, kind in KINDS.items():
-        torch.manual_seed(1)
-        model = build_model(kind)
-        if name.startswith("classes"):
-            model.centres.normal_(0, 30)
-        if name == "seeing":
-            model.head.centres.normal_(0, 30)
-        config = RunConfig(model=kind, data=DataConfig(image_size=SIZE)).model_dump(mode="json")
-        (folder / name).mkdir()
-        save_checkpoint(folder / name / "best_model.pth", {"model_state_dict": model.state_dict(), "config": config})
+        config = save_untrained(folder / name, kind, SIZE)
         (folder / name / "config.json").write_text(json.dumps(config))
     return folder
 

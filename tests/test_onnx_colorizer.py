@@ -9,24 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import call
+from conftest import call, save_untrained
 from PIL import Image
 
 from Project7 import cli, program
 from Project7.answer_config import ColorizeConfig
 from Project7.answer_options import method_options
-from Project7.checkpoints import save_checkpoint
 from Project7.colorize import Colorizer
-from Project7.config import RunConfig
 from Project7.encoder import SHIPPED
 from Project7.errors import ProjectError, UsageError
 from Project7.export import export_model, halve
-from Project7.methods import build_model
 from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.onnx_colorizer import OnnxColorizer, find_export
 from Project7.photo import open_photo
-from Project7.training_config import DataConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"features": (8, 16), "time_dim": 16}
@@ -53,16 +48,8 @@ def place(tmp_path_factory):
     """models/NAME/best_model.pth, exports/NAME, and a photo."""
     place = tmp_path_factory.mktemp("place")
     for name, kind in KINDS.items():
-        torch.manual_seed(1)
-        model = build_model(kind)
-        palette = {"seeing": lambda model: model.head, "classes": lambda model: model}.get(name)
-        if palette:
-            palette(model).centres.normal_(0, 30)
-        config = RunConfig(model=kind, data=DataConfig(image_size=32)).model_dump(mode="json")
-        weights = place / "models" / name / "best_model.pth"
-        weights.parent.mkdir(parents=True)
-        save_checkpoint(weights, {"model_state_dict": model.state_dict(), "config": config})
-        export_model(weights, place / "exports" / name, half=name == "faded")
+        save_untrained(place / "models" / name, kind, 32)
+        export_model(place / "models" / name / "best_model.pth", place / "exports" / name, half=name == "faded")
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(40, 210, (6, 8), dtype=np.uint8))
     small.resize((100, 75), Image.Resampling.BICUBIC).save(place / "photo.png")
