@@ -20,7 +20,7 @@ test: .venv/installed-dev ## lint, types and tests (10 minutes on two slow cores
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-all: .venv/installed-dev ## the long tests too, and which share of the lines all of them run
 	@$(BIN)/python -m pytest -q -n 2 --cov=Project7 --cov-report=term:skip-covered

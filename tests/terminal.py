@@ -1,27 +1,81 @@
-"""A person at a real terminal: starts a training script, reads its questions, types answers."""
+"""A person at a real terminal: starts a training script, reads its questions, types answers.
 
+The scripts run in processes of their own, which are forked from one that has imported torch and the toolkit already
+(multiprocessing's forkserver): starting a script anew takes seconds, most of them for imports.
+"""
+
+import fcntl
 import io
+import multiprocessing
 import os
+import pty
+import runpy
+import struct
 import sys
+import termios
+from multiprocessing.reduction import DupFd
+from pathlib import Path
 
-import pexpect
+from pexpect.fdpexpect import fdspawn
 
 ENTER = "\r"
 CLEAR_LINE = "\x15"  # Ctrl-U
+ROWS, COLUMNS = 50, 240
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["Project7.trainer", "Project7.recipe", "Project7.diffusion_model", "Project7.samplers", "Project7.prompts"]
+)
 
 
-def open_terminal(script, models, *flags):
-    """A terminal running a command; what it has shown is in `.logfile_read`."""
-    child = pexpect.spawn(
-        sys.executable,
-        [str(script), "--models-dir", str(models), *map(str, flags)],
-        env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
-        encoding="utf-8",
-        timeout=120,
-        dimensions=(50, 240),
-    )
-    child.logfile_read = io.StringIO()
-    return child
+class Terminal(fdspawn):
+    """A terminal in which a script runs; what it has shown is in `.logfile_read`, and after `close` its exit code in
+    `.exitstatus`."""
+
+    def __init__(self, *command: str):
+        mine, its = pty.openpty()
+        fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        forkable = _Script(its, command, environment, os.getcwd())
+        self.process = FORKS.Process(target=forkable, daemon=True)
+        self.process.start()
+        os.close(its)
+        super().__init__(mine, encoding="utf-8", timeout=120)
+        self.logfile_read = io.StringIO()
+
+    def close(self) -> None:
+        super().close()  # a script that still runs gets SIGHUP
+        self.process.join(60)
+        self.exitstatus = self.process.exitcode
+
+
+class _Script:
+    """Runs a script with a pseudo-terminal as its controlling terminal, in a forked process."""
+
+    def __init__(self, its: int, command: tuple[str, ...], environment: dict[str, str], cwd: str):
+        self.its, self.command, self.environment, self.cwd = its, command, environment, cwd
+
+    def __getstate__(self):
+        return self.__dict__ | {"its": DupFd(self.its)}
+
+    def __call__(self) -> None:
+        its = self.its.detach()
+        os.setsid()
+        fcntl.ioctl(its, termios.TIOCSCTTY, 0)
+        for standard in range(3):
+            os.dup2(its, standard)
+        os.close(its)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+        os.environ.clear()
+        os.environ.update(self.environment)
+        os.chdir(self.cwd)
+        sys.argv = list(self.command)
+        runpy.run_path(self.command[0], run_name="__main__")
+
+
+def open_terminal(script: Path, models: Path, *flags: object) -> Terminal:
+    return Terminal(str(script), "--models-dir", str(models), *map(str, flags))
 
 
 def answer(child, question, *typed):

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ import pexpect
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import call
 from PIL import Image
 from rich.console import Console
 from terminal import answer, open_terminal
@@ -74,9 +73,8 @@ def train(models, *flags, script=train_classification):
 
 
 def run(*arguments):
-    """Runs the script as a separate program, without a terminal."""
-    arguments = [sys.executable, *map(str, arguments)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, cwd=ROOT)
+    """Runs the script as a program without a terminal."""
+    return call(train_classification.main, *arguments)
 
 
 def refused(done, *words):
@@ -119,7 +117,7 @@ def files(folder):
 def created(tmp_path_factory, photos):
     """A model of one epoch, made by the script, and the script's output."""
     models = tmp_path_factory.mktemp("created")
-    done = run(SCRIPT, "--models-dir", models, "--name", "m", "--data", photos, *SMALL)
+    done = run("--models-dir", models, "--name", "m", "--data", photos, *SMALL)
     assert done.returncode == 0, done.stderr
     return models / "m", done.stdout
 
@@ -277,7 +275,7 @@ def test_more_bins_than_colours_are_refused_and_nothing_is_left(tmp_path):
 
 
 def test_gray_photos_have_no_palette(tmp_path, gray_photos):
-    done = run(SCRIPT, "--models-dir", tmp_path / "models", "--name", "m", "--data", gray_photos, *SMALL)
+    done = run("--models-dir", tmp_path / "models", "--name", "m", "--data", gray_photos, *SMALL)
     refused(done, "training photos that were checked are gray", "give photos in colour")
     assert not (tmp_path / "models" / "m").exists()
     with pytest.raises(UsageError, match="all gray"):
@@ -392,7 +390,7 @@ def test_bad_options_are_refused(created, photos, tmp_path, flags):
 
 def test_steps_are_refused(created, photos, tmp_path):
     flags = ["--model", created[0], "--output", tmp_path / "out", "--steps", 5]
-    done = run("-m", "Project7", "colorize", photos, *flags)
+    done = call(command, "colorize", photos, *flags)
     refused(done, "--steps is for diffusion models; this one is a classification model")
     assert not (tmp_path / "out").exists()
 
@@ -425,7 +423,7 @@ def test_bad_requests_leave_nothing(tmp_path, photos, flags, words):
 
 
 def test_help_names_the_flags_of_the_method():
-    done = run(SCRIPT, "--help")
+    done = run("--help")
     assert done.returncode == 0
     for (
         flag
@@ -433,7 +431,7 @@ def test_help_names_the_flags_of_the_method():
         assert flag in done.stdout
     assert "--timesteps" not in done.stdout
     assert "--stage2-epochs" not in done.stdout
-    assert run("-m", "Project7", "palette", "--help").stdout.count("--bins") >= 1
+    assert call(command, "palette", "--help").stdout.count("--bins") >= 1
 
 
 def test_other_defaults_for_a_recipe_leave_the_settings_as_they_are():

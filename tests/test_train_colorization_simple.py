@@ -17,6 +17,7 @@ import pexpect
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import call
 from PIL import Image
 from terminal import ENTER, answer, open_terminal
 
@@ -40,6 +41,7 @@ from Project7.training_config import TrainingConfig
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "Project7" / "train_colorization_simple.py"
 RESTORATION_SCRIPT = ROOT / "Project7" / "train_image_restoration.py"
+RECIPE = {SCRIPT: train_colorization_simple, RESTORATION_SCRIPT: train_restoration}
 CTRL_C = "\x03"
 PICTURES = "--image-size 32 --val-fraction 0.5 --device cpu --image-interval 0".split()
 SMALL = "--encoder none --model-channels 4 --channel-multipliers 1,2 --batch-size 4".split() + PICTURES
@@ -77,9 +79,8 @@ def train(models, *flags, script=train_colorization_simple):
 
 
 def run(script, *flags):
-    """Runs the script as a separate program, without a terminal."""
-    arguments = [sys.executable, str(script), *map(str, flags)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)
+    """Runs the script as a program without a terminal."""
+    return call(RECIPE[script].main, *flags)
 
 
 def last(folder):
@@ -662,10 +663,9 @@ BAD = [
 
 @pytest.mark.parametrize(("script", "flags", "words"), BAD, ids=[flags for _, flags, _ in BAD])
 def test_bad_requests_are_refused_and_leave_nothing(tmp_path, photos, script, flags, words):
-    recipes = {SCRIPT: train_colorization_simple, RESTORATION_SCRIPT: train_restoration}
     small = [*SMALL, "--name", "m", "--data", photos, "--yes", *flags.split()]
     with pytest.raises(UsageError) as caught:
-        train(tmp_path / "models", *small, script=recipes[script])
+        train(tmp_path / "models", *small, script=RECIPE[script])
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words), caught.value
     assert not (tmp_path / "models" / "m").exists()

@@ -11,15 +11,17 @@ import numpy as np
 import pexpect
 import pytest
 import torch
+from conftest import call
 from PIL import Image
 from terminal import ENTER, answer, open_terminal
 
+from Project7 import train_diffusion, train_diffusion_v2
 from Project7.checkpoints import load_checkpoint
 from Project7.colorize import Colorizer
 from Project7.perceptual_loss import PerceptualLoss
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT, MSE_SCRIPT = ROOT / "Project7" / "train_diffusion_v2.py", ROOT / "Project7" / "train_diffusion.py"
+SCRIPT = ROOT / "Project7" / "train_diffusion_v2.py"
 CTRL_C = "\x03"
 PICTURES = "--image-size 16 --val-fraction 0.5 --device cpu --image-interval 0".split()
 SMALL = "--encoder none --features 8,16 --time-dim 16 --timesteps 50 --batch-size 4".split() + PICTURES
@@ -49,10 +51,9 @@ def cache(tmp_path_factory):
         yield
 
 
-def train(models, *flags, script=SCRIPT):
-    """Trains without a terminal."""
-    command = [sys.executable, str(script), "--models-dir", str(models), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)
+def train(models, *flags, recipe=train_diffusion_v2):
+    """Trains without a terminal, in this process."""
+    return call(recipe.main, "--models-dir", models, *flags)
 
 
 def terminal(models, *flags):
@@ -91,7 +92,7 @@ def files(folder):
 def mse_model(tmp_path_factory, photos):
     """A model of one epoch, made by the recipe without terms."""
     models = tmp_path_factory.mktemp("mse")
-    done = train(models, "--name", "old", "--data", photos, "--epochs", 1, "--yes", *SMALL, script=MSE_SCRIPT)
+    done = train(models, "--name", "old", "--data", photos, "--epochs", 1, "--yes", *SMALL, recipe=train_diffusion)
     assert done.returncode == 0, done.stderr
     return models / "old"
 
@@ -367,7 +368,7 @@ def test_a_discriminator_is_given_up_and_the_rest_goes_on(tmp_path, created):
 
 def test_a_model_with_terms_is_not_continued_without_them_by_the_other_script(tmp_path, created):
     folder = shutil.copytree(created[0], tmp_path / "m")
-    done = train(tmp_path, "--resume", "m", "--epochs", 1, script=MSE_SCRIPT)
+    done = train(tmp_path, "--resume", "m", "--epochs", 1, recipe=train_diffusion)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "train_diffusion_v2.py" in done.stderr
     assert "--perceptual-weight 0 --no-gan" in done.stderr
