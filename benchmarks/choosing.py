@@ -57,8 +57,11 @@ def readouts(lab, head, likelihood):
     for trust in (1.0, 3.0):
         found[f"agreement + {trust:g} likelihood"] = lab[rows, choose(lab, likelihood, trust=trust)]
     chosen = found["agreement + 1 likelihood"]
+    likeliest = found["likelihood"]
+    found |= {f"likelihood, calm {calm:g}": calmed(likeliest, mean, lab, calm) for calm in CALM[:2]}
     found |= {f"calm {calm:g}": calmed(chosen, mean, lab, calm) for calm in CALM}
     middle = (mean + head) / 2
+    found |= {f"likelihood, calm {calm:g}, with the head": calmed(likeliest, middle, lab, calm) for calm in CALM[:2]}
     found |= {f"calm {calm:g}, with the head": calmed(chosen, middle, lab, calm) for calm in CALM[1:]}
     found |= {f"one sample, calm {calm:g} to the head": calmed(lab[:, 0], head, lab[:, :1], calm) for calm in CALM[1:]}
     found |= {"mean of the samples": mean, "mean of the head": head}

@@ -13,6 +13,7 @@ import runpy
 import struct
 import sys
 import termios
+import time
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pexpect.fdpexpect import fdspawn
 ENTER = "\r"
 CLEAR_LINE = "\x15"  # Ctrl-U
 ROWS, COLUMNS = 50, 240
+ENVIRONMENT = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["Project7.trainer", "Project7.recipe", "Project7.diffusion_model", "Project7.samplers", "Project7.prompts"]
@@ -31,16 +33,19 @@ class Terminal(fdspawn):
     """A terminal in which a script runs; what it has shown is in `.logfile_read`, and after `close` its exit code in
     `.exitstatus`."""
 
-    def __init__(self, *command: str):
+    def __init__(self, *command: str, **environment: str):
         mine, its = pty.openpty()
         fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
-        forkable = _Script(its, command, environment, os.getcwd())
+        forkable = _Script(its, command, os.environ | ENVIRONMENT | environment, os.getcwd())
         self.process = FORKS.Process(target=forkable, daemon=True)
         self.process.start()
         os.close(its)
         super().__init__(mine, encoding="utf-8", timeout=120)
         self.logfile_read = io.StringIO()
+
+    def send(self, text: str) -> int:
+        time.sleep(0.05)  # as long as pexpect.spawn waits: the program may be changing the terminal's mode
+        return super().send(text)
 
     def close(self) -> None:
         super().close()  # a script that still runs gets SIGHUP

@@ -9,6 +9,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from PIL import Image
+from terminal import Terminal
 
 from Project7 import prompts, recipe, request
 from Project7.config import SECTIONS, RunConfig, to_json
@@ -21,7 +22,6 @@ from Project7.training_config import ObjectiveConfig
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "Project7" / "train_diffusion.py"
 ENTER, CTRL_C, CTRL_D, CLEAR_LINE, UP, DOWN = "\r", "\x03", "\x04", "\x15", "\x1b[A", "\x1b[B"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
 
 QUESTIONS = {
     "features": "U-Net features [64,128,256,512]:",
@@ -66,24 +66,17 @@ sys.exit(program.run(main))
 """
 
 
-class Terminal:
+class Person:
     """A program in a terminal, and the person who uses it."""
 
     def __init__(self, *command: Path | str, **environment: str):
-        self.child = pexpect.spawn(
-            sys.executable,
-            [str(part) for part in command],
-            env=ENVIRONMENT | environment,
-            encoding="utf-8",
-            timeout=60,
-            dimensions=(40, 240),
-        )
+        self.child = Terminal(*map(str, command), **environment)
 
-    def sees(self, text: str) -> "Terminal":
+    def sees(self, text: str) -> "Person":
         self.child.expect_exact(text)
         return self
 
-    def types(self, text: str) -> "Terminal":
+    def types(self, text: str) -> "Person":
         self.child.send(text)
         return self
 
@@ -106,15 +99,15 @@ def ask(tmp_path):
     """Calls a function of prompts.py in a terminal; `here` is the models folder."""
     terminals = []
 
-    def ask(call: str, **environment: str) -> Terminal:
+    def ask(call: str, **environment: str) -> Person:
         driver = tmp_path / "driver.py"
         driver.write_text(DRIVER.format(call=call))
-        terminals.append(Terminal(driver, tmp_path / "models", **environment))
+        terminals.append(Person(driver, tmp_path / "models", **environment))
         return terminals[-1]
 
     yield ask
     for terminal in terminals:
-        terminal.child.close(force=True)
+        terminal.child.close()
 
 
 def make_models(models_dir: Path, *names: str) -> None:
@@ -603,7 +596,7 @@ def test_ctrl_c_at_a_question_exits_130(ask, tmp_path, call, question, key):
 def test_the_training_script_asks_in_order_and_ctrl_c_leaves_nothing(tmp_path):
     """This is the real program, up to its last question."""
     models = tmp_path / "models"
-    terminal = Terminal(SCRIPT, "--models-dir", models)
+    terminal = Person(SCRIPT, "--models-dir", models)
     terminal.sees("this will be the first").sees("Model name [model-1]:").types("mine" + ENTER)
     *earlier, last = QUESTIONS.values()
     for question in earlier:

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import call
 
 from Project7 import evaluate, model_folder
 from Project7.answer_config import EvaluateConfig
 from Project7.checkpoints import load_checkpoint
+from Project7.cli import command
 from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
 from Project7.model_folder import open_folder
@@ -132,9 +134,21 @@ def test_ten_hints_take_a_quarter_of_the_doubt(measured):
 # -- where they are found --------------------------------------------------------------------------------------------
 
 
-def run(*command, cwd):
+def test_it_is_what_colours_where_no_model_is_named(tmp_path, photos, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(photos.images[0]).save(tmp_path / "photo.png")
+    done = call(command, "colorize", "photo.png", "--models-dir", tmp_path / "none")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "outputs" / "photo.png") as picture:
+        assert picture.size == (64, 64)
+        assert np.asarray(picture).std(axis=2).max() > 10
+
+
+def run(*words, cwd):
     return subprocess.run(
-        [sys.executable, *map(str, command)],
+        [sys.executable, *map(str, words)],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
@@ -142,17 +156,6 @@ def run(*command, cwd):
         text=True,
         timeout=300,
     )
-
-
-def test_it_is_what_colours_where_no_model_is_named(tmp_path, photos):
-    from PIL import Image
-
-    Image.fromarray(photos.images[0]).save(tmp_path / "photo.png")
-    done = run("-m", "Project7", "colorize", "photo.png", "--models-dir", tmp_path / "none", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    with Image.open(tmp_path / "outputs" / "photo.png") as picture:
-        assert picture.size == (64, 64)
-        assert np.asarray(picture).std(axis=2).max() > 10
 
 
 @pytest.mark.slow
