@@ -8,9 +8,9 @@ from Project7.settings import SETTINGS, setting
 
 STEPS = 10  # denoising steps: more bring no gain (benchmarks/RESULTS.md)
 # Defaults of models with an encoder (benchmarks/RESULTS.md); other models keep the behaviour of earlier versions.
-GUIDANCE = 1.75
+GUIDANCE = 2.0
 CANDIDATES = 4
-CALM = 0.25
+CALM = 0.5
 FAST_STEPS = 5  # denoising steps of --fast: as good as 1,000 of ancestral sampling, a little paler than ten
 SamplerName = Literal["ddim", "ddpm", "dpm++", "dpm++-sde", "euler", "euler-a", "unipc"]
 SAMPLERS = get_args(SamplerName)
@@ -34,7 +34,7 @@ Candidates = Annotated[
     int | None,
     setting(
         None,
-        "answers that a diffusion model draws; the one that they agree on most is shown "
+        "answers that a diffusion model draws; the one that its head finds likeliest is shown "
         f"(default: {CANDIDATES} for models with an encoder, else 1)",
         ge=1,
         le=64,

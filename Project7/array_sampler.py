@@ -127,9 +127,10 @@ def sample(
 
 def choose(samples: np.ndarray, likelihood: np.ndarray | None = None) -> int:
     """The place of the answer to show among samples (K, 2, h, w) in Lab units: candidates.choose."""
+    if likelihood is not None:
+        return int(likelihood.argmax())
     differences = samples[:, None] - samples[None]  # (K, K, 2, h, w)
-    distance = np.sqrt((differences**2).mean(axis=(2, 3, 4))).sum(axis=1) / max(1, len(samples) - 1)
-    return int((-distance if likelihood is None else likelihood - distance).argmax())
+    return int(np.sqrt((differences**2).mean(axis=(2, 3, 4))).sum(axis=1).argmin())
 
 
 def log_likelihood(logits: np.ndarray, colours: np.ndarray, ab: np.ndarray) -> float:

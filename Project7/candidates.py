@@ -9,16 +9,16 @@ from torch import Tensor
 _STRONGEST = 1.6  # largest factor by which a mean's chroma is raised to that of the answers
 
 
-def choose(samples: Tensor, likelihood: Tensor | None = None, *, trust: float = 1.0) -> Tensor:
+def choose(samples: Tensor, likelihood: Tensor | None = None) -> Tensor:
     """The indices (B,) of the answers to show, among samples (B, K, 2, h, w) in Lab units.
 
-    The chosen answer has the smallest mean distance to the others, in Lab units (the medoid). If a likelihood (B, K) is
-    given, in nats per cell, each nat counts as `trust` Lab units less. Neither uses the true colours.
+    With a likelihood (B, K), the likeliest answer; without one, the answer with the smallest mean distance to the
+    others (the medoid). Neither uses the true colours.
     """
+    if likelihood is not None:
+        return likelihood.argmax(dim=1)
     differences = samples[:, :, None] - samples[:, None]  # (B, K, K, 2, h, w)
-    distance = differences.square().mean(dim=(3, 4, 5)).sqrt().sum(dim=2) / max(1, samples.shape[1] - 1)
-    score = -distance if likelihood is None else trust * likelihood - distance
-    return score.argmax(dim=1)
+    return differences.square().mean(dim=(3, 4, 5)).sqrt().sum(dim=2).argmin(dim=1)
 
 
 def calmed(chosen: Tensor, mean: Tensor, samples: Tensor, calm: float) -> Tensor:

@@ -53,16 +53,14 @@ def readouts(lab, head, likelihood):
     rows = torch.arange(len(lab))
     mean = lab.mean(dim=1)
     found = {"one sample": lab[:, 0], "agreement": lab[rows, choose(lab)]}
-    found["likelihood"] = lab[rows, likelihood.argmax(dim=1)]
-    for trust in (1.0, 3.0):
-        found[f"agreement + {trust:g} likelihood"] = lab[rows, choose(lab, likelihood, trust=trust)]
-    chosen = found["agreement + 1 likelihood"]
+    found["likelihood"] = lab[rows, choose(lab, likelihood)]
+    chosen = found["agreement"]
     likeliest = found["likelihood"]
     found |= {f"likelihood, calm {calm:g}": calmed(likeliest, mean, lab, calm) for calm in CALM[:2]}
-    found |= {f"calm {calm:g}": calmed(chosen, mean, lab, calm) for calm in CALM}
+    found |= {f"agreement, calm {calm:g}": calmed(chosen, mean, lab, calm) for calm in CALM}
     middle = (mean + head) / 2
     found |= {f"likelihood, calm {calm:g}, with the head": calmed(likeliest, middle, lab, calm) for calm in CALM[:2]}
-    found |= {f"calm {calm:g}, with the head": calmed(chosen, middle, lab, calm) for calm in CALM[1:]}
+    found |= {f"agreement, calm {calm:g}, with the head": calmed(chosen, middle, lab, calm) for calm in CALM[1:]}
     found |= {f"one sample, calm {calm:g} to the head": calmed(lab[:, 0], head, lab[:, :1], calm) for calm in CALM[1:]}
     found |= {"mean of the samples": mean, "mean of the head": head}
     found |= {f"mean of the head x {s:g}": head * s for s in (1.3, 1.6)}
@@ -121,7 +119,7 @@ def main() -> None:
             f"  {(classes(judge, rgb) == seen).float().mean():.3f}  {tint[0]:+.1f} {tint[1]:+.1f}",
             flush=True,
         )
-        if name in ("one sample", "agreement + 1 likelihood", "calm 0.5", "calm 1", "mean of the head x 1.3"):
+        if name in ("one sample", "likelihood", "likelihood, calm 0.5, with the head", "mean of the head x 1.3"):
             shown.append(rgb)
     if arguments.sheet:
         from PIL import Image

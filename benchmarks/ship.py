@@ -33,7 +33,8 @@ def joined(runs: list[ModelFolder]) -> list[dict[str, Any]]:
         epochs, steps = (entries[-1][name] if entries else 0 for name in ("epoch", "step"))
         history = load_checkpoint(run.best)["history"]  # up to its best epoch: later ones are not in the weights
         for entry in history:
-            counted = {"epoch": entry["epoch"] + epochs, "step": entry["step"] + steps, "stage": run.name}
+            stage = entry["stage"] if isinstance(entry.get("stage"), str) else run.name  # of a model that was shipped
+            counted = {"epoch": entry["epoch"] + epochs, "step": entry["step"] + steps, "stage": stage}
             windows = [window for row in entry.get("windows", []) if (window := stored_window(row))]
             moved = [dataclasses.asdict(window) | {"step": window.step + steps} for window in windows]
             entries.append(entry | counted | {"windows": moved})

@@ -39,11 +39,10 @@ def test_the_answer_that_most_agree_on_is_shown():
     assert choose(samples).tolist() == [1, 0]
 
 
-def test_a_likely_answer_wins_over_a_little_more_agreement():
+def test_with_a_head_the_likeliest_answer_is_shown():
     samples, likelihood = flat((10, 0), (0, 10), (1, 9)), torch.tensor([[-1.0, -9.0, -3.0]])
     assert choose(samples).item() in (1, 2)
-    assert choose(samples, likelihood, trust=5.0).item() == 0
-    assert choose(samples, likelihood, trust=0.01).item() != 0
+    assert choose(samples, likelihood).item() == 0
 
 
 def test_calm_leads_from_the_chosen_answer_to_the_mean_and_keeps_its_strength():
