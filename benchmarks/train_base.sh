@@ -5,7 +5,7 @@
 #
 # DATA: a folder with tiny-imagenet-200.zip, photos.zip, landscapes-100.zip and imagenet-sample-256.zip.
 # RUNS (outputs/base): where the runs lie.
-#   cpu        two cores, about 4 hours        gpu   one large GPU (prepared, never run)
+#   cpu        two cores of 2023, about 4 hours        gpu   one large GPU (prepared, never run)
 #   rehearsal  all of it with hardly any photos, in two minutes: nothing is shipped, all stays in RUNS
 # Everything is seeded. Stopped at any moment and called again, it goes on where it was.
 #
@@ -21,18 +21,17 @@ cd "$(dirname "$0")/.."
 python=python3; [ -x .venv/bin/python ] && python=.venv/bin/python
 mkdir -p "$runs"
 
-# base: the squared error and the head on Tiny ImageNet, then on squares of larger photos, in cells of 8 pixels both
-# times. base-classification: 32 px first, where a photo costs a quarter, then 64 and 128 px.
+# base: the squared error and the head on Tiny ImageNet, then on squares of larger photos, then on both, in cells of 8
+# pixels each time. base-classification: both at once, with the same encoder.
 batch=64 vgg_epochs=12 judge_epochs=8 weights=Project7/weights shipped=models judged=2000
 case $size in
   cpu) export OMP_NUM_THREADS=1  # one core for each of two trainings: threads of both would wait for each other
-    width=64,128,192 base8=3 photo16=1 px128=1 crops=3,1,5 classes32=2 classes64=1 rate=6e-4
-    class_width=40 class_crops=8 ;;
-  gpu) width=128,256,384 base8=40 photo16=40 px128=4 crops=10,4,20 classes32=8 classes64=25 rate=1e-3
-    batch=256 class_width=40 class_crops=40 judge_epochs=16 ;;
+    width=64,128,192 base8=3 photo16=1 crops=3,1,5 mix=1 mix_crops=1,4,1,5 classes=1 class_width=40 ;;
+  gpu) width=128,256,384 base8=40 photo16=40 crops=10,4,20 mix=20 mix_crops=1,10,4,20 classes=20 class_width=64
+    batch=256 judge_epochs=16 ;;
   rehearsal) export OMP_NUM_THREADS=1
-    width=8,16 base8=1 photo16=1 px128=1 crops=1 classes32=1 classes64=1 rate=6e-4 few=(--limit 64)
-    class_width=8 class_crops=1 vgg_epochs=1 judge_epochs=1 batch=32 judged=8
+    width=8,16 base8=1 photo16=1 crops=1 mix=1 mix_crops=1 classes=1 class_width=8 few=(--limit 64)
+    vgg_epochs=1 judge_epochs=1 batch=32 judged=8
     weights=$runs/weights shipped=$runs/shipped ;;
   *) echo "The first word is cpu, gpu or rehearsal, not $size." >&2; exit 2 ;;
 esac
@@ -65,13 +64,18 @@ diffusion() {
     --val-limit 300 --learning-rate 4e-4 --weight-decay 0.05 --epochs $photo16
 }
 
+both=(--data "$tiny" --data "$photos" --data "$landscapes" --data "$large")
+small="--image-size 128 --val-limit 300 --lr-schedule cosine --weight-decay 0.05 --zoom 0.85 --old-photos 0.1 --seed 1"
+
+mixed() {
+  recipe train_diffusion mix --start-from "$runs/photo16" "${both[@]}" --crops $mix_crops $small --encoder-size 224 \
+    --hint-share 0.3 --batch-size 32 --learning-rate 4e-4 --epochs $mix
+}
+
 classification() {
-  recipe train_classification classes32 --data "$tiny" --image-size 32 --width $class_width --blocks 1,2,2,2 \
-    --stem-stride 2 --learning-rate $rate --epochs $classes32
-  recipe train_classification classes64 --start-from "$runs/classes32" --data "$tiny" --learning-rate $rate \
-    --lr-schedule cosine --epochs $classes64
-  recipe train_classification classes128 --start-from "$runs/classes64" --data "$large" --image-size 128 \
-    --crops $class_crops --batch-size $((batch / 2)) --learning-rate 1e-4 --lr-schedule cosine --epochs $px128
+  recipe train_classification classes "${both[@]}" --crops $mix_crops $small --encoder tf_efficientnet_lite2 \
+    --encoder-size 224 --width $class_width --stem-stride 8 --rebalance 0.25 --batch-size 32 --learning-rate 6e-4 \
+    --epochs $classes
 }
 
 beside() {  # SECOND FIRST: two functions at once; the second one's words go to a file
@@ -83,9 +87,9 @@ beside() {  # SECOND FIRST: two functions at once; the second one's words go to 
 
 networks() { features tiny-vgg $vgg_epochs && features judge $judge_epochs && classification; }
 
-beside networks diffusion
-$python benchmarks/ship.py "$runs/base8" "$runs/photo16" --to "$shipped/base"
-$python benchmarks/ship.py "$runs/classes32" "$runs/classes64" "$runs/classes128" \
-  --to "$shipped/base-classification" --most 16
+stages() { diffusion && mixed; }
+beside networks stages
+$python benchmarks/ship.py "$runs/base8" "$runs/photo16" "$runs/mix" --to "$shipped/base"
+$python benchmarks/ship.py "$runs/classes" --to "$shipped/base-classification" --most 16
 $python -m Project7 evaluate --model "$shipped/base" --model "$shipped/base-classification" --data "$tiny" --split val \
   --size 64 --limit $judged --samples 8 --json "$runs/result.json"
