@@ -21,11 +21,10 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import numpy as np
 from PIL import Image
 
+from benchmarks.old_photos import aged, coloured
 from Project7 import color, program
 from Project7.answer_config import EvaluateConfig
 from Project7.answer_options import model_options
-from Project7.augment import age
-from Project7.batch import BatchRandom
 from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
 from Project7.evaluate import colour, generator
@@ -85,10 +84,8 @@ def middle_photos(colorizer: Colorizer, data: str, to: Path) -> None:
 
 
 def old_photos(colorizer: Colorizer, truth: np.ndarray, to: Path) -> None:
-    L = color.lightness(color.channels_first(truth))
-    aged = color.channels_last(color.without_chroma(age(L, 1.0, BatchRandom(0, 0, 0, len(L), len(L)))))
-    shown = np.stack([np.asarray(colorizer.colorize(picture)) for picture in aged])
-    save(to / "old.jpg", blocks([aged, shown, truth], 3, smallest=128))
+    pictures = aged(truth)
+    save(to / "old.jpg", blocks([pictures, coloured(colorizer, pictures), truth], 3, smallest=128))
 
 
 def large_photos(colorizer: Colorizer, data: str, to: Path) -> None:

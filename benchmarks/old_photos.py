@@ -30,7 +30,7 @@ def aged(rgb: np.ndarray) -> np.ndarray:
     return color.channels_last(color.without_chroma(age(L, 1.0, BatchRandom(0, 0, 0, len(L), len(L)))))
 
 
-def coloured(colorizer: Colorizer, pictures: np.ndarray, denoise: float) -> np.ndarray:
+def coloured(colorizer: Colorizer, pictures: np.ndarray, denoise: float = 0.0) -> np.ndarray:
     return np.stack([np.asarray(colorizer.colorize(picture, denoise=denoise)) for picture in pictures])
 
 
