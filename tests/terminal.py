@@ -79,8 +79,8 @@ class _Script:
         runpy.run_path(self.command[0], run_name="__main__")
 
 
-def open_terminal(script: Path, models: Path, *flags: object) -> Terminal:
-    return Terminal(str(script), "--models-dir", str(models), *map(str, flags))
+def open_terminal(script: Path, models: Path, *flags: object, **environment: str) -> Terminal:
+    return Terminal(str(script), "--models-dir", str(models), *map(str, flags), **environment)
 
 
 def answer(child, question, *typed):

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import torch
 from conftest import call
 from PIL import Image
+from terminal import open_terminal
 
 from Project7 import model_folder, train_diffusion
 from Project7.checkpoints import load_checkpoint
@@ -60,16 +62,10 @@ def small(place, photos, *flags, **named):
 
 def killed(place, photos, *, at, epochs):
     """Runs in a separate process, which kills itself at a fault point."""
-    command = [sys.executable, SCRIPT, "--models-dir", place / "models", *flags_of(photos, epochs=epochs)]
-    done = subprocess.run(
-        list(map(str, command)),
-        env=os.environ | {"PROJECT7_FAULT": at},
-        cwd=place,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=180,
-    )
-    assert done.returncode == -signal.SIGKILL
+    process = open_terminal(SCRIPT, place / "models", *flags_of(photos, epochs=epochs), PROJECT7_FAULT=at)
+    process.expect(pexpect.EOF)
+    process.close()
+    assert process.exitstatus == -signal.SIGKILL
 
 
 def test_killed_before_the_first_save_a_run_begins_anew(place, photos):
@@ -149,16 +145,13 @@ def test_train_stop_resume_add_epochs_and_copy(place, photos):
     ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
 def test_a_signal_saves_and_says_how_to_go_on(place, photos, signum, code):
-    flags = ["--name", "m", "--data", str(photos), "--epochs", "400", "--yes", *SMALL]
-    command = [sys.executable, str(SCRIPT), "--models-dir", str(place / "models"), *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place) as process:
-        seen = ""
-        for line in process.stdout:
-            seen += line
-            if line.startswith("epoch 2/"):
-                process.send_signal(signum)
-        process.wait(timeout=60)
-    assert process.returncode == code, seen
+    terminal = open_terminal(SCRIPT, place / "models", *flags_of(photos, epochs=400))
+    terminal.expect(r"epoch 2/400 +step \d+ +train")
+    os.kill(terminal.process.pid, signum)
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    seen = terminal.logfile_read.getvalue()
+    assert terminal.exitstatus == code, seen
     assert "--resume m" in seen
     step = int(re.search(r"Stopped at step (\d+)", seen).group(1))
     assert last(place)["progress"]["step"] == step
@@ -286,19 +279,42 @@ def test_from_inside_the_package_folder_and_as_a_module(place, photos):
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_train_the_same_model_as_one(place, photos):
-    """torchrun with two processes of batch 2, and one process of batch 4, have the same global batch and model."""
+@pytest.mark.parametrize("launch", ["as a launcher does", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_two_processes_train_the_same_model_as_one(place, photos, launch):
+    """Two processes with batches of 2, and one process with batches of 4, have the same global batch and model."""
     assert small(place, photos, name="one", epochs=2).returncode == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    flags = ["--name", "two", "--data", photos, "--epochs", 2, "--yes", *SMALL, "--batch-size", 2]
-    command = [*launch, "--models-dir", str(place / "models"), *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
+    flags = [*flags_of(photos, name="two"), "--batch-size", 2]
+    two_processes[launch](place, flags)
     one, two = last(place, "one"), last(place, "two")
     assert one["progress"]["step"] == two["progress"]["step"]
     assert max((t - two["raw_state_dict"][n]).abs().max().item() for n, t in one["raw_state_dict"].items()) < 1e-4
     assert one["history"][-1]["train_loss"] == pytest.approx(two["history"][-1]["train_loss"], rel=1e-4)
     assert one["history"][-1]["val_loss"] == pytest.approx(two["history"][-1]["val_loss"], rel=1e-4)
+
+
+def by_torchrun(place, flags):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    command = [*launch, "--models-dir", str(place / "models"), *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def by_their_environment(place, flags):
+    """Starts two processes with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    started = []
+    for rank in "01":
+        which = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        started.append(open_terminal(SCRIPT, place / "models", *flags, **address, **which))
+    for terminal in started:
+        terminal.expect(pexpect.EOF)
+        terminal.close()
+        assert terminal.exitstatus == 0, terminal.logfile_read.getvalue()[-3000:]
+
+
+two_processes = {"torchrun": by_torchrun, "as a launcher does": by_their_environment}
 
 
 def test_the_questions_in_a_real_terminal(place, photos):
@@ -333,9 +349,7 @@ def test_the_questions_in_a_real_terminal(place, photos):
     assert config["model"]["timesteps"] == 1000
     assert config["training"]["learning_rate"] == 1e-3
 
-    terminal = pexpect.spawn(
-        sys.executable, arguments[:3], cwd=place, encoding="utf-8", timeout=60, dimensions=(40, 120)
-    )
+    terminal = open_terminal(SCRIPT, place / "models")
     terminal.expect("resume from an existing model")
     terminal.expect("my-model")
     terminal.send("1\r")
