@@ -36,23 +36,33 @@ from Project7.frechet import feed, find_judge, frechet
 from Project7.samplers import make_sampler, scalable_noise
 
 COMMON = {
-    "--image-size": 64, "--features": "64,128,192", "--encoder-size": 128, "--head-entropy": None, "--cache-features": None,
-    "--no-mirror": None, "--batch-size": 64, "--mixed-precision": "bf16", "--learning-rate": 5e-4, "--weight-decay": 0.05,
-    "--epochs": 100, "--val-limit": 200, "--image-interval": 0, "--ema-decay": 0.998,
-}  # fmt: skip
+    "--image-size": 64,
+    "--features": "64,128,192",
+    "--encoder-size": 128,
+    "--head-entropy": None,
+    "--cache-features": None,
+    "--no-mirror": None,
+    "--batch-size": 64,
+    "--mixed-precision": "bf16",
+    "--learning-rate": 5e-4,
+    "--weight-decay": 0.05,
+    "--ema-decay": 0.998,
+    "--epochs": 100,
+    "--val-limit": 200,
+    "--image-interval": 0,
+}
+LEFT_OUT = dict.fromkeys(("--encoder-size", "--head-entropy", "--cache-features"), "")
 # the name of a row -> what differs from COMMON; "" takes a flag away
 VARIANTS: dict[str, dict] = {
     "as it is": {},
-    "no encoder": {
-        flag: "" for flag in ("--encoder-size", "--head-entropy", "--cache-features")
-    } | {"--encoder": "none", "--head": "none"},
+    "no encoder": LEFT_OUT | {"--encoder": "none", "--head": "none"},
     "encoder sees 224 px": {"--encoder-size": 224},
     "head predicts the mean": {"--head": "mean", "--head-entropy": ""},
     "no head": {"--head": "none", "--head-entropy": ""},
     "head without its entropy": {"--head-entropy": ""},
     "no shift of the noise": {"--noise-shift": 1},
     "chroma on 8 x 8 cells": {"--chroma-scale": 8},
-}  # fmt: skip
+}
 
 
 def flags(variant: dict) -> list[str]:
@@ -189,7 +199,13 @@ def read_out(colorizer: Colorizer, ruler: Ruler) -> None:
     for guidance in (1.5, 2.0, 2.5):
         ruler.line(f"guidance {guidance:g}", colorizer, drawn.samples(guidance=guidance)[0][:, 0])
     found = readouts(*drawn.samples(4, guidance=2.0))
-    for name in ("agreement", "likelihood", "likelihood, calm 0.5, with the head", "mean of the samples", "mean of the head"):
+    for name in (
+        "agreement",
+        "likelihood",
+        "likelihood, calm 0.5, with the head",
+        "mean of the samples",
+        "mean of the head",
+    ):
         ruler.line(f"guidance 2, four: {name}", colorizer, found[name])
     for skipped in (2, 4, 6):
         ruler.line(f"warm start, {skipped} of 10 steps left out", colorizer, drawn.warm(skipped))
@@ -206,8 +222,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     arguments = parser.parse_args()
     if arguments.job == "measure":
-        return measure(arguments)
-    for name in arguments.only:
+        measure(arguments)
+    for name in arguments.only if arguments.job == "train" else ():
         train(name, arguments)
 
 

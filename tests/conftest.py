@@ -17,6 +17,9 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every program that a test starts would compile the toolkit anew
+sys.dont_write_bytecode = False
+os.fsync = lambda descriptor: None  # no test pulls the plug, and waiting for the disk takes a tenth of the time
 
 
 class Done(NamedTuple):

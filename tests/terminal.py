@@ -24,9 +24,16 @@ CLEAR_LINE = "\x15"  # Ctrl-U
 ROWS, COLUMNS = 50, 240
 ENVIRONMENT = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["Project7.trainer", "Project7.recipe", "Project7.diffusion_model", "Project7.samplers", "Project7.prompts"]
-)
+TOOLKIT = ["dataset", "diffusion_model", "prompts", "recipe", "report", "resume", "samplers", "trainer"]
+IMPORTED_WHERE_NEEDED = [
+    "diffusers.models.unets.unet_2d",
+    "diffusers.schedulers.scheduling_ddpm",
+    "diffusers.schedulers.scheduling_dpmsolver_multistep",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "torchvision",
+]
+FORKS.set_forkserver_preload([*(f"Project7.{name}" for name in TOOLKIT), *IMPORTED_WHERE_NEEDED])
 
 
 class Terminal(fdspawn):

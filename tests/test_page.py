@@ -31,7 +31,13 @@ KINDS = {
     "bold": DiffusionConfig(features=(8, 16), time_dim=16, hints=True, timesteps=50),
     "calm": RegressionConfig(model_channels=8, channel_multipliers=(1, 2)),  # one answer, nearly gray
 }
-FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # WebGL without a graphics card
+FLAGS = [
+    "--no-sandbox",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-gpu-compositing",
+    "--disable-gpu-rasterization",
+]  # WebGL without a graphics card
 
 
 @pytest.fixture(scope="module")
