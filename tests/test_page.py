@@ -30,6 +30,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: 
 KINDS = {
     "bold": DiffusionConfig(features=(8, 16), time_dim=16, hints=True, timesteps=50),
     "calm": RegressionConfig(model_channels=8, channel_multipliers=(1, 2)),  # one answer, nearly gray
+    "faded": RegressionConfig(model_channels=8, channel_multipliers=(1, 2), outputs="lab"),  # changes lightness too
 }
 FLAGS = [
     "--no-sandbox",
@@ -193,7 +194,7 @@ def test_a_photo_in_colour_with_its_answers_and_before_and_after(visit, tmp_path
     assert page.locator('[data-seed="6"]').is_visible()
 
 
-@pytest.mark.parametrize("model", ["calm", "bold"])
+@pytest.mark.parametrize("model", KINDS)
 def test_what_is_shown_is_what_is_saved(visit, tmp_path, model):
     """The page lays colour onto lightness itself, at every strength and warmth, within 2 levels of the server's
     picture."""

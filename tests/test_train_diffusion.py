@@ -288,8 +288,8 @@ def test_two_processes_train_the_same_model_as_one(place, photos, launch):
     one, two = last(place, "one"), last(place, "two")
     assert one["progress"]["step"] == two["progress"]["step"]
     assert max((t - two["raw_state_dict"][n]).abs().max().item() for n, t in one["raw_state_dict"].items()) < 1e-4
-    assert one["history"][-1]["train_loss"] == pytest.approx(two["history"][-1]["train_loss"], rel=1e-4)
-    assert one["history"][-1]["val_loss"] == pytest.approx(two["history"][-1]["val_loss"], rel=1e-4)
+    for measure in ("train_loss", "val_loss", "grad_norm"):  # AdamW does not notice a gradient of another length
+        assert one["history"][-1][measure] == pytest.approx(two["history"][-1][measure], rel=1e-4)
 
 
 def by_torchrun(place, flags):
