@@ -56,7 +56,7 @@ def config(
 ) -> RunConfig:
     settings = {"batch_size": 4, "warmup_steps": 3, "image_interval": 0, "device": "cpu"} | training
     return RunConfig(
-        model=DiffusionConfig(**{"features": (8, 16), "time_dim": 16} | (model or {})),
+        model=DiffusionConfig(**{"features": (8, 16), "time_dim": 16, "timesteps": 5} | (model or {})),
         training=TrainingConfig(epochs=epochs, **settings),
         objective=objective,
     )
