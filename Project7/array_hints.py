@@ -92,13 +92,13 @@ def hint_maps(
 
 
 def hold(ab: np.ndarray, L: np.ndarray, spots: Sequence[Spot], near: Sequence[np.ndarray]) -> np.ndarray:
-    """An answer ab (2, h, w) in Lab units, set to the hinted colours at the spots and on their surfaces, as in
+    """An answer ab (2, h, w) in Lab units, with the hinted colours at the spots and on their surfaces, as in
     hints.hold. near: `nearness` of each spot, (h, w)."""
     nearest = np.stack(near)  # (K, h, w) in (0, 1], 1 at the spot
     weights = nearest / (np.sqrt(-np.log(nearest)) + 1e-6)  # by the inverse square of the path cost
     shares = weights / weights.sum(axis=0) * nearest.max(axis=0)
-    missing = np.array([spot.ab - ab[:, spot.row, spot.column] for spot in spots])  # (K, 2)
-    return ab + np.einsum("khw,kc->chw", shares, missing).astype(np.float32)
+    told = np.array([spot.ab for spot in spots])  # (K, 2)
+    return ab * (1 - shares.sum(axis=0)) + np.einsum("khw,kc->chw", shares, told).astype(np.float32)
 
 
 def likelihoods(spots: Sequence[Spot], logits: np.ndarray, colours: np.ndarray, size: tuple[int, ...]) -> list[float]:

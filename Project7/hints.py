@@ -46,7 +46,7 @@ def hint_maps(
 
 
 def hold(ab: Tensor, L: Tensor, spots: Sequence[Spot], shares: Tensor | None = None) -> Tensor:
-    """Answers ab (B, 2, h, w) in Lab units, set to the hinted colours at the spots and on the surfaces around them.
+    """Answers ab (B, 2, h, w) in Lab units, with the hinted colours at the spots and on the surfaces around them.
 
     L: (1, 1, h, w) in [-1, 1], of the photo of all answers. Between several spots the correction is weighted by
     nearness (Shepard 1968), so that each spot has its colour exactly. shares: the `surfaces` of the spots, if known.
@@ -55,14 +55,13 @@ def hold(ab: Tensor, L: Tensor, spots: Sequence[Spot], shares: Tensor | None = N
         return ab
     shares = surfaces([nearness(L, spot) for spot in spots]) if shares is None else shares
     told = torch.tensor([spot.ab for spot in spots])  # (K, 2)
-    return loosened(ab, shares, spots) + torch.einsum("khw,kc->chw", shares, told)
+    return loosened(ab, shares) + torch.einsum("khw,kc->chw", shares, told)
 
 
-def loosened(ab: Tensor, shares: Tensor, spots: Sequence[Spot]) -> Tensor:
+def loosened(ab: Tensor, shares: Tensor) -> Tensor:
     """Answers ab (B, 2, h, w) in Lab units without their own colours on the surfaces of the spots, to which `hold` adds
     the hinted ones. It is linear in ab, so the strength of an answer may change before or after it."""
-    said = torch.stack([ab[:, :, spot.row, spot.column] for spot in spots], dim=1)  # (B, K, 2)
-    return ab - torch.einsum("khw,bkc->bchw", shares, said)
+    return ab * (1 - shares.sum(dim=0))
 
 
 def surfaces(near: Sequence[Tensor]) -> Tensor:

@@ -228,7 +228,7 @@ class OpenPhoto:
         shares, spots = self.shares(), self.spots
         told, share = ab[0] * 0, ab[0, :1] * 0
         if shares is not None:
-            ab = loosened(ab, shares, spots)
+            ab = loosened(ab, shares)
             told = torch.einsum("khw,kc->chw", shares, torch.tensor([spot.ab for spot in spots]))
             share = shares.sum(dim=0, keepdim=True)
         fields = torch.cat([color.level(self.lightness.guide(self.small)[0]), change, ab[0], told, share])
