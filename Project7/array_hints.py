@@ -13,8 +13,8 @@ from Project7.array_picture import box
 from Project7.array_sampler import softmax
 from Project7.errors import UsageError
 
-REACH = 0.6  # of the short side: how far a hint reaches on a flat surface
-EDGE = 15.0  # units of L: crossing this much contrast weakens a hint as much as its whole reach
+REACH = 0.4  # of the short side: how far a hint reaches on a flat surface
+EDGE = 25.0  # units of L: crossing this much contrast weakens a hint as much as its whole reach
 TEXTURE = 2.0  # units of L: a smaller difference between pixels is texture, not an edge
 LIKE = 15.0  # Lab units of ab: colours nearer than this count as the hinted one
 EXPECTED = 0.5  # probability from which a hinted colour may change the whole answer
