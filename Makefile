@@ -16,7 +16,7 @@ demo: .venv/installed ## colour two photos with the model that comes with the to
 serve: .venv/installed ## the page: drop a photo, see it in colour, say what is red
 	@$(BIN)/python -m Project7 serve --open
 
-test: .venv/installed-dev ## lint, types and tests (7 minutes on two cores)
+test: .venv/installed-dev ## lint, types and tests (5 minutes on two cores)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
