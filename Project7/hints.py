@@ -48,7 +48,7 @@ def hint_maps(
 def hold(ab: Tensor, L: Tensor, spots: Sequence[Spot], shares: Tensor | None = None) -> Tensor:
     """Answers ab (B, 2, h, w) in Lab units, with the hinted colours at the spots and on the surfaces around them.
 
-    L: (1, 1, h, w) in [-1, 1], of the photo of all answers. Between several spots the correction is weighted by
+    L: (1, 1, h, w) in [-1, 1], of the photo of all answers. Between several spots their colours are weighted by
     nearness (Shepard 1968), so that each spot has its colour exactly. shares: the `surfaces` of the spots, if known.
     """
     if not spots:

@@ -44,7 +44,8 @@ def test_a_spot_has_its_colour_and_its_surface_follows():
     held = hold(answer, L, [Spot(20, 8, (40.0, -10.0))])
     assert torch.allclose(held[:, :, 20, 8], torch.tensor([40.0, -10.0]), atol=1e-2)
     assert torch.allclose(held[:, :, 20, 13], torch.tensor([40.0, -10.0]), atol=1)  # five pixels on, the same surface
-    assert (held - answer)[:, :, :, 22:].abs().max() < 2  # across the edge
+    moved = (held - answer).abs()
+    assert moved[:, :, :, 22:].max() < 0.05 * moved[:, :, 20, 8].max()  # across the edge
 
 
 def test_a_hint_fades_with_the_distance_and_goes_around_corners():

@@ -122,15 +122,20 @@ def test_its_answers_differ_where_they_may(name, measured):
     assert (measured(name)["diversity"] > 2).all()
 
 
+# On 60 photos of Tiny ImageNet ten hints bring 5 dB and about halve the energy score (benchmarks/RESULTS.md).
+few = pytest.mark.xfail(strict=True, reason="on these five photos ten hints bring 2 dB and take a tenth of the doubt")
+
+
 @pytest.mark.slow
+@few
 def test_ten_hints_bring_the_answers_nearer_to_the_truth(measured):
-    """On these five photos less than on the 60 of benchmarks/RESULTS.md, of which ten hints bring 5 dB."""
-    assert measured("base", hints=10)["psnr"].mean() > measured("base")["psnr"].mean() + 1.5
+    assert measured("base", hints=10)["psnr"].mean() > measured("base")["psnr"].mean() + 4
 
 
 @pytest.mark.slow
-def test_ten_hints_take_some_of_the_doubt(measured):
-    assert measured("base", hints=10)["energy_score"].mean() < 0.95 * measured("base")["energy_score"].mean()
+@few
+def test_ten_hints_take_a_quarter_of_the_doubt(measured):
+    assert measured("base", hints=10)["energy_score"].mean() < 0.75 * measured("base")["energy_score"].mean()
 
 
 # -- where they are found --------------------------------------------------------------------------------------------
