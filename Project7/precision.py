@@ -1,5 +1,6 @@
 """Chooses the precision that trains faster on this machine, by measuring the model itself."""
 
+import math
 import time
 
 import torch
@@ -17,6 +18,7 @@ from Project7.processes import PATIENCE
 ENOUGH = 1.15  # speed-up below which float32 is kept, because it is more exact
 _PICTURES = 8  # pictures per measured step: with fewer, the overhead hides the gain
 _ROUNDS = 3
+_CLEARLY = 1.3  # speed-up of a single convolution from which it is worth measuring a training step
 _HOPELESS = 0.7  # speed-up of a single convolution below which no training step can gain
 
 
@@ -33,14 +35,36 @@ def settle_precision(config: RunConfig) -> tuple[RunConfig, str]:
     on_cpu = wanted == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     if state.device.type == "cuda":
-        gain = float("inf") if torch.cuda.is_bf16_supported(including_emulation=False) else 0.0
-        said = "this GPU has it" if gain else "this GPU has no bfloat16"
+        gain = quick_gain(state.device)
+        said = "this GPU has it" if gain >= ENOUGH else "this GPU has no bfloat16"
     else:
         gain = broadcast_object_list([bfloat16_gain(config, state.device)])[0]
         said = f"bfloat16 is {gain:.1f} times as fast as float32 here"
     choice = "bf16" if gain >= ENOUGH else "no"
     training = config.training.model_copy(update={"mixed_precision": choice})
     return config.model_copy(update={"training": training}), f"precision: {choice} ({said})"
+
+
+def advice(chosen: str, device: torch.device, *, new: bool) -> str:
+    """A sentence if another precision than the `chosen` one is likely to train faster on `device`, else "".
+
+    new: whether the model is a new one; one that is resumed keeps float32 without a word.
+    """
+    if chosen == "no" and new and quick_gain(device) >= _CLEARLY:
+        return "bfloat16 may train faster here: --mixed-precision auto measures it and takes the faster one."
+    if chosen == "bf16" and (gain := quick_gain(device)) < _HOPELESS:
+        return (
+            f"bf16 is slow on this device: a convolution takes {1 / gain:.1f} times as long as in float32; "
+            "--mixed-precision no trains faster, also for a model that was begun in bf16."
+        )
+    return ""
+
+
+def quick_gain(device: torch.device) -> float:
+    """How many times as fast as float32 bfloat16 is likely to be, found within milliseconds."""
+    if device.type == "cuda":  # where it is emulated, it is about as fast as float32
+        return math.inf if torch.cuda.is_bf16_supported(including_emulation=False) else 1.0
+    return convolution_gain(device)
 
 
 def bfloat16_gain(config: RunConfig, device: torch.device) -> float:

@@ -26,13 +26,15 @@ def open_images(config: RunConfig, cache_dir: Path | None, console: Console):
     return images
 
 
-def warnings(config: RunConfig, training: int, processes: int, checkpoint: dict[str, Any] | None) -> list[str]:
+def warnings(config: RunConfig, training: int, accelerator, checkpoint: dict[str, Any] | None) -> list[str]:
+    from Project7.precision import advice
     from Project7.run_history import batch_processes
     from Project7.run_summary import warnings_of
 
-    processes = batch_processes(checkpoint, now=processes)
+    processes = batch_processes(checkpoint, now=accelerator.num_processes)
     done = checkpoint.get("epoch", 0) if checkpoint else 0
-    return warnings_of(config, training=training, processes=processes, done=done)
+    said = advice(config.training.mixed_precision, accelerator.device, new=not checkpoint)
+    return [*warnings_of(config, training=training, processes=processes, done=done), *([said] if said else [])]
 
 
 def describe(folder: ModelFolder, config: RunConfig, images, accelerator):

@@ -1,5 +1,7 @@
 """The precision of a run: the one that was asked for, or the one that a measurement chooses."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -55,6 +57,34 @@ def test_a_convolution_that_is_far_slower_tells_enough(monkeypatch):
 
 def test_a_convolution_is_really_timed():
     assert 0.001 < precision.convolution_gain(torch.device("cpu")) < 1000
+
+
+@pytest.mark.parametrize(
+    ("chosen", "gain", "new", "said"),
+    [
+        ("no", 1.8, True, "--mixed-precision auto"),
+        ("no", 1.8, False, None),
+        ("no", 1.1, True, None),
+        ("bf16", 0.05, False, "20.0 times as long"),
+        ("bf16", 0.05, True, "--mixed-precision no"),
+        ("bf16", 1.8, True, None),
+        ("fp16", 1.8, True, None),
+    ],
+)
+def test_a_precision_that_is_slower_here_is_said(monkeypatch, chosen, gain, new, said):
+    monkeypatch.setattr(precision, "convolution_gain", lambda device: gain)
+    advice = precision.advice(chosen, torch.device("cpu"), new=new)
+    assert said in advice if said else advice == ""
+
+
+@pytest.mark.parametrize(("supported", "choice"), [(True, "bf16"), (False, "no")])
+def test_a_gpu_is_asked_whether_it_has_bfloat16(monkeypatch, supported, choice):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    monkeypatch.setattr(precision, "PartialState", lambda **_: SimpleNamespace(device=torch.device("cuda")))
+    config, said = precision.settle_precision(run_config(mixed_precision="auto"))
+    assert config.training.mixed_precision == choice
+    assert said == f"precision: {choice} (this GPU has {'it' if supported else 'no bfloat16'})"
+    assert bool(precision.advice("no", torch.device("cuda"), new=True)) == supported
 
 
 @pytest.mark.parametrize("method", TINY)
