@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -131,6 +132,18 @@ def choose(samples: np.ndarray, likelihood: np.ndarray | None = None) -> int:
         return int(likelihood.argmax())
     differences = samples[:, None] - samples[None]  # (K, K, 2, h, w)
     return int(np.sqrt((differences**2).mean(axis=(2, 3, 4))).sum(axis=1).argmin())
+
+
+def guide(seeing: Any, unseeing: Any, weight: float) -> Any:
+    """Two predictions (B, C, h, w) of the network, with and without what the encoder sees -> the guided one; arrays of
+    NumPy or tensors of torch.
+
+    unseeing + weight (seeing - unseeing) is classifier-free guidance (Ho & Salimans 2022, eq. 6). It makes colours
+    gaudy, so each picture's prediction is scaled back to the standard deviation of `seeing` (Lin et al. 2024, eq. 15).
+    """
+    guided = unseeing + weight * (seeing - unseeing)
+    seen, made = (part.std(axis=(1, 2, 3), keepdims=True) for part in (seeing, guided))
+    return guided * (seen / (made + 1e-8))
 
 
 def log_likelihood(logits: np.ndarray, colours: np.ndarray, ab: np.ndarray) -> float:

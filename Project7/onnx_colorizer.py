@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from Project7 import array_hints, array_picture, array_sampler, working_size
-from Project7.answer_config import STEPS
+from Project7.answer_config import GUIDED, STEPS
 from Project7.answer_options import METHOD_OPTIONS
 from Project7.array_hints import Hint, Spot
 from Project7.array_picture import ArrayLightness
@@ -240,10 +240,9 @@ class OnnxColorizer:
 
         def denoise(x: np.ndarray, t: int) -> np.ndarray:
             seeing = predict(x, told, t)
-            if blind is None:
+            if blind is None or t >= GUIDED * len(abar):
                 return seeing
-            unseeing = predict(x, blind, t)
-            return unseeing + np.float32(guidance) * (seeing - unseeing)
+            return array_sampler.guide(seeing, predict(x, blind, t), guidance)
 
         abar = np.array(self.facts["alphas_cumprod"])
         if steps > len(abar):

@@ -563,17 +563,28 @@ def test_a_tiny_model_learns_the_colours_that_go_with_a_lightness():
 # -- guidance --------------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def test_guidance_leads_away_from_what_is_seen_without_the_encoder():
-    """blind + w (seeing - blind): w = 1 is the model's own answer, and one step from noise to data is linear in w."""
+    """blind + w (seeing - blind) at the strength of `seeing`, and seeing alone while there is much noise."""
     model, L = tiny(**ENCODER), rand(2, 1, 16, 16)
-    own, twice, thrice = (colours(model, L, steps=1, **AS_DRAWN | {"guidance": w}) for w in (1.0, 2.0, 3.0))
-    assert (own - twice).abs().max() > 1e-4
-    torch.testing.assert_close(thrice - twice, twice - own, rtol=1e-3, atol=1e-5)
+    maps, hints = model.look(L), model.no_hints(L) if model.config.hints else None
+    known, blind = model.context(L, maps, hints).known, model.blind(L, maps, hints).known
+    x_t, t = rand(2, 2, 16, 16), torch.tensor(300)
+    seeing, unseeing = (model.denoise(x_t, t.expand(2), L, hints, part) for part in (known, blind))
+    found = model.guided(L, hints, known, blind, 3.0)(x_t, t)
+    direction = unseeing + 3 * (seeing - unseeing)
+    for n in range(2):
+        torch.testing.assert_close(found[n], direction[n] * seeing[n].std() / direction[n].std(), rtol=1e-4, atol=1e-5)
+    assert (found - seeing).abs().max() > 1e-3
+    noisy = torch.tensor(900)
+    own = model.denoise(x_t, noisy.expand(2), L, hints, known)
+    torch.testing.assert_close(model.guided(L, hints, known, blind, 3.0)(x_t, noisy), own)
+    assert model.guided(L, hints, known, None, 1.0)(x_t, t).equal(seeing)
 
 
 def test_models_with_an_encoder_choose_among_answers_and_others_answer_as_they_always_did():
     L = rand(2, 1, 16, 16)
-    for model, usual in (tiny(), AS_DRAWN), (tiny(**ENCODER), {"guidance": 2.0, "candidates": 4, "calm": 0.5}):
+    for model, usual in (tiny(), AS_DRAWN), (tiny(**ENCODER), {"guidance": 4.0, "candidates": 4, "calm": 0.5}):
         assert model.usual == usual
         assert colours(model, L).equal(colours(model, L, **usual))
     assert not colours(model, L).equal(colours(model, L, **AS_DRAWN))
