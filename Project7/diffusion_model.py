@@ -302,7 +302,8 @@ class DiffusionColorizer(nn.Module):
                 return seeing(x_t, t)
             twice = x_t.repeat_interleave(2, dim=0)
             answers = self.denoise(twice, t.expand(len(twice)), twice_L, twice_hints, both).float()
-            return guide(*answers.unflatten(0, (-1, 2)).unbind(dim=1), guidance)
+            seen, unseen = answers.unflatten(0, (-1, 2)).unbind(dim=1)
+            return guide(seen, unseen, guidance)
 
         return predict
 
