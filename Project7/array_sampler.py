@@ -13,6 +13,7 @@ import numpy as np
 _NOISE = -4.5  # natural log(signal / noise): 1 % of signal, as good as none
 _FIELD = 256  # side, in cells, of the noise that all sizes of a grid share
 _STRONGEST = 1.6  # largest factor by which a mean's chroma is raised to that of the answers
+RESCALE = 0.7  # how far guidance keeps the strength of the colours
 _NEIGHBOURS, _SIGMA = 5, 5.0  # of the soft encoding of a colour by a palette (Zhang et al. 2016, section 2.2)
 
 
@@ -139,11 +140,12 @@ def guide(seeing: Any, unseeing: Any, weight: float) -> Any:
     NumPy or tensors of torch.
 
     unseeing + weight (seeing - unseeing) is classifier-free guidance (Ho & Salimans 2022, eq. 6). It makes colours
-    gaudy, so each picture's prediction is scaled back to the standard deviation of `seeing` (Lin et al. 2024, eq. 15).
+    gaudy, so each picture's prediction is scaled most of the way back to the standard deviation of `seeing` (Lin et al.
+    2024, eq. 15 and 16).
     """
     guided = unseeing + weight * (seeing - unseeing)
     seen, made = (part.std(axis=(1, 2, 3), keepdims=True) for part in (seeing, guided))
-    return guided * (seen / (made + 1e-8))
+    return guided * (RESCALE * seen / (made + 1e-8) + 1 - RESCALE)
 
 
 def log_likelihood(logits: np.ndarray, colours: np.ndarray, ab: np.ndarray) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from Project7.answer_config import GUIDED, STEPS
+from Project7.array_sampler import RESCALE
 from Project7.encoder import Maps
 from Project7.export_parts import VIEW, Channels, ExportGraph, ExportParts
 from Project7.guided_filter import pad_to_multiple
@@ -90,7 +91,8 @@ def facts(model: Model) -> dict[str, Any]:
         "sample_channels": sample_channels(config),
         "hint_channels": 3 if config.hints else 0,
         "guidance": model.usual["guidance"],
-        "guided_below": GUIDED * config.timesteps,
+        "guided": [share * config.timesteps for share in GUIDED],
+        "rescale": RESCALE,
         "usual": model.usual,
         "headed": bool(config.encoder) and config.head != "none",
         "palette": model.head.centres.tolist() if config.encoder and config.head == "classes" else None,

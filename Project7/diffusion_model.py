@@ -285,8 +285,8 @@ class DiffusionColorizer(nn.Module):
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """The prediction as a function of (x_t, t), guided with a weight of `guidance` (array_sampler.guide).
 
-        blind: what is known if the encoder sees nothing; None: no guidance. While there is much noise, guidance is left
-        out, which changes little and saves time (Kynkäänniemi et al. 2024).
+        blind: what is known if the encoder sees nothing; None: no guidance. It acts in an interval of the noise only,
+        which saves time (Kynkäänniemi et al. 2024).
         """
 
         def seeing(x_t: Tensor, t: Tensor) -> Tensor:
@@ -295,10 +295,11 @@ class DiffusionColorizer(nn.Module):
         if blind is None:
             return seeing
         twice_L, twice_hints = repeated(2, L, hints)  # one pass of the network for both: fewer, larger convolutions
+        lowest, highest = (share * self.config.timesteps for share in GUIDED)
         both: Any = torch.stack([known, blind], dim=1).flatten(0, 1)  # type: ignore[list-item] # it knows something
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
-            if t >= GUIDED * self.config.timesteps:
+            if not lowest <= t <= highest:
                 return seeing(x_t, t)
             twice = x_t.repeat_interleave(2, dim=0)
             answers = self.denoise(twice, t.expand(len(twice)), twice_L, twice_hints, both).float()

@@ -334,7 +334,7 @@ given = np.concatenate([cells, no_hints], axis=1)
 
 _DIFFUSERS = """
 With diffusers (another seed gives another answer). A model with an encoder predicts with and without it, and the
-difference counts `guidance` times (Ho & Salimans 2022), at the strength of the first (Lin et al. 2024):
+difference counts `guidance` times (Ho & Salimans 2022), about at the strength of the first (Lin et al. 2024):
 
 ```python
 import torch
@@ -348,9 +348,9 @@ for t in scheduler.timesteps:
     with torch.no_grad():
         pair = unet(torch.cat([x.expand(len(given), -1, -1, -1), torch.from_numpy(given)], dim=1), t).sample
     prediction = pair[:1]
-    if t < facts["guided_below"]:
+    if facts["guided"][0] <= t <= facts["guided"][1]:
         guided = pair[-1:] + facts["guidance"] * (pair[:1] - pair[-1:])
-        prediction = guided * (prediction.std() / guided.std())
+        prediction = guided * (facts["rescale"] * prediction.std() / guided.std() + 1 - facts["rescale"])
     x = scheduler.step(prediction, t, x).prev_sample
 ab = x.numpy()
 ```
@@ -369,9 +369,9 @@ for t, after in zip(facts["timesteps"], [*facts["timesteps"][1:], -1]):
     noisy = np.concatenate([np.repeat(x, len(given), axis=0), given], axis=1)
     pair = session.run(["prediction"], {{"sample": noisy, "timestep": np.full(len(given), t)}})[0]
     prediction = pair[:1]
-    if t < facts["guided_below"]:
+    if facts["guided"][0] <= t <= facts["guided"][1]:
         guided = pair[-1:] + facts["guidance"] * (pair[:1] - pair[-1:])
-        prediction = guided * (prediction.std() / guided.std())
+        prediction = guided * (facts["rescale"] * prediction.std() / guided.std() + 1 - facts["rescale"])
     signal, sigma = np.sqrt(abar[t]), np.sqrt(1 - abar[t])
     {implied}
     x = np.sqrt(abar[after]) * clean + np.sqrt(1 - abar[after]) * noise

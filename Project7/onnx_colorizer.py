@@ -234,17 +234,19 @@ class OnnxColorizer:
         if guidance != 1 and not known:
             raise UsageError("--guidance is for models with an encoder, and this one has none; leave it out.")
 
+        abar = np.array(self.facts["alphas_cumprod"])
+        lowest, highest = (share * len(abar) for share in GUIDED)
+
         def predict(x: np.ndarray, told: np.ndarray, t: int) -> np.ndarray:
             noisy = np.concatenate([x, np.repeat(told, len(x), axis=0)], axis=1)
             return self.network.run(None, {"sample": noisy, "timestep": np.full(len(x), t, np.int64)})[0]
 
         def denoise(x: np.ndarray, t: int) -> np.ndarray:
             seeing = predict(x, told, t)
-            if blind is None or t >= GUIDED * len(abar):
+            if blind is None or not lowest <= t <= highest:
                 return seeing
             return array_sampler.guide(seeing, predict(x, blind, t), guidance)
 
-        abar = np.array(self.facts["alphas_cumprod"])
         if steps > len(abar):
             raise UsageError(f"--steps {steps} is out of range; this model was trained with {len(abar)} timesteps.")
         places = array_sampler.even_places(abar, steps)

@@ -565,7 +565,7 @@ def test_a_tiny_model_learns_the_colours_that_go_with_a_lightness():
 
 @torch.no_grad()
 def test_guidance_leads_away_from_what_is_seen_without_the_encoder():
-    """blind + w (seeing - blind) at the strength of `seeing`, and seeing alone while there is much noise."""
+    """blind + w (seeing - blind), scaled towards the strength of `seeing`; seeing alone in much noise and in little."""
     model, L = tiny(**ENCODER), rand(2, 1, 16, 16)
     maps, hints = model.look(L), model.no_hints(L) if model.config.hints else None
     known, blind = model.context(L, maps, hints).known, model.blind(L, maps, hints).known
@@ -574,17 +574,18 @@ def test_guidance_leads_away_from_what_is_seen_without_the_encoder():
     found = model.guided(L, hints, known, blind, 3.0)(x_t, t)
     direction = unseeing + 3 * (seeing - unseeing)
     for n in range(2):
-        torch.testing.assert_close(found[n], direction[n] * seeing[n].std() / direction[n].std(), rtol=1e-4, atol=1e-5)
+        scale = 0.7 * seeing[n].std() / direction[n].std() + 0.3
+        torch.testing.assert_close(found[n], direction[n] * scale, rtol=1e-4, atol=1e-5)
     assert (found - seeing).abs().max() > 1e-3
-    noisy = torch.tensor(900)
-    own = model.denoise(x_t, noisy.expand(2), L, hints, known)
-    torch.testing.assert_close(model.guided(L, hints, known, blind, 3.0)(x_t, noisy), own)
-    assert model.guided(L, hints, known, None, 1.0)(x_t, t).equal(seeing)
+    for t in torch.tensor([5, 950]):
+        own = model.denoise(x_t, t.expand(2), L, hints, known)
+        torch.testing.assert_close(model.guided(L, hints, known, blind, 3.0)(x_t, t), own)
+        assert model.guided(L, hints, known, None, 1.0)(x_t, t).equal(own)
 
 
 def test_models_with_an_encoder_choose_among_answers_and_others_answer_as_they_always_did():
     L = rand(2, 1, 16, 16)
-    for model, usual in (tiny(), AS_DRAWN), (tiny(**ENCODER), {"guidance": 4.0, "candidates": 4, "calm": 0.5}):
+    for model, usual in (tiny(), AS_DRAWN), (tiny(**ENCODER), {"guidance": 3.0, "candidates": 4, "calm": 0.5}):
         assert model.usual == usual
         assert colours(model, L).equal(colours(model, L, **usual))
     assert not colours(model, L).equal(colours(model, L, **AS_DRAWN))
