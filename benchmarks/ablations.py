@@ -196,9 +196,9 @@ def explained(mean: torch.Tensor, ab: torch.Tensor) -> float:
 
 def read_out(colorizer: Colorizer, ruler: Ruler) -> None:
     drawn = Drawn(colorizer, ruler)
-    for guidance in (1.5, 2.0, 2.5):
+    for guidance in (2.0, 3.0, 4.0):
         ruler.line(f"guidance {guidance:g}", colorizer, drawn.samples(guidance=guidance)[0][:, 0])
-    found = readouts(*drawn.samples(4, guidance=2.0))
+    found = readouts(*drawn.samples(4, guidance=3.0))
     for name in (
         "agreement",
         "likelihood",
@@ -206,7 +206,7 @@ def read_out(colorizer: Colorizer, ruler: Ruler) -> None:
         "mean of the samples",
         "mean of the head",
     ):
-        ruler.line(f"guidance 2, four: {name}", colorizer, found[name])
+        ruler.line(f"guidance 3, four: {name}", colorizer, found[name])
     for skipped in (2, 4, 6):
         ruler.line(f"warm start, {skipped} of 10 steps left out", colorizer, drawn.warm(skipped))
 
