@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 
 _NOISE = -4.5  # natural log(signal / noise): 1 % of signal, as good as none
+_CHUNK = 1024  # cells that are compared with all others at once
 _FIELD = 256  # side, in cells, of the noise that all sizes of a grid share
-_STRONGEST = 1.6  # largest factor by which a mean's chroma is raised to that of the answers
+STRONGEST = 1.6  # largest factor by which a mean's chroma is raised to that of the answers
+# Cells share a colour within this distance of what is seen of them, in units of the typical one, and within this part
+# of the photo's longer side; EVEN is how fast they do with growing calm (benchmarks/RESULTS.md).
+ALIKE, NEAR, EVEN = 0.2, 0.3, 2
 RESCALE = 0.7  # how far guidance keeps the strength of the colours
 _NEIGHBOURS, _SIGMA = 5, 5.0  # of the soft encoding of a colour by a palette (Zhang et al. 2016, section 2.2)
 
@@ -166,14 +170,32 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return raised / raised.sum(axis=-1, keepdims=True)
 
 
-def calmed(chosen: np.ndarray, mean: np.ndarray, samples: np.ndarray, calm: float) -> np.ndarray:
-    """chosen (2, h, w), drawn by `calm` towards the mean (2, h, w) of the answers, not its paleness:
-    candidates.calmed. samples: (K, 2, h, w)."""
+def calmed(
+    chosen: np.ndarray, mean: np.ndarray, samples: np.ndarray, calm: float, features: np.ndarray | None = None
+) -> np.ndarray:
+    """chosen (2, h, w), drawn by `calm` towards the mean (2, h, w) of the answers, not its paleness, and evened by
+    features (C, h, w): candidates.calmed. samples: (K, 2, h, w)."""
     if not calm:
         return chosen
     blend = chosen + calm * (mean - chosen)
+    if features is not None:
+        blend = blend + min(1, EVEN * calm) * (evened(blend, features) - blend)
     wanted = np.mean([chroma(one) for one in samples])
-    return blend * min(max(wanted / max(chroma(blend), 1e-3), 1.0), _STRONGEST)
+    return blend * min(max(wanted / max(chroma(blend), 1e-3), 1.0), STRONGEST)
+
+
+def evened(ab: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """ab (2, h, w), each cell with the mean colour of those that look like it, by features (C, h, w), and lie near:
+    candidates.evened."""
+    h, w = ab.shape[-2:]
+    seen = features.reshape(len(features), -1).T  # (N, C)
+    seen = seen - seen.mean(axis=0)
+    typical = np.sqrt(2 * (seen**2).sum(axis=1).mean())
+    places = np.indices((h, w)).reshape(2, -1).T / (NEAR * max(h, w))  # (N, 2)
+    points = np.concatenate([seen / max(ALIKE * typical, 1e-6), places], axis=1).astype(np.float32)
+    colours, squares = ab.reshape(2, -1).T, (points**2).sum(axis=1) / 2
+    chunks = np.array_split(points, math.ceil(len(points) / _CHUNK))
+    return np.concatenate([softmax(part @ points.T - squares) @ colours for part in chunks]).T.reshape(ab.shape)
 
 
 def chroma(ab: np.ndarray) -> float:

@@ -1,12 +1,16 @@
-"""Several answers to one photo: which one is shown, and how far it is moved towards their mean.
+"""Several answers to one photo: which one is shown, and how far it is calmed, towards their mean and towards one colour
+for what looks alike.
 
 A single sample of a diffusion model is bold, and now and then entirely wrong; the mean of many samples is right more
-often, but pale. People prefer something in between.
+often, but pale. People prefer something in between, and no blotches in a sky or on a wall.
 """
 
+import torch
 from torch import Tensor
 
-_STRONGEST = 1.6  # largest factor by which a mean's chroma is raised to that of the answers
+from Project7.array_sampler import ALIKE, EVEN, NEAR, STRONGEST
+
+_CHUNK = 1024  # cells that are compared with all others at once, so that memory stays bounded on large grids
 
 
 def choose(samples: Tensor, likelihood: Tensor | None = None) -> Tensor:
@@ -21,17 +25,38 @@ def choose(samples: Tensor, likelihood: Tensor | None = None) -> Tensor:
     return differences.square().mean(dim=(3, 4, 5)).sqrt().sum(dim=2).argmin(dim=1)
 
 
-def calmed(chosen: Tensor, mean: Tensor, samples: Tensor, calm: float) -> Tensor:
+def calmed(chosen: Tensor, mean: Tensor, samples: Tensor, calm: float, features: Tensor | None = None) -> Tensor:
     """chosen (B, 2, h, w), moved by `calm` in [0, 1] towards the mean (B, 2, h, w) of the answers, but not made pale.
 
-    Opposite colours cancel in a mean, so the result is scaled to the mean chroma of the samples (B, K, 2, h, w).
+    features: (B, C, h, w), by which cells that look alike are `evened`. Opposite colours cancel in a mean, so the
+    result is scaled to the mean chroma of the samples (B, K, 2, h, w).
     """
     if not calm:
         return chosen
     blend = chosen + calm * (mean - chosen)
+    if features is not None:
+        blend = blend + min(1, EVEN * calm) * (evened(blend, features) - blend)
     wanted = chroma(samples.flatten(0, 1)).view(len(samples), -1).mean(dim=1)
-    gain = (wanted / chroma(blend).clamp(min=1e-3)).clamp(1, _STRONGEST)
+    gain = (wanted / chroma(blend).clamp(min=1e-3)).clamp(1, STRONGEST)
     return blend * gain[:, None, None, None]
+
+
+def evened(ab: Tensor, features: Tensor) -> Tensor:
+    """ab (B, 2, h, w) in which each cell has the mean colour of the cells that look like it, by their features
+    (B, C, h, w), and lie near: a bilateral filter (Tomasi & Manduchi 1998) on what the network sees, which does not
+    depend on the noise."""
+    h, w = ab.shape[-2:]
+    seen = features.float().flatten(2).transpose(1, 2)  # (B, N, C)
+    seen = seen - seen.mean(dim=1, keepdim=True)
+    typical = (2 * seen.square().sum(dim=2).mean(dim=1)).sqrt()[:, None, None]  # distance between two cells
+    rows, columns = torch.arange(h, device=ab.device), torch.arange(w, device=ab.device)
+    places = torch.cartesian_prod(rows, columns) / (NEAR * max(h, w))  # (N, 2)
+    points = torch.cat([seen / (ALIKE * typical).clamp(min=1e-6), places.expand(len(ab), -1, -1)], dim=2)
+    colours, squares = ab.float().flatten(2).transpose(1, 2), points.square().sum(dim=2)[:, None] / 2
+    with torch.autocast(ab.device.type, enabled=False):
+        # softmax(-|p - q|^2 / 2) over q is softmax(p q - |q|^2 / 2).
+        means = [(part @ points.mT - squares).softmax(dim=2) @ colours for part in points.split(_CHUNK, dim=1)]
+    return torch.cat(means, dim=1).transpose(1, 2).reshape(ab.shape)
 
 
 def chroma(ab: Tensor) -> Tensor:

@@ -268,5 +268,9 @@ class OnnxColorizer:
             of_head = [name.startswith("mean ") for name in self.facts["context"]["outputs"]["known"]]
             means.append(known["known"][0, of_head] * self.std + self.mean)
         chosen = lab[array_sampler.choose(lab, likelihood)]
-        answer = array_sampler.calmed(chosen, sum(means) / len(means), lab, calm)
+        features = None
+        if known:
+            of_neck = [name.startswith("known ") for name in self.facts["context"]["outputs"]["known"]]
+            features = known["known"][0, of_neck]
+        answer = array_sampler.calmed(chosen, sum(means) / len(means), lab, calm, features)
         return ((answer - self.mean) / self.std).astype(np.float32)

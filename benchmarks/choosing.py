@@ -32,8 +32,8 @@ SHEET = 24
 
 @torch.no_grad()
 def draw(colorizer: Colorizer, photos, count: int, guidance: float, batch: int = 16):
-    """Returns small L (N, 1, h, w), the samples (N, K, 2, h', w') and the mean of the head in Lab units, and the
-    log-likelihoods of the samples under the head (N, K)."""
+    """Returns small L (N, 1, h, w), the samples (N, K, 2, h', w') and the mean of the head in Lab units, the
+    log-likelihoods of the samples under the head (N, K), and the neck's features (N, C, h', w')."""
     model, found = colorizer.model, []
     for start in range(0, len(photos.images), batch):
         L = color.lightness(color.channels_first(np.array(photos.images[start : start + batch])))
@@ -43,12 +43,13 @@ def draw(colorizer: Colorizer, photos, count: int, guidance: float, batch: int =
         samples, context = model.draw(small, noise, None, maps, guidance=guidance, candidates=count)
         lab = model.to_lab(samples)
         likelihood = [model.head.log_likelihood(context.answer, lab[:, k]) for k in range(count)]
-        found.append((small, lab, model.head.mean(context.answer), torch.stack(likelihood, dim=1)))
+        features = context.known[:, : model.config.neck_width]
+        found.append((small, lab, model.head.mean(context.answer), torch.stack(likelihood, dim=1), features))
         print(f"\r{start + len(L)}/{len(photos.images)}", end="", file=sys.stderr)
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
-def readouts(lab, head, likelihood):
+def readouts(lab, head, likelihood, features=None):
     """Name of a way -> the ab (N, 2, h', w') that it gives, in Lab units."""
     rows = torch.arange(len(lab))
     mean = lab.mean(dim=1)
@@ -60,6 +61,8 @@ def readouts(lab, head, likelihood):
     found |= {f"agreement, calm {calm:g}": calmed(chosen, mean, lab, calm) for calm in CALM}
     middle = (mean + head) / 2
     found |= {f"likelihood, calm {calm:g}, with the head": calmed(likeliest, middle, lab, calm) for calm in CALM[:2]}
+    if features is not None:
+        found["likelihood, calm 0.5, with the head, evened"] = calmed(likeliest, middle, lab, 0.5, features)
     found |= {f"agreement, calm {calm:g}, with the head": calmed(chosen, middle, lab, calm) for calm in CALM[1:]}
     found |= {f"one sample, calm {calm:g} to the head": calmed(lab[:, 0], head, lab[:, :1], calm) for calm in CALM[1:]}
     found |= {"mean of the samples": mean, "mean of the head": head}
@@ -103,13 +106,13 @@ def main() -> None:
     where = {"limit": arguments.photos, "cache_dir": arguments.cache_dir}
     photos = open_photos(arguments.data, size=arguments.size, **where)
     truth = np.array(photos.images)
-    small, lab, head, likelihood = draw(colorizer, photos, arguments.candidates, arguments.guidance)
+    small, *drawn = draw(colorizer, photos, arguments.candidates, arguments.guidance)
     judge, network = load_network("judge"), find_judge()
     feed(network.metric, truth, real=True)
     seen, ab_truth = classes(judge, truth), color.rgb_to_lab(color.channels_first(truth))[:, 1:]
     print(f"\n{'':36} PSNR  ab RMSE  colorfulness ({metrics.colorfulness(truth).mean():.1f})  Frechet  class  tint")
     shown = [color.channels_last(color.gray(color.channels_first(truth)))]
-    for name, ab in readouts(lab, head, likelihood).items():
+    for name, ab in readouts(*drawn).items():
         rgb = pictures(colorizer, photos, small, ab)
         found = color.rgb_to_lab(color.channels_first(rgb))[:, 1:]
         tint = (found - ab_truth).mean(dim=(0, 2, 3)).tolist()

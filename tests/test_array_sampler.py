@@ -60,6 +60,9 @@ def test_the_same_answer_is_chosen_and_calmed():
         told = None if likelihood is None else wanted
         assert array_sampler.choose(lab, likelihood) == int(candidates.choose(samples, told))
     mean = lab.mean(axis=0)
+    seen = rng.normal(0, 1, (5, 6, 7)).astype(np.float32).repeat(8, axis=1)[:, :6]
     for calm in (0.0, 0.25, 1.0):
-        calmed = candidates.calmed(samples[:, 1], torch.from_numpy(mean)[None], samples, calm)[0]
-        assert np.allclose(array_sampler.calmed(lab[1], mean, lab, calm), calmed, atol=1e-4)
+        for features in (None, seen):
+            given = None if features is None else torch.from_numpy(features)[None]
+            calmed = candidates.calmed(samples[:, 1], torch.from_numpy(mean)[None], samples, calm, given)[0]
+            assert np.allclose(array_sampler.calmed(lab[1], mean, lab, calm, features), calmed, atol=1e-3)

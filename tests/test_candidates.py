@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from Project7 import color
-from Project7.candidates import calmed, choose, chroma
+from Project7 import candidates, color
+from Project7.candidates import calmed, choose, chroma, evened
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.encoder import SHIPPED
 from Project7.model_config import DiffusionConfig
@@ -64,6 +64,37 @@ def test_answers_that_cancel_are_not_blown_up():
     assert torch.equal(calmed(gray[:, 0], gray[:, 0], gray, 1.0), gray[:, 0])
 
 
+def test_what_looks_alike_gets_one_colour_up_to_its_edges():
+    """Two things, each with blotches: within each the blotches go, between them nothing is exchanged."""
+    generator = torch.Generator().manual_seed(0)
+    left = (torch.arange(16) < 8).expand(16, 16)
+    ab = torch.where(left, 20.0, -20.0) + 6 * torch.randn(1, 2, 16, 16, generator=generator)
+    features = torch.where(left, 1.0, -1.0) + 0.05 * torch.randn(1, 8, 16, 16, generator=generator)
+    found = evened(ab, features)
+    for side, colour in ((left, 20), (~left, -20)):
+        assert found[..., side].std() < 1.5
+        assert (found[..., side].mean() - colour).abs() < 1
+        assert ab[..., side].std() > 5
+    torch.testing.assert_close(evened(ab.bfloat16(), features.bfloat16()), found, rtol=0.05, atol=0.5)
+
+
+def test_evening_a_large_grid_is_done_in_parts(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    ab, features = (torch.randn(2, c, 12, 20, generator=generator) for c in (2, 8))
+    whole = evened(ab, features)
+    monkeypatch.setattr(candidates, "_CHUNK", 50)
+    torch.testing.assert_close(evened(ab, features), whole)
+    assert evened(ab, torch.zeros_like(features)).isfinite().all()
+
+
+def test_the_calmer_the_more_is_evened():
+    samples = flat((30, 0), (30, 0), (30, 0)) + torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    features, mean = torch.zeros(1, 8, 4, 4), samples.mean(dim=1)
+    spreads = [calmed(samples[:, 0], mean, samples, calm, features).std(dim=(2, 3)).sum() for calm in (0, 0.25, 0.5)]
+    assert spreads[0] > 1.5 * spreads[1] > 1.5 * spreads[2]
+    assert torch.equal(calmed(samples[:, 0], mean, samples, 0.0, features), samples[:, 0])
+
+
 # -- noise -----------------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +147,7 @@ def test_one_sample_is_calmed_by_the_head_alone():
     samples, context = model.draw(L, generators(1), None, model.look(L), steps=2)
     assert torch.equal(model.settle(samples, context), samples[:, 0])
     calm = model.to_lab(model.settle(samples, context, 1.0))
-    head = model.head.mean(context.answer)
+    head = evened(model.head.mean(context.answer), context.known[:, : model.config.neck_width])
     assert F.cosine_similarity(calm.flatten(), head.flatten(), dim=0) > 0.999
     without = seeing(head="none")
     samples, context = without.draw(L, generators(1), None, without.look(L), steps=2)
