@@ -8,10 +8,10 @@ from Project7.settings import SETTINGS, setting
 
 STEPS = 10  # denoising steps: more bring no gain (benchmarks/RESULTS.md)
 # Defaults of models with an encoder (benchmarks/RESULTS.md); other models keep the behaviour of earlier versions.
-GUIDANCE = 3.0
+GUIDANCE = 4.0
 CANDIDATES = 4
 CALM = 0.5
-GUIDED = 0.02, 0.9  # guidance acts between these shares of the timesteps: outside it costs time and changes little
+GUIDED = 0.1, 0.9  # guidance acts between these shares of the timesteps: outside it costs time and changes little
 FAST_STEPS = 5  # denoising steps of --fast: as good as 1,000 of ancestral sampling, a little paler than ten
 SamplerName = Literal["ddim", "ddpm", "dpm++", "dpm++-sde", "euler", "euler-a", "unipc"]
 SAMPLERS = get_args(SamplerName)
