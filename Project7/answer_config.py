@@ -45,7 +45,8 @@ Calm = Annotated[
     float | None,
     setting(
         None,
-        "how far a diffusion model's answer moves towards the mean: 0 is boldest, 1 is right more often but plainer "
+        "how far a diffusion model's answer moves towards the mean, and what looks alike towards one colour: 0 is "
+        "boldest, 1 is right more often but plainer "
         f"(default: {CALM:g} for models with an encoder, else 0)",
         ge=0,
         le=1,
