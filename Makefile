@@ -10,7 +10,7 @@ help: ## list the targets
 
 setup: .venv/installed ## make .venv and install the toolkit in it
 
-demo: .venv/installed ## colour two photos with the model that comes with the toolkit
+demo: .venv/installed ## colour five photos with the model that comes with the toolkit
 	@$(BIN)/python -m Project7 demo
 
 serve: .venv/installed ## the page: drop a photo, see it in colour, say what is red

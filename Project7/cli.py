@@ -672,7 +672,7 @@ def download(arguments: argparse.Namespace) -> int:
 
 
 def add_demo(commands) -> None:
-    about = "colour two photos with the model that comes with the toolkit, or with one trained on the spot"
+    about = "colour a few photos with the model that comes with the toolkit, or with one trained on the spot"
     parser = add_command(commands, "demo", about, "", "--train")
     parser.add_argument("--train", action="store_true", help="train a small model on four photos first (4 minutes)")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), metavar="DIR")

@@ -16,7 +16,7 @@ from Project7.model_config import DiffusionConfig
 from Project7.model_folder import ModelFolder
 from Project7.training_config import DataConfig, TrainingConfig
 
-# The photos that are coloured and never trained on, with what a model trained here can know of them.
+# The photos that a model trained here colours, and is never trained on, with what it can know of them.
 HELD_OUT = {
     "motorcycle_right": "seen by the second of two cameras; the first one's photo was trained on",
     "coffee": "nothing like it was trained on, so its colours are guesses",
@@ -42,8 +42,8 @@ def run_demo(output: Path, models_dir: Path, *, train: bool = False) -> int:
             return stopped
     else:
         folder = model_folder.existing_folder(models_dir, "base")
-        console.print(f"Colouring with the shipped model {folder.path}, which has seen neither.")
-    show_photos(folder, output, console)
+        console.print(f"Colouring with the shipped model {folder.path}, which has seen none of these photos.")
+    show_photos(folder, output, console, trained=train)
     return 0
 
 
@@ -86,29 +86,33 @@ def lay_out(photos: Path, kept: dict[str, Path]) -> None:
             shutil.copy(path, photos / part)
 
 
-def show_photos(folder: ModelFolder, output: Path, console: Console) -> None:
-    """Colours the held-out photos, and says where the pictures are."""
+def show_photos(folder: ModelFolder, output: Path, console: Console, *, trained: bool) -> None:
+    """Colours the sample photos, or if the model was trained on some of them the others, and says where the pictures
+    are."""
     from Project7.color import channels_first, channels_last, gray
     from Project7.colorize import Colorizer
     from Project7.photo import open_photo, save_png
     from Project7.photo_source import sample_photos
     from Project7.sheet import side_by_side
 
-    samples = next(iter(sample_photos().values())).parent
+    samples = sample_photos()
+    if trained:
+        place = samples["coffee"].parent
+        samples = {name: place / f"{name}.png" for name in HELD_OUT}
     with console.status("Colouring ..."):
         colorizer = Colorizer.load(folder.best)
-        for name in HELD_OUT:
-            photo = open_photo(samples / f"{name}.png")
+        for name, path in samples.items():
+            photo = open_photo(path)
             picture = np.asarray(colorizer.colorize(photo))
             without = channels_last(gray(channels_first(photo.rgb)[None]))[0]
             save_png(output / f"{name}.png", picture)
             save_png(output / f"{name}-gray-colour-truth.png", side_by_side([without, picture, photo.rgb]))
-    for name, known in HELD_OUT.items():
-        console.print(f"\n{name}{f': {known}' if folder.name == 'demo' else ''}")
+    for name in samples:
+        console.print(f"\n{name}{f': {HELD_OUT[name]}' if trained else ''}")
         console.print(f"  gray | colour | truth   {output / f'{name}-gray-colour-truth.png'}")
         console.print(f"  in colour, full size    {output / f'{name}.png'}")
     more = "A model that has seen more knows more: python Project7/train_diffusion.py"
     program = command()
     yours = f"Your photos: {program} colorize PHOTO\nIn the browser: {program} serve --open\n"
     yours += f"A model of your own from a few photos: {program} demo --train"
-    console.print(f"\n{more if folder.name == 'demo' else yours}")
+    console.print(f"\n{more if trained else yours}")
