@@ -11,8 +11,8 @@ STEPS = 10  # denoising steps: more bring no gain (benchmarks/RESULTS.md)
 GUIDANCE = 4.0
 CANDIDATES = 4
 CALM = 0.5
-GUIDED = 0.1, 0.9  # guidance acts between these shares of the timesteps: outside it costs time and changes little
-FAST_STEPS = 5  # denoising steps of --fast: as good as 1,000 of ancestral sampling, a little paler than ten
+GUIDED = 0.1, 0.9  # guidance acts between these shares of the timesteps: above it changes little, below it blotches
+FAST_STEPS = 5  # denoising steps of --fast: nearly as good as ten
 SamplerName = Literal["ddim", "ddpm", "dpm++", "dpm++-sde", "euler", "euler-a", "unipc"]
 SAMPLERS = get_args(SamplerName)
 # Settings that `colorize` and `evaluate` share.

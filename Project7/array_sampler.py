@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 _NOISE = -4.5  # natural log(signal / noise): 1 % of signal, as good as none
-_CHUNK = 1024  # cells that are compared with all others at once
+CHUNK = 1024  # cells that are compared with all others at once, so that memory stays bounded on large grids
 _FIELD = 256  # side, in cells, of the noise that all sizes of a grid share
 STRONGEST = 1.6  # largest factor by which a mean's chroma is raised to that of the answers
 # Cells share a colour within this distance of what is seen of them, in units of the typical one, and within this part
@@ -194,7 +194,7 @@ def evened(ab: np.ndarray, features: np.ndarray) -> np.ndarray:
     places = np.indices((h, w)).reshape(2, -1).T / (NEAR * max(h, w))  # (N, 2)
     points = np.concatenate([seen / max(ALIKE * typical, 1e-6), places], axis=1).astype(np.float32)
     colours, squares = ab.reshape(2, -1).T, (points**2).sum(axis=1) / 2
-    chunks = np.array_split(points, math.ceil(len(points) / _CHUNK))
+    chunks = np.array_split(points, math.ceil(len(points) / CHUNK))
     return np.concatenate([softmax(part @ points.T - squares) @ colours for part in chunks]).T.reshape(ab.shape)
 
 

@@ -8,9 +8,7 @@ often, but pale. People prefer something in between, and no blotches in a sky or
 import torch
 from torch import Tensor
 
-from Project7.array_sampler import ALIKE, EVEN, NEAR, STRONGEST
-
-_CHUNK = 1024  # cells that are compared with all others at once, so that memory stays bounded on large grids
+from Project7.array_sampler import ALIKE, CHUNK, EVEN, NEAR, STRONGEST
 
 
 def choose(samples: Tensor, likelihood: Tensor | None = None) -> Tensor:
@@ -55,7 +53,7 @@ def evened(ab: Tensor, features: Tensor) -> Tensor:
     colours, squares = ab.float().flatten(2).transpose(1, 2), points.square().sum(dim=2)[:, None] / 2
     with torch.autocast(ab.device.type, enabled=False):
         # softmax(-|p - q|^2 / 2) over q is softmax(p q - |q|^2 / 2).
-        means = [(part @ points.mT - squares).softmax(dim=2) @ colours for part in points.split(_CHUNK, dim=1)]
+        means = [(part @ points.mT - squares).softmax(dim=2) @ colours for part in points.split(CHUNK, dim=1)]
     return torch.cat(means, dim=1).transpose(1, 2).reshape(ab.shape)
 
 

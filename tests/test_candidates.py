@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from Project7 import candidates, color
+from Project7 import array_sampler, candidates, color
 from Project7.candidates import calmed, choose, chroma, evened
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.encoder import SHIPPED
@@ -82,8 +82,11 @@ def test_evening_a_large_grid_is_done_in_parts(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     ab, features = (torch.randn(2, c, 12, 20, generator=generator) for c in (2, 8))
     whole = evened(ab, features)
-    monkeypatch.setattr(candidates, "_CHUNK", 50)
+    for module in (candidates, array_sampler):
+        monkeypatch.setattr(module, "CHUNK", 50)
     torch.testing.assert_close(evened(ab, features), whole)
+    alone = array_sampler.evened(ab[0].numpy(), features[0].numpy())
+    torch.testing.assert_close(torch.from_numpy(alone), whole[0], rtol=1e-4, atol=1e-4)
     assert evened(ab, torch.zeros_like(features)).isfinite().all()
 
 
