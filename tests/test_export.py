@@ -269,12 +269,12 @@ def lightness(image):
 
 def follow(folder, monkeypatch):
     """Runs the code of the README of a folder in that folder, beside a photo.jpg, and returns the picture that it
-    writes."""
+    writes, and the variables of the code."""
     monkeypatch.chdir(folder)
     names = {}
     for block in re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL):
         exec(compile(block, "README.md", "exec"), names)
-    return np.asarray(Image.open("colour.png"))
+    return np.asarray(Image.open("colour.png")), names
 
 
 @pytest.mark.filterwarnings("ignore:Conversion from CIE-LAB")
@@ -282,9 +282,12 @@ def follow(folder, monkeypatch):
 def test_the_readme_says_how_to_colour_a_photo(exported, tmp_path, monkeypatch, name):
     folder = shutil.copytree(exported / name, tmp_path / "copy")
     photo((50, 37)).save(folder / "photo.jpg", quality=100)
-    answer = follow(folder, monkeypatch)
+    answer, names = follow(folder, monkeypatch)
     assert answer.shape == (37, 50, 3)
     assert np.ptp(answer.astype(int), axis=-1).mean() > 2, "there is colour"
+    if names["facts"].get("guidance", 1) > 1:  # it acted before, and not in the last step
+        assert np.array_equal(names["prediction"], names["pair"][:1])
+        assert not np.allclose(names["guided"], names["pair"][:1], atol=1e-4)
     if name == "straight":  # the others have large answers while untrained, which leave the gamut of a screen
         with Image.open("photo.jpg") as gray:
             assert np.median(np.abs(lightness(answer) - lightness(gray))) < 1
@@ -298,7 +301,7 @@ def test_without_onnx_the_readme_gives_what_project7_gives(models, tmp_path, mon
     assert "onnxruntime" not in (folder / "README.md").read_text()
     gray = photo((SIZE, SIZE)).convert("L").convert("RGB")  # of the size that the network sees
     gray.save(folder / "photo.jpg", quality=100)
-    found = follow(folder, monkeypatch).astype(int)
+    found = follow(folder, monkeypatch)[0].astype(int)
     its_noise = [torch.Generator().manual_seed(0)]
     monkeypatch.setattr("Project7.colorize.photo_noise", lambda photo, seeds: its_noise)
     with Image.open("photo.jpg") as picture:

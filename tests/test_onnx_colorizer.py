@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,6 +74,23 @@ def test_it_colours_as_torch_does(place, name, hints):
     assert np.ptp(wanted[0].astype(int), axis=-1).mean() > 2, "there is colour"
     assert np.quantile(off, 0.995) <= 2, (off.max(), (off > 2).mean())
     assert there.shapes((75, 100), None) == here.shapes((75, 100), None)
+
+
+def test_guidance_acts_in_the_middle_of_the_noise(place):
+    """What the encoder contributes needs a second pass there, and there only."""
+    there, passes = OnnxColorizer(place / "exports" / "seeing"), []
+    network = there.network
+
+    def run(outputs, inputs):
+        passes.append(int(inputs["timestep"][0]))
+        return network.run(outputs, inputs)
+
+    there.__dict__["network"] = SimpleNamespace(run=run)
+    there.colorize_photos([open_photo(place / "photo.png")], seeds=[3], **options_of(there, steps=10))
+    twice = {t for t in passes if passes.count(t) == 2}
+    assert twice == {t for t in passes if 100 <= t <= 900}
+    assert len(twice) > 2
+    assert {passes.count(t) for t in passes} == {1, 2}
 
 
 def without_torch(place, *arguments):

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
-from Project7 import preparation, prompts, recipe, request
+from Project7 import precision, preparation, prompts, recipe, request
 from Project7.config import SECTIONS, RunConfig, to_json
 from Project7.errors import UsageError
 from Project7.loss_config import LossConfig
@@ -115,6 +116,15 @@ def test_a_model_of_another_method_is_refused_before_anything_is_asked(tmp_path,
     with pytest.raises(UsageError, match="train_colorization_simple"):
         gather(tmp_path, "--resume", "old")
     assert person == []
+
+
+def test_a_precision_that_is_slow_on_this_machine_is_said_before_the_first_step(monkeypatch):
+    here = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    monkeypatch.setattr(precision, "convolution_gain", lambda device: 2.0)
+    (said,) = preparation.warnings(RunConfig(), 100, here, None)
+    assert "--mixed-precision auto" in said
+    monkeypatch.setattr(precision, "convolution_gain", lambda device: 1.0)
+    assert preparation.warnings(RunConfig(), 100, here, None) == []
 
 
 def test_photos_without_any_colour_end_the_run_at_once():
