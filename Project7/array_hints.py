@@ -18,7 +18,11 @@ EDGE = 25.0  # units of L: crossing this much contrast weakens a hint as much as
 TEXTURE = 2.0  # units of L: a smaller difference between pixels is texture, not an edge
 LIKE = 15.0  # Lab units of ab: colours nearer than this count as the hinted one
 EXPECTED = 0.5  # probability from which a hinted colour may change the whole answer
-HALF = 4.0  # expected hints, after the first, that halve the doubt that they speak for the whole photo
+SURPRISING = 0.05  # probability below which a hinted colour speaks against the others, as something of its own
+AROUND = 0.3  # of the longer side, and
+SHADE = 30.0  # units of L: how far the error that a hint shows is shared by other places, and
+COMMON = 0.3  # how much of it by the whole photo, and
+DOUBT = 0.3  # how much of it is its own, all as variances relative to what nearby places share
 
 Hint = tuple[float, float, str]  # x and y in pixels of the photo, and a colour: "#rrggbb" or a CSS name
 
@@ -115,10 +119,12 @@ def likelihoods(spots: Sequence[Spot], logits: np.ndarray, colours: np.ndarray, 
 
 
 def trust(likely: Sequence[float]) -> float:
-    """In [0, 1): how much several hints, taken together, say about the rest of the photo. A single hint says nothing,
-    and so do colours that nobody would expect: they are about their own things. likely: see `likelihoods`."""
-    expected = sum(min(1.0, share / EXPECTED) for share in likely)
-    return 1 - 0.5 ** (max(0.0, expected - 1) / HALF)
+    """In [0, 1): how much several hints, taken together, say about the rest of the photo. Each expected hint, after the
+    first, halves the doubt; a surprising one, which is about its own thing, weighs against one. likely: see
+    `likelihoods`."""
+    tenfold = math.log(EXPECTED / SURPRISING)
+    evidence = sum(min(max(math.log(max(share, 1e-9) / SURPRISING) / tenfold, -1.0), 1.0) for share in likely)
+    return 1 - 0.5 ** max(0.0, evidence - 1)
 
 
 def influence(near: Sequence[np.ndarray], likely: Sequence[float]) -> np.ndarray:
@@ -131,6 +137,29 @@ def influence(near: Sequence[np.ndarray], likely: Sequence[float]) -> np.ndarray
     alone = min(float(np.mean(likely)) / EXPECTED, 1.0)
     everywhere = alone + (1 - alone) * trust(likely)
     return (everywhere + (1 - everywhere) * nearest).astype(np.float32)
+
+
+def corrected(ab: np.ndarray, L: np.ndarray, spots: Sequence[Spot], share: float) -> np.ndarray:
+    """An answer ab (2, h, w) in Lab units, without `share` in [0, 1] of what its errors at the spots say about those of
+    places that lie near or are alike in L (h, w), and of the whole photo: their mean in a Gaussian process (Rasmussen &
+    Williams 2006, eq. 2.25)."""
+    if not (share and spots):
+        return ab
+    rows, columns = [spot.row for spot in spots], [spot.column for spot in spots]
+    places = np.indices(L.shape) / (AROUND * max(L.shape))
+    points = np.stack([*places, array_color.level(L) / SHADE]).astype(np.float32)  # (3, h, w)
+
+    def alike(point: np.ndarray) -> np.ndarray:
+        return COMMON + np.exp(-((points - point[:, None, None]) ** 2).sum(axis=0) / 2)
+
+    seen = points[:, rows, columns].T  # (K, 3)
+    between = np.stack([alike(point)[rows, columns] for point in seen]) + DOUBT * np.eye(len(spots))
+    errors = np.array([spot.ab for spot in spots]) - ab[:, rows, columns].T  # (K, 2)
+    weights = share * np.linalg.solve(between, errors)
+    found = ab.astype(np.float32)
+    for point, weight in zip(seen, weights.astype(np.float32), strict=True):
+        found = found + weight[:, None, None] * alike(point)
+    return found
 
 
 def nearness(L: np.ndarray, spot: Spot) -> np.ndarray:

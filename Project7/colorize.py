@@ -22,7 +22,7 @@ from torch import Tensor
 from Project7 import color, hub
 from Project7.answer_config import ColorizeConfig
 from Project7.answer_options import usual_variety
-from Project7.array_hints import influence, likelihoods, trust
+from Project7.array_hints import corrected, influence, likelihoods, trust
 from Project7.checkpoints import open_model
 from Project7.config import RunConfig
 from Project7.encoder import Maps, resize
@@ -333,7 +333,11 @@ class Colorizer:
         if untold is None:
             untold = self._ask(small, again, **options | {"watch": None})
         share = influence([nearness(small[:1], spot).numpy() for spot in spots], likely)
-        return untold + torch.from_numpy(share) * (ab - untold)
+        ab = untold + torch.from_numpy(share) * (ab - untold)
+        constants = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
+        L = small[0, 0].numpy()
+        better = [corrected(one.numpy(), L, spots, trust(likely)) for one in color.to_lab_units(ab, *constants)]
+        return color.to_network_range(torch.from_numpy(np.stack(better)), *constants)
 
     def likelihoods(self, small: Tensor, maps: Maps | None, spots: Sequence[Spot]) -> list[float] | None:
         """How likely each hinted colour was before it was given; None for a model that does not tell. Arguments as

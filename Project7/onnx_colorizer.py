@@ -187,6 +187,8 @@ class OnnxColorizer:
             if likely:
                 untold = self.drawn(small, inputs, start, (), **options)
                 ab = untold + array_hints.influence(near, likely) * (ab - untold)
+                lab = array_hints.corrected(ab * self.std + self.mean, small, spots, array_hints.trust(likely))
+                ab = (lab - self.mean) / self.std
             yield ab
 
     def _start(self, small: np.ndarray, noise: Any, candidates: int) -> np.ndarray:

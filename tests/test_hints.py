@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from Project7 import color
-from Project7.array_hints import influence, likelihoods, trust
+from Project7.array_hints import corrected, influence, likelihoods, trust
 from Project7.colorize import Colorizer
 from Project7.config import RunConfig
 from Project7.encoder import SHIPPED
@@ -93,8 +93,32 @@ def test_a_likely_colour_may_change_everything_and_a_surprising_one_its_surface_
 def test_many_expected_colours_speak_for_the_whole_photo_and_surprising_ones_never():
     assert trust([0.9]) == trust([]) == trust([0.02] * 20) == 0
     assert 0.1 < trust([0.5] * 2) < trust([0.5] * 10) < trust([0.5] * 50) < 1
+    assert 0 == trust([0.9] * 2 + [0.001] * 2) < trust([0.9] * 4 + [0.001] * 2) < trust([0.9] * 4)
     far = np.zeros((40, 40))
     assert influence([far], [0.2] * 10).min() > influence([far], [0.2]).max() == pytest.approx(0.4)
+
+
+def test_what_several_hints_say_of_the_error_is_taken_from_places_like_theirs():
+    """The answer is 10 too red on the dark half and right on the light one, and three spots on each half say so."""
+    L, ab = two_halves()[0, 0].numpy(), np.zeros((2, 40, 40), dtype=np.float32)
+    ab[0, :, :20] = 10
+    spots = [Spot(row, column, (0.0, 0.0)) for row in (5, 20, 35) for column in (10, 30)]
+    better = corrected(ab, L, spots, 1.0)
+    assert np.abs(better[0, 10:30, 5:15]).mean() < 2
+    assert np.abs(better[0, 10:30, 25:35]).mean() < 2
+    assert np.allclose(better[1], 0)
+    half = corrected(ab, L, spots, 0.5)
+    assert np.allclose(half, (ab + better) / 2, atol=1e-4)
+    assert corrected(ab, L, spots, 0.0) is ab
+    assert corrected(ab, L, [], 1.0) is ab
+
+
+def test_an_error_that_all_spots_share_is_taken_from_the_whole_photo_in_part():
+    L, ab = np.zeros((60, 60), dtype=np.float32), np.full((2, 60, 60), 10, dtype=np.float32)
+    spots = [Spot(row, 4, (0.0, 0.0)) for row in (2, 4, 6, 8)]
+    found = corrected(ab, L, spots, 1.0)
+    assert found[:, 5, 4].max() < 2
+    assert 3 < found[:, 55, 55].min() < 9, "far away, only what is common to the whole photo is known"
 
 
 def test_what_already_is_as_told_stays():

@@ -76,6 +76,21 @@ def test_it_colours_as_torch_does(place, name, hints):
     assert there.shapes((75, 100), None) == here.shapes((75, 100), None)
 
 
+def test_expected_hints_say_as_much_as_with_torch(place, monkeypatch):
+    hints = [(20, 30, "#c03020"), (70, 50, "steelblue"), (50, 10, "#a04030"), (10, 60, "gold")]
+    photo = open_photo(place / "photo.png")
+    colorizers = Colorizer.load(place / "models" / "seeing", device="cpu"), OnnxColorizer(place / "exports" / "seeing")
+    found = {}
+    for share in (0.01, 0.9):
+        for module in ("array_hints", "colorize"):
+            monkeypatch.setattr(f"Project7.{module}.likelihoods", lambda spots, *_, share=share: [share] * len(spots))
+        for kind, colorizer in zip(("torch", "onnx"), colorizers, strict=True):
+            how = {"seeds": [3], "hints": hints, **options_of(colorizer, steps=4)}
+            found[kind, share] = colorizer.colorize_photos([photo], **how)[0][0].astype(int)
+    assert np.quantile(np.abs(found["onnx", 0.9] - found["torch", 0.9]), 0.995) <= 2
+    assert np.abs(found["torch", 0.9] - found["torch", 0.01]).mean() > 4
+
+
 def test_guidance_acts_in_the_middle_of_the_noise(place):
     """What the encoder contributes needs a second pass there, and there only."""
     there, passes = OnnxColorizer(place / "exports" / "seeing"), []

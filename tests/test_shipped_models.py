@@ -122,7 +122,7 @@ def test_its_answers_differ_where_they_may(name, measured):
     assert (measured(name)["diversity"] > 2).all()
 
 
-# On 60 photos of Tiny ImageNet ten hints bring 4.4 dB (benchmarks/RESULTS.md).
+# On 60 photos of Tiny ImageNet ten hints bring 5.0 dB (benchmarks/RESULTS.md).
 few = pytest.mark.xfail(strict=True, reason="on these five photos ten hints bring 2 dB and take a tenth of the doubt")
 
 
