@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ImageColor
+from PIL import Image, ImageColor, ImageFilter
 
 from Project7 import array_color
 from Project7.array_picture import box
 from Project7.array_sampler import softmax
 from Project7.errors import UsageError
 
-REACH = 0.4  # of the short side: how far a hint reaches on a flat surface
-EDGE = 25.0  # units of L: crossing this much contrast weakens a hint as much as its whole reach
-TEXTURE = 2.0  # units of L: a smaller difference between pixels is texture, not an edge
+REACH = 0.35  # of the short side: how far a hint reaches on a flat surface
+EDGE = 15.0  # units of L: crossing this much contrast weakens a hint as much as its whole reach
+GRAIN = 5  # pixels: what a median over a square of this side takes away is texture, unless it is a strong line
+TEXTURE, LINE = 2.0, 8.0  # units of L between neighbours that do not count, without the grain and with it
+STEEPNESS = 5  # a hint is nearly whole over its reach, and then ends as exp(-cost^5)
 LIKE = 15.0  # Lab units of ab: colours nearer than this count as the hinted one
 EXPECTED = 0.5  # probability from which a hinted colour may change the whole answer
 SURPRISING = 0.05  # probability below which a hinted colour speaks against the others, as something of its own
@@ -99,7 +101,7 @@ def hold(ab: np.ndarray, L: np.ndarray, spots: Sequence[Spot], near: Sequence[np
     """An answer ab (2, h, w) in Lab units, with the hinted colours at the spots and on their surfaces, as in
     hints.hold. near: `nearness` of each spot, (h, w)."""
     nearest = np.stack(near)  # (K, h, w) in (0, 1], 1 at the spot
-    weights = nearest / (np.sqrt(-np.log(nearest)) + 1e-6)  # by the inverse square of the path cost
+    weights = nearest / (np.sqrt(-np.log(nearest)) + 1e-6)  # by the inverse of a power of the cost
     shares = weights / weights.sum(axis=0) * nearest.max(axis=0)
     told = np.array([spot.ab for spot in spots])  # (K, 2)
     return ab * (1 - shares.sum(axis=0)) + np.einsum("khw,kc->chw", shares, told).astype(np.float32)
@@ -162,17 +164,40 @@ def corrected(ab: np.ndarray, L: np.ndarray, spots: Sequence[Spot], share: float
     return found
 
 
-def nearness(L: np.ndarray, spot: Spot) -> np.ndarray:
-    """(h, w) in (0, 1]: how much a place belongs to the spot's surface, by the cheapest path to it over L (h, w), as in
-    hints.nearness. A step costs the mean of the costs of its two pixels, times its length (Dijkstra 1959)."""
-    smooth = box(array_color.level(L))
-    steepest = np.zeros_like(smooth)
-    down, right = np.abs(np.diff(smooth, axis=0)), np.abs(np.diff(smooth, axis=1))
-    steepest[1:] = down
-    steepest[:-1] = np.maximum(steepest[:-1], down)
-    steepest[:, 1:] = np.maximum(steepest[:, 1:], right)
-    steepest[:, :-1] = np.maximum(steepest[:, :-1], right)
-    costs = 1 / (REACH * min(L.shape)) + (steepest - TEXTURE).clip(min=0).astype(np.float64) / EDGE
+def nearness(L: np.ndarray, spots: Sequence[Spot]) -> list[np.ndarray]:
+    """For each spot, (h, w) in (0, 1]: how much a place belongs to its surface, by the cheapest path to it over L
+    (h, w), as in hints.nearness. A step costs the mean of the costs of its two pixels, times its length (Dijkstra
+    1959)."""
+    costs = path_costs(L)
+    return [closeness(cheapest(costs, spot)) for spot in spots]
+
+
+def path_costs(L: np.ndarray) -> np.ndarray:
+    """What a pixel adds to a path over L (h, w), float64: its length, and the contrast there that is not texture."""
+    levels = array_color.level(L).astype(np.float32)
+    coarse = np.asarray(Image.fromarray(levels).filter(ImageFilter.MedianFilter(GRAIN)))
+    contrast = np.maximum(steepest(box(coarse)) - TEXTURE, steepest(box(levels)) - LINE).clip(min=0)
+    return 1 / (REACH * min(L.shape)) + contrast.astype(np.float64) / EDGE
+
+
+def steepest(levels: np.ndarray) -> np.ndarray:
+    """(h, w): the largest difference of each pixel from its four neighbours."""
+    found = np.zeros_like(levels)
+    down, right = np.abs(np.diff(levels, axis=0)), np.abs(np.diff(levels, axis=1))
+    found[1:] = down
+    found[:-1] = np.maximum(found[:-1], down)
+    found[:, 1:] = np.maximum(found[:, 1:], right)
+    found[:, :-1] = np.maximum(found[:, :-1], right)
+    return found
+
+
+def closeness(ways: np.ndarray) -> np.ndarray:
+    """Costs of the cheapest paths -> nearness in (0, 1], float32."""
+    return np.exp(-(ways**STEEPNESS)).astype(np.float32).clip(min=math.exp(-30))
+
+
+def cheapest(costs: np.ndarray, spot: Spot) -> np.ndarray:
+    """(h, w): the cost of the cheapest path from the spot to each pixel."""
     height, width = costs.shape
     ways, begin = {(spot.row, spot.column): 0.0}, (0.0, spot.row, spot.column)
     cost, heap = costs.tolist(), [begin]
@@ -190,7 +215,7 @@ def nearness(L: np.ndarray, spot: Spot) -> np.ndarray:
     found = np.empty_like(costs)
     for place, way in ways.items():
         found[place] = way
-    return np.exp(-(found**4)).astype(np.float32).clip(min=math.exp(-30))
+    return found
 
 
 _AROUND = [(dy, dx, math.hypot(dy, dx)) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]

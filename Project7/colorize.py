@@ -332,7 +332,7 @@ class Colorizer:
         ab = self._ask(small, generators, hints=told, **options | {"calm": calm ** (1 - trust(likely))})
         if untold is None:
             untold = self._ask(small, again, **options | {"watch": None})
-        share = influence([nearness(small[:1], spot).numpy() for spot in spots], likely)
+        share = influence([near.numpy() for near in nearness(small[:1], spots)], likely)
         ab = untold + torch.from_numpy(share) * (ab - untold)
         constants = self.model.ab_mean.cpu(), self.model.ab_std.cpu()
         L = small[0, 0].numpy()

@@ -8,16 +8,13 @@ A model trained with hints also changes the rest of the photo. If the hinted col
 the whole answer; a surprising colour says something about one object only, and the rest stays as it was.
 """
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from Project7 import color
-from Project7.array_hints import EDGE, REACH, TEXTURE, Hint, Spot, places
+from Project7.array_hints import Hint, Spot, closeness, path_costs, places
 
 
 def find_spots(hints: Sequence[Hint], photo: tuple[int, int], L: Tensor) -> list[Spot]:
@@ -53,7 +50,7 @@ def hold(ab: Tensor, L: Tensor, spots: Sequence[Spot], shares: Tensor | None = N
     """
     if not spots:
         return ab
-    shares = surfaces([nearness(L, spot) for spot in spots]) if shares is None else shares
+    shares = surfaces(nearness(L, spots)) if shares is None else shares
     told = torch.tensor([spot.ab for spot in spots])  # (K, 2)
     return loosened(ab, shares) + torch.einsum("khw,kc->chw", shares, told)
 
@@ -67,28 +64,18 @@ def loosened(ab: Tensor, shares: Tensor) -> Tensor:
 def surfaces(near: Sequence[Tensor]) -> Tensor:
     """`nearness` of each of K spots -> (K, h, w): the share of each spot at each place, 1 at the spot itself."""
     nearest = torch.stack(list(near))  # (K, h, w) in (0, 1], 1 at the spot
-    weights = nearest / (nearest.log().neg().sqrt() + 1e-6)  # by the inverse square of the path cost
+    weights = nearest / (nearest.log().neg().sqrt() + 1e-6)  # by the inverse of a power of the cost
     return weights / weights.sum(dim=0) * nearest.amax(dim=0)
 
 
-def nearness(L: Tensor, spot: Spot) -> Tensor:
-    """(h, w) in (0, 1]: how much a place belongs to the spot's surface, by the cheapest path to it over L.
+def nearness(L: Tensor, spots: Sequence[Spot]) -> list[Tensor]:
+    """For each spot, (h, w) in (0, 1]: how much a place belongs to its surface, by the cheapest path to it over L.
 
-    A path costs its length plus the contrast that it crosses, except for fine texture. The fourth power of the cost
-    keeps a surface whole and then falls steeply.
+    L: (1, 1, h, w). A path costs its length plus the contrast that it crosses, except for texture. The high power of
+    the cost keeps a surface whole and then falls steeply.
     """
     from skimage.graph import MCP_Geometric
 
-    height, width = L.shape[-2:]
-    levels = color.level(L[0, 0])
-    smooth = F.avg_pool2d(levels[None, None], 3, stride=1, padding=1, count_include_pad=False)[0, 0]
-    down, right = smooth.diff(dim=0).abs(), smooth.diff(dim=1).abs()
-    steepest = torch.zeros_like(smooth)
-    steepest[1:] = down
-    steepest[:-1] = torch.maximum(steepest[:-1], down)
-    steepest[:, 1:] = torch.maximum(steepest[:, 1:], right)
-    steepest[:, :-1] = torch.maximum(steepest[:, :-1], right)
-    contrast = (steepest - TEXTURE).clamp(min=0) / EDGE
-    costs = (1 / (REACH * min(height, width)) + contrast).double().numpy()
-    ways, _ = MCP_Geometric(costs).find_costs([(spot.row, spot.column)])
-    return torch.from_numpy(np.exp(-(ways**4))).float().clamp(min=math.exp(-30))
+    costs = path_costs(L[0, 0].numpy())
+    ways = [MCP_Geometric(costs).find_costs([(spot.row, spot.column)])[0] for spot in spots]
+    return [torch.from_numpy(closeness(way)) for way in ways]

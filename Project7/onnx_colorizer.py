@@ -116,7 +116,7 @@ class OnnxColorizer:
             view = ArrayLightness(photo, levels=levels)
             small = array_picture.shrink(view.seen, self.shapes(size, working_size)[0])
             spots = array_hints.find_spots(hints, size, small)
-            near = [array_hints.nearness(small, spot) for spot in spots]
+            near = array_hints.nearness(small, spots)
             border = None if view.border is None else array_picture.resize(view.border, small.shape)
             noises = [array_sampler.Noise(f"{seed}/{photo_digest(photo)}") for seed in seeds]
             inputs = self.inputs(view.seen)

@@ -126,7 +126,7 @@ class OpenPhoto:
         """(h, w) in (0, 1]: how much each place belongs to the surface of a spot."""
         place = spot.row, spot.column
         if place not in self._near:
-            self._near[place] = nearness(self.small, spot)
+            (self._near[place],) = nearness(self.small, [spot])
         return self._near[place]
 
     def shares(self) -> Tensor | None:

@@ -33,8 +33,8 @@ def test_the_network_is_told_the_same():
 
 
 def test_surfaces_are_the_same_and_hold_the_same_colours():
-    near = [array_hints.nearness(L.numpy(), spot) for spot in SPOTS]
-    wanted = [hints.nearness(four(L), spot) for spot in SPOTS]
+    near = array_hints.nearness(L.numpy(), SPOTS)
+    wanted = hints.nearness(four(L), SPOTS)
     assert np.allclose(near, torch.stack(wanted), atol=1e-5)
     ab = smooth(2, 50, 60, seed=1) * 30
     held = array_hints.hold(ab.numpy(), L.numpy(), SPOTS, near)

@@ -51,7 +51,7 @@ def test_a_spot_has_its_colour_and_its_surface_follows():
 def test_a_hint_fades_with_the_distance_and_goes_around_corners():
     L = torch.zeros(1, 1, 60, 60)
     L[..., 10:, 30] = 0.8  # a wall with a gap at its upper end
-    near = nearness(L, Spot(50, 20, (0.0, 0.0)))
+    (near,) = nearness(L, [Spot(50, 20, (0.0, 0.0))])
     assert near[50, 20] == near.max() == 1
     line = near[50, :29]
     assert (line[:20].diff() >= 0).all()
@@ -60,11 +60,24 @@ def test_a_hint_fades_with_the_distance_and_goes_around_corners():
     assert near[2, 40] >= near[50, 40]
 
 
+def test_texture_does_not_end_a_surface_but_a_thin_line_does():
+    """Noise with a deviation of 12 units of L on a wall, and a line one pixel wide, as in a drawing."""
+    rng = np.random.default_rng(0)
+    rough = rng.normal(0, 0.24, (60, 60)).astype(np.float32)
+    (near,) = nearness(torch.from_numpy(rough)[None, None], [Spot(30, 20, (0.0, 0.0))])
+    assert near[30, 32] > 0.8
+    drawn = np.zeros((60, 60), dtype=np.float32)
+    drawn[:, 28] = -0.9
+    (near,) = nearness(torch.from_numpy(drawn)[None, None], [Spot(30, 20, (0.0, 0.0))])
+    assert near[30, 25] > 0.9
+    assert near[30, 32] < 0.2
+
+
 def test_an_edge_counts_alike_from_all_four_sides():
     halves = two_halves()
     ways = [halves, halves.flip(-1), halves.mT, halves.mT.flip(-2)]
     spots = [Spot(20, 8, (0.0, 0.0)), Spot(20, 31, (0.0, 0.0)), Spot(8, 20, (0.0, 0.0)), Spot(31, 20, (0.0, 0.0))]
-    one, *others = [nearness(L, spot) for L, spot in zip(ways, spots, strict=True)]
+    one, *others = [nearness(L, [spot])[0] for L, spot in zip(ways, spots, strict=True)]
     for back, other in zip([lambda x: x.flip(-1), lambda x: x.T, lambda x: x.flip(-2).T], others, strict=True):
         torch.testing.assert_close(back(other), one, rtol=1e-4, atol=1e-6)
 
