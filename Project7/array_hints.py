@@ -124,9 +124,9 @@ def trust(likely: Sequence[float]) -> float:
     """In [0, 1): how much several hints, taken together, say about the rest of the photo. Each expected hint, after the
     first, halves the doubt; a surprising one, which is about its own thing, weighs against one. likely: see
     `likelihoods`."""
-    tenfold = math.log(EXPECTED / SURPRISING)
-    evidence = sum(min(max(math.log(max(share, 1e-9) / SURPRISING) / tenfold, -1.0), 1.0) for share in likely)
-    return 1 - 0.5 ** max(0.0, evidence - 1)
+    shares = np.maximum(likely, 1e-9)
+    evidence = (np.log(shares / SURPRISING) / math.log(EXPECTED / SURPRISING)).clip(-1, 1).sum()  # each -1 to 1
+    return float(1 - 0.5 ** max(0.0, evidence - 1))
 
 
 def influence(near: Sequence[np.ndarray], likely: Sequence[float]) -> np.ndarray:
@@ -149,19 +149,16 @@ def corrected(ab: np.ndarray, L: np.ndarray, spots: Sequence[Spot], share: float
         return ab
     rows, columns = [spot.row for spot in spots], [spot.column for spot in spots]
     places = np.indices(L.shape) / (AROUND * max(L.shape))
-    points = np.stack([*places, array_color.level(L) / SHADE]).astype(np.float32)  # (3, h, w)
-
-    def alike(point: np.ndarray) -> np.ndarray:
-        return COMMON + np.exp(-((points - point[:, None, None]) ** 2).sum(axis=0) / 2)
-
-    seen = points[:, rows, columns].T  # (K, 3)
-    between = np.stack([alike(point)[rows, columns] for point in seen]) + DOUBT * np.eye(len(spots))
+    points = np.stack([*places, array_color.level(L) / SHADE], axis=-1).astype(np.float32)  # (h, w, 3)
+    seen = points[rows, columns]  # (K, 3)
     errors = np.array([spot.ab for spot in spots]) - ab[:, rows, columns].T  # (K, 2)
-    weights = share * np.linalg.solve(between, errors)
-    found = ab.astype(np.float32)
-    for point, weight in zip(seen, weights.astype(np.float32), strict=True):
-        found = found + weight[:, None, None] * alike(point)
-    return found
+
+    def alike(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+        return COMMON + np.exp(-np.square(p - q).sum(axis=-1) / 2)
+
+    between = alike(seen[:, None], seen) + DOUBT * np.eye(len(seen))  # (K, K)
+    weights = share * np.linalg.solve(between, errors).astype(np.float32)  # (K, 2)
+    return sum((np.multiply.outer(w, alike(points, p)) for w, p in zip(weights, seen, strict=True)), ab)
 
 
 def nearness(L: np.ndarray, spots: Sequence[Spot]) -> list[np.ndarray]:
