@@ -13,11 +13,11 @@ from Project7.array_picture import box
 from Project7.array_sampler import softmax
 from Project7.errors import UsageError
 
-REACH = 0.35  # of the short side: how far a hint reaches on a flat surface
-EDGE = 15.0  # units of L: crossing this much contrast weakens a hint as much as its whole reach
+REACH = 0.33  # of the short side: how far a hint reaches on a flat surface
+EDGE = 20.0  # units of L: crossing this much contrast weakens a hint as much as its whole reach
 GRAIN = 5  # pixels: what a median over a square of this side takes away is texture, unless it is a strong line
 TEXTURE, LINE = 2.0, 8.0  # units of L between neighbours that do not count, without the grain and with it
-STEEPNESS = 5  # a hint is nearly whole over its reach, and then ends as exp(-cost^5)
+STEEPNESS = 6  # a hint is nearly whole over its reach, and then ends as exp(-cost^6)
 LIKE = 15.0  # Lab units of ab: colours nearer than this count as the hinted one
 EXPECTED = 0.5  # probability from which a hinted colour may change the whole answer
 SURPRISING = 0.05  # probability below which a hinted colour speaks against the others, as something of its own
