@@ -19,15 +19,18 @@ from torch import Tensor
 
 from Project7 import color
 from Project7.atomic_file import file_lock
-from Project7.cache_folder import default_cache_dir
-from Project7.counting import Counting
+from Project7.cache_folder import default_cache_dir, free_bytes
+from Project7.config import RunConfig
+from Project7.counting import Counting, sized
 from Project7.encoder import Encoder, Maps
-from Project7.errors import ProjectError, sentence
+from Project7.errors import ProjectError, UsageError, sentence
 from Project7.image_set import ImageSet
+from Project7.settings import parse_settings
 
 _VERSION = 1  # to be raised when the same photos and encoder give other numbers
 _TOGETHER = 16  # photos at a time: with more, the maps no longer fit into the processor's cache
 _CHUNK = 64  # rows written at a time
+_EPOCHS = 2  # epochs that take the encoder as long as the cache does, with mirrored photos
 
 
 class FeatureCache:
@@ -85,6 +88,26 @@ def open_features(
             "another folder with --cache-dir, or leave out --cache-features."
         ) from error
     return FeatureCache(rows, shapes)
+
+
+def advice(config: RunConfig, images: ImageSet, device: torch.device, cache_dir: Path | None = None) -> str:
+    """A sentence if training on these photos would be faster with `--cache-features`, else ""."""
+    settings = config.training
+    if not config.model.encoder or settings.cache_features or device.type != "cpu" or settings.epochs <= _EPOCHS:
+        return ""
+    cached = settings.model_copy(update={"cache_features": True})
+    try:
+        parse_settings(RunConfig, dict(config) | {"training": dict(cached)})
+    except UsageError:  # the photos change at every step
+        return ""
+    shapes = map_shapes(Encoder(config.model.encoder, config.model.encoder_size), images)
+    need = 2 * sum(int(np.prod(shape)) for shape in shapes) * len(images.images) * (2 if settings.mirror else 1)
+    if need > free_bytes(cache_dir or default_cache_dir()) / 2:
+        return ""
+    return (
+        "The encoder is a large part of every step on this processor: --cache-features keeps what it sees "
+        f"({sized(need)} on the disk), which pays after {_EPOCHS} epochs; it may also be given with --resume."
+    )
 
 
 def map_shapes(encoder: Encoder, images: ImageSet) -> tuple[tuple[int, ...], ...]:

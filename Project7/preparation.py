@@ -26,15 +26,20 @@ def open_images(config: RunConfig, cache_dir: Path | None, console: Console):
     return images
 
 
-def warnings(config: RunConfig, training: int, accelerator, checkpoint: dict[str, Any] | None) -> list[str]:
-    from Project7.precision import advice
+def warnings(config: RunConfig, images, cache_dir: Path | None, accelerator, checkpoint: dict[str, Any] | None):
+    """Lines about what is wrong with the settings, and about what would train faster. images: those to train on."""
+    from Project7 import feature_cache, precision
     from Project7.run_history import batch_processes
     from Project7.run_summary import warnings_of
 
     processes = batch_processes(checkpoint, now=accelerator.num_processes)
     done = checkpoint.get("epoch", 0) if checkpoint else 0
-    said = advice(config.training.mixed_precision, accelerator.device, new=not checkpoint)
-    return [*warnings_of(config, training=training, processes=processes, done=done), *([said] if said else [])]
+    faster = [
+        precision.advice(config.training.mixed_precision, accelerator.device, new=not checkpoint),
+        feature_cache.advice(config, images, accelerator.device, cache_dir),
+    ]
+    said = warnings_of(config, training=len(images.images), processes=processes, done=done)
+    return [*said, *filter(None, faster)]
 
 
 def describe(folder: ModelFolder, config: RunConfig, images, accelerator):

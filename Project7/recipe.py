@@ -223,7 +223,7 @@ def train_and_show(
     features = look_at(config, images[0], arguments.cache_dir, console)
     console.print(describe(folder, config, images, accelerator))
     how = {"accelerator": accelerator, "resume": checkpoint, "start": start, "features": features}
-    for line in warnings(config, len(images[0].images), accelerator, checkpoint):
+    for line in warnings(config, images[0], arguments.cache_dir, accelerator, checkpoint):
         console.print(line, style="yellow")
     if can_ask(arguments) and not confirmed(config, images, how, console):
         console.print("Nothing was trained.")

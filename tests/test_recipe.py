@@ -9,9 +9,10 @@ from rich.console import Console
 
 from Project7 import precision, preparation, prompts, recipe, request
 from Project7.config import SECTIONS, RunConfig, to_json
+from Project7.encoder import SHIPPED
 from Project7.errors import UsageError
 from Project7.loss_config import LossConfig
-from Project7.model_config import RegressionConfig
+from Project7.model_config import DiffusionConfig, RegressionConfig
 from Project7.perceptual_loss import WeightsMissing
 from Project7.settings import parse_settings
 from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
@@ -121,10 +122,30 @@ def test_a_model_of_another_method_is_refused_before_anything_is_asked(tmp_path,
 def test_a_precision_that_is_slow_on_this_machine_is_said_before_the_first_step(monkeypatch):
     here = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
     monkeypatch.setattr(precision, "convolution_gain", lambda device: 2.0)
-    (said,) = preparation.warnings(RunConfig(), 100, here, None)
+    images = SimpleNamespace(images=np.zeros((100, 8, 8, 3), np.uint8))
+    (said,) = preparation.warnings(RunConfig(), images, None, here, None)
     assert "--mixed-precision auto" in said
     monkeypatch.setattr(precision, "convolution_gain", lambda device: 1.0)
-    assert preparation.warnings(RunConfig(), 100, here, None) == []
+    assert preparation.warnings(RunConfig(), images, None, here, None) == []
+
+
+def test_the_cache_of_features_is_named_where_it_would_train_faster(monkeypatch, tmp_path):
+    monkeypatch.setattr(precision, "convolution_gain", lambda device: 1.0)
+    images = SimpleNamespace(images=np.zeros((100, 8, 8, 3), np.uint8))
+
+    def said(device="cpu", encoder=SHIPPED, **training):
+        here = SimpleNamespace(num_processes=1, device=torch.device(device))
+        config = RunConfig(model=DiffusionConfig(encoder=encoder, encoder_size=64), training=TrainingConfig(**training))
+        return preparation.warnings(config, images, tmp_path / "cache", here, None)
+
+    (line,) = said()
+    assert "--cache-features keeps what it sees (4.0 MB on the disk)" in line
+    assert "(2.0 MB on the disk)" in said(mirror=False)[0]
+    for needless in ({"cache_features": True}, {"epochs": 2}, {"zoom": 0.5}, {"old_photos": 0.3}, {"encoder": None}):
+        assert said(**needless) == []
+    assert not any("--cache-features" in line for line in said(device="meta"))
+    monkeypatch.setattr("Project7.feature_cache.free_bytes", lambda folder: 7e6)
+    assert said() == []
 
 
 def test_photos_without_any_colour_end_the_run_at_once():
