@@ -1,4 +1,7 @@
-"""hints.py for NumPy arrays: colour hints without torch. A test compares the two."""
+"""What colour hints say: where their surfaces end, how likely they were, and how much they tell of the rest of the photo.
+
+Also hints.py for NumPy arrays, without torch; a test compares the two.
+"""
 
 import heapq
 import math
