@@ -1,4 +1,4 @@
-"""What colour hints say: where their surfaces end, how likely they were, and how much they tell of the rest of the photo.
+"""What colour hints say: where their surfaces end, how likely they were, and how much they tell of the whole photo.
 
 Also hints.py for NumPy arrays, without torch; a test compares the two.
 """
