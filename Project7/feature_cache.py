@@ -90,10 +90,13 @@ def open_features(
     return FeatureCache(rows, shapes)
 
 
-def advice(config: RunConfig, images: ImageSet, device: torch.device, cache_dir: Path | None = None) -> str:
-    """A sentence if training on these photos would be faster with `--cache-features`, else ""."""
+def advice(
+    config: RunConfig, images: ImageSet, device: torch.device, cache_dir: Path | None = None, *, done: int = 0
+) -> str:
+    """A sentence if training on these photos would be faster with `--cache-features`, else "". done: epochs so far."""
     settings = config.training
-    if not config.model.encoder or settings.cache_features or device.type != "cpu" or settings.epochs <= _EPOCHS:
+    short = settings.epochs - done <= _EPOCHS
+    if not config.model.encoder or settings.cache_features or device.type != "cpu" or short:
         return ""
     cached = settings.model_copy(update={"cache_features": True})
     try:

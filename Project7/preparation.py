@@ -36,7 +36,7 @@ def warnings(config: RunConfig, images, cache_dir: Path | None, accelerator, che
     done = checkpoint.get("epoch", 0) if checkpoint else 0
     faster = [
         precision.advice(config.training.mixed_precision, accelerator.device, new=not checkpoint),
-        feature_cache.advice(config, images, accelerator.device, cache_dir),
+        feature_cache.advice(config, images, accelerator.device, cache_dir, done=done),
     ]
     said = warnings_of(config, training=len(images.images), processes=processes, done=done)
     return [*said, *filter(None, faster)]
@@ -108,8 +108,11 @@ def make_palette(config: RunConfig, images, console: Console):
     return palette
 
 
-def look_at(config: RunConfig, images, cache_dir: Path | None, console: Console):
-    """The cached maps of the encoder for the training images with --cache-features; else None."""
+def look_at(config: RunConfig, images, weights: dict[str, Any], cache_dir: Path | None, console: Console):
+    """The cached maps of the encoder for the training images with --cache-features; else None.
+
+    weights: those that the model begins with, among them those of an encoder that does not come with the toolkit.
+    """
     if not config.training.cache_features:
         return None
     from Project7.counting import counting
@@ -117,6 +120,8 @@ def look_at(config: RunConfig, images, cache_dir: Path | None, console: Console)
     from Project7.feature_cache import open_features
 
     encoder = Encoder(config.model.encoder, config.model.encoder_size)
+    begin = "encoder."
+    encoder.load_state_dict({key.removeprefix(begin): weights[key] for key in weights if key.startswith(begin)})
     with counting(console) as progress:
         mirror = config.training.mirror
         return open_features(encoder, images, mirror=mirror, cache_dir=cache_dir, progress=progress)

@@ -220,7 +220,8 @@ def train_and_show(
 
     if not checkpoint and not start:
         start = starting_weights(config, images, console)
-    features = look_at(config, images[0], arguments.cache_dir, console)
+    begin = checkpoint["model_state_dict"] if checkpoint else start or {}
+    features = look_at(config, images[0], begin, arguments.cache_dir, console)
     console.print(describe(folder, config, images, accelerator))
     how = {"accelerator": accelerator, "resume": checkpoint, "start": start, "features": features}
     for line in warnings(config, images[0], arguments.cache_dir, accelerator, checkpoint):

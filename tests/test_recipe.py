@@ -7,10 +7,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from Project7 import precision, preparation, prompts, recipe, request
+from Project7 import color, precision, preparation, prompts, recipe, request
 from Project7.config import SECTIONS, RunConfig, to_json
-from Project7.encoder import SHIPPED
+from Project7.encoder import SHIPPED, Encoder
 from Project7.errors import UsageError
+from Project7.image_set import ImageSet
 from Project7.loss_config import LossConfig
 from Project7.model_config import DiffusionConfig, RegressionConfig
 from Project7.perceptual_loss import WeightsMissing
@@ -133,19 +134,37 @@ def test_the_cache_of_features_is_named_where_it_would_train_faster(monkeypatch,
     monkeypatch.setattr(precision, "convolution_gain", lambda device: 1.0)
     images = SimpleNamespace(images=np.zeros((100, 8, 8, 3), np.uint8))
 
-    def said(device="cpu", encoder=SHIPPED, **training):
+    def said(device="cpu", encoder=SHIPPED, checkpoint=None, **training):
         here = SimpleNamespace(num_processes=1, device=torch.device(device))
         config = RunConfig(model=DiffusionConfig(encoder=encoder, encoder_size=64), training=TrainingConfig(**training))
-        return preparation.warnings(config, images, tmp_path / "cache", here, None)
+        return preparation.warnings(config, images, tmp_path / "cache", here, checkpoint)
 
     (line,) = said()
     assert "--cache-features keeps what it sees (4.0 MB on the disk)" in line
     assert "(2.0 MB on the disk)" in said(mirror=False)[0]
-    for needless in ({"cache_features": True}, {"epochs": 2}, {"zoom": 0.5}, {"old_photos": 0.3}, {"encoder": None}):
+    nearly_done = {"checkpoint": {"epoch": 49}, "epochs": 50}
+    changing = {"zoom": 0.5}, {"old_photos": 0.3}
+    for needless in ({"cache_features": True}, {"epochs": 2}, nearly_done, {"encoder": None}, *changing):
         assert said(**needless) == []
     assert not any("--cache-features" in line for line in said(device="meta"))
     monkeypatch.setattr("Project7.feature_cache.free_bytes", lambda folder: 7e6)
     assert said() == []
+
+
+def test_what_is_cached_is_seen_by_the_encoder_that_the_model_has(tmp_path):
+    """An encoder that does not come with the toolkit has its weights in the model alone."""
+    kind = DiffusionConfig(encoder="test_efficientnet", encoder_size=64)
+    config = RunConfig(model=kind, training=TrainingConfig(cache_features=True, mirror=False))
+    rgb = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
+    images = ImageSet(rgb, ("",) * 3, ("",) * 3, "fingerprint", None)
+    encoder = Encoder("test_efficientnet", 64)
+    with torch.no_grad():
+        encoder.network.conv_stem.weight.normal_()
+    weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()} | {"other": torch.ones(1)}
+    found = preparation.look_at(config, images, weights, tmp_path, Console())
+    kept = found.maps(found.read(np.arange(3), np.zeros(3, bool)))
+    for a, b in zip(kept, encoder(encoder.view(color.lightness(color.channels_first(rgb)))), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
 
 
 def test_photos_without_any_colour_end_the_run_at_once():
