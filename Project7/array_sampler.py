@@ -13,7 +13,12 @@ import numpy as np
 _NOISE = -4.5  # natural log(signal / noise): 1 % of signal, as good as none
 CHUNK = 1024  # cells that are compared with all others at once, so that memory stays bounded on large grids
 _FIELD = 256  # side, in cells, of the noise that all sizes of a grid share
-STRONGEST = 1.6  # largest factor by which a mean's chroma is raised to that of the answers
+# Strength of the colours (benchmarks/RESULTS.md): their mean chroma is this many times what a palette head expects,
+STRENGTH = 1.2
+STRONGEST = 2.0  # but at most so many times what it was;
+LIKELY = 0.9  # no cell is stronger than so much of the head's distribution there,
+KNEE = 0.8  # a bound that begins to be felt at this part of it.
+STRONGEST_SHARED = 1.6  # without such a head: the largest factor by which a mean is raised to the answers' chroma
 # Cells share a colour within this distance of what is seen of them, in units of the typical one, and within this part
 # of the photo's longer side; EVEN is how fast they do with growing calm (benchmarks/RESULTS.md).
 ALIKE, NEAR, EVEN = 0.2, 0.3, 2
@@ -170,18 +175,44 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return raised / raised.sum(axis=-1, keepdims=True)
 
 
+def likely_chroma(logits: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The expected and the largest likely chroma of each cell, (h, w) twice: ColorHead.likely_chroma. logits:
+    (Q, h, w), colours: (Q, 2) in Lab units."""
+    chroma = np.linalg.norm(colours, axis=1)
+    order = chroma.argsort()
+    probability = softmax(np.moveaxis(logits, 0, -1).astype(np.float32))[..., order]  # (h, w, Q)
+    place = (probability.cumsum(axis=-1) < LIKELY).sum(axis=-1).clip(max=len(order) - 1)
+    return probability @ chroma[order], chroma[order][place]
+
+
 def calmed(
-    chosen: np.ndarray, mean: np.ndarray, samples: np.ndarray, calm: float, features: np.ndarray | None = None
+    chosen: np.ndarray,
+    mean: np.ndarray,
+    samples: np.ndarray,
+    calm: float,
+    features: np.ndarray | None = None,
+    likely: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """chosen (2, h, w), drawn by `calm` towards the mean (2, h, w) of the answers, not its paleness, and evened by
-    features (C, h, w): candidates.calmed. samples: (K, 2, h, w)."""
+    features (C, h, w): candidates.calmed. samples: (K, 2, h, w); likely: of `likely_chroma`."""
     if not calm:
         return chosen
-    blend = chosen + calm * (mean - chosen)
+    blend, share = chosen + calm * (mean - chosen), min(1, EVEN * calm)
     if features is not None:
-        blend = blend + min(1, EVEN * calm) * (evened(blend, features) - blend)
+        blend = blend + share * (evened(blend, features) - blend)
+    if likely is not None:
+        return blend + share * (strengthened(blend, *likely) - blend)
     wanted = np.mean([chroma(one) for one in samples])
-    return blend * min(max(wanted / max(chroma(blend), 1e-3), 1.0), STRONGEST)
+    return blend * min(max(wanted / max(chroma(blend), 1e-3), 1.0), STRONGEST_SHARED)
+
+
+def strengthened(ab: np.ndarray, expected: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """ab (2, h, w) with the chroma that is likely, (h, w) twice: candidates.strengthened."""
+    strength = np.linalg.norm(ab, axis=0)
+    raised = strength * min(STRENGTH * expected.mean() / max(strength.mean(), 1e-3), STRONGEST)
+    knee, room = KNEE * largest, np.maximum((1 - KNEE) * largest, 1e-3)
+    bounded = np.minimum(raised, knee - room * np.expm1(-np.maximum(raised - knee, 0) / room))
+    return ab * (bounded / np.maximum(strength, 1e-3))
 
 
 def evened(ab: np.ndarray, features: np.ndarray) -> np.ndarray:

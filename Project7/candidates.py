@@ -1,14 +1,14 @@
-"""Several answers to one photo: which one is shown, and how far it is calmed, towards their mean and towards one colour
-for what looks alike.
+"""Several answers to one photo: which one is shown, how far it is calmed, towards their mean and towards one colour for
+what looks alike, and how strong its colours are.
 
 A single sample of a diffusion model is bold, and now and then entirely wrong; the mean of many samples is right more
-often, but pale. People prefer something in between, and no blotches in a sky or on a wall.
+often, but pale. People prefer something in between, no blotches in a sky or on a wall, and no red faces.
 """
 
 import torch
 from torch import Tensor
 
-from Project7.array_sampler import ALIKE, CHUNK, EVEN, NEAR, STRONGEST
+from Project7.array_sampler import ALIKE, CHUNK, EVEN, KNEE, NEAR, STRENGTH, STRONGEST, STRONGEST_SHARED
 
 
 def choose(samples: Tensor, likelihood: Tensor | None = None) -> Tensor:
@@ -23,20 +23,45 @@ def choose(samples: Tensor, likelihood: Tensor | None = None) -> Tensor:
     return differences.square().mean(dim=(3, 4, 5)).sqrt().sum(dim=2).argmin(dim=1)
 
 
-def calmed(chosen: Tensor, mean: Tensor, samples: Tensor, calm: float, features: Tensor | None = None) -> Tensor:
+def calmed(
+    chosen: Tensor,
+    mean: Tensor,
+    samples: Tensor,
+    calm: float,
+    features: Tensor | None = None,
+    likely: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """chosen (B, 2, h, w), moved by `calm` in [0, 1] towards the mean (B, 2, h, w) of the answers, but not made pale.
 
     features: (B, C, h, w), by which cells that look alike are `evened`. Opposite colours cancel in a mean, so the
-    result is scaled to the mean chroma of the samples (B, K, 2, h, w).
+    result is `strengthened` to what is likely: (B, h, w) twice, the expected and the largest likely chroma. If nothing
+    is known of that, it is scaled to the mean chroma of the samples (B, K, 2, h, w).
     """
     if not calm:
         return chosen
-    blend = chosen + calm * (mean - chosen)
+    blend, share = chosen + calm * (mean - chosen), min(1, EVEN * calm)
     if features is not None:
-        blend = blend + min(1, EVEN * calm) * (evened(blend, features) - blend)
+        blend = blend + share * (evened(blend, features) - blend)
+    if likely is not None:
+        return blend + share * (strengthened(blend, *likely) - blend)
     wanted = chroma(samples.flatten(0, 1)).view(len(samples), -1).mean(dim=1)
-    gain = (wanted / chroma(blend).clamp(min=1e-3)).clamp(1, STRONGEST)
+    gain = (wanted / chroma(blend).clamp(min=1e-3)).clamp(1, STRONGEST_SHARED)
     return blend * gain[:, None, None, None]
+
+
+def strengthened(ab: Tensor, expected: Tensor, largest: Tensor) -> Tensor:
+    """ab (B, 2, h, w) with a little more chroma than is expected (B, h, w) in the mean over a picture, but in no cell
+    with more than the largest (B, h, w) that is likely there. All in Lab units.
+
+    Where a cell is too strong it is gaudy, not only wrong: red faces, halos in skies. The bound is a soft one, so that
+    different colours stay different.
+    """
+    strength = ab.norm(dim=1)
+    wanted = STRENGTH * expected.mean(dim=(1, 2)) / strength.mean(dim=(1, 2)).clamp(min=1e-3)
+    raised = wanted.clamp(max=STRONGEST)[:, None, None] * strength
+    knee, room = KNEE * largest, ((1 - KNEE) * largest).clamp(min=1e-3)
+    bounded = torch.minimum(raised, knee + room * -torch.expm1(-(raised - knee).clamp(min=0) / room))
+    return ab * (bounded / strength.clamp(min=1e-3))[:, None]
 
 
 def evened(ab: Tensor, features: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from Project7.array_sampler import LIKELY
 from Project7.layers import group_norm
 from Project7.palette import Palette, SoftEncoder, annealed_mean, class_spread, rarity_weights, unlike_colours
 
@@ -66,6 +67,13 @@ class ColorHead(nn.Module):
     def spread(self, logits: Tensor) -> Tensor:
         """(B, 1, h, w): the root mean square distance of the likely colours from their mean, in Lab units."""
         return class_spread(logits, self.centres)
+
+    def likely_chroma(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, h, w) twice, in Lab units: the expected chroma, and the largest that is likely (array_sampler.LIKELY)."""
+        chroma, order = self.centres.norm(dim=1).sort()
+        probability = torch.softmax(logits.float(), dim=1)[:, order]
+        place = (probability.cumsum(dim=1) < LIKELY).sum(dim=1).clamp(max=len(order) - 1)
+        return torch.einsum("bqhw,q->bhw", probability, chroma), chroma[place]
 
     def log_likelihood(self, logits: Tensor, ab: Tensor) -> Tensor:
         """(B,): the mean over cells of the log-probability of the classes around ab (B, 2, h, w)."""

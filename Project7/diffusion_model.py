@@ -341,21 +341,23 @@ class DiffusionColorizer(nn.Module):
 
     def settle(self, samples: Tensor, context: Context, calm: float = 0.0) -> Tensor:
         """samples (B, K, 2, h, w) -> the answer (B, 2, h, w) that is shown. `calm` moves it towards the mean of the
-        samples and, if there is a head, of the head, which stands for many more samples; and evens what looks alike."""
+        samples and, if there is a head, of the head, which stands for many more samples; it evens what looks alike, and
+        gives the colours the strength that the head finds likely."""
         count = samples.shape[1]
         if count == 1 and not (calm and self.head is not None):
             return samples[:, 0]
         lab = self.to_lab(samples)
         answer: Any = context.answer  # a Tensor where there is a head
-        likelihood, means = None, [lab.mean(dim=1)] * (count > 1)
+        likelihood, likely, means = None, None, [lab.mean(dim=1)] * (count > 1)
         if isinstance(self.head, ColorHead):
+            likely = self.head.likely_chroma(answer)
             likelihood = torch.stack([self.head.log_likelihood(answer, lab[:, k]) for k in range(count)], dim=1)
         if self.head is not None:
             means.append(self.head.mean(answer))
         chosen = lab[torch.arange(len(lab), device=lab.device), choose(lab, likelihood)]
         towards: Any = sum(means) / len(means)  # a Tensor: there is one mean or more
         features = None if context.known is None else context.known[:, : self.config.neck_width]
-        return self.from_lab(calmed(chosen, towards, lab, calm, features))
+        return self.from_lab(calmed(chosen, towards, lab, calm, features, likely))
 
     def denoise(self, x_t: Tensor, t: Tensor, L: Tensor, hints: Hints | None = None, known: Tensor | None = None):
         """The network: x_t (B, 2, h, w), t (B,), L (B, 1, H, W), known (B, C, h, w) -> its prediction (B, 2, h, w)."""

@@ -262,9 +262,10 @@ class OnnxColorizer:
         if len(samples) == 1 and not (calm and headed):
             return samples[0]
         lab = samples * self.std + self.mean
-        likelihood, means = None, [lab.mean(axis=0)] * (len(lab) > 1)
+        likelihood, likely, means = None, None, [lab.mean(axis=0)] * (len(lab) > 1)
         if "logits" in known:
             palette = np.array(self.facts["palette"], dtype=np.float32)
+            likely = array_sampler.likely_chroma(known["logits"][0], palette)
             likelihood = np.array([array_sampler.log_likelihood(known["logits"][0], palette, one) for one in lab])
         if headed:
             of_head = [name.startswith("mean ") for name in self.facts["context"]["outputs"]["known"]]
@@ -274,5 +275,5 @@ class OnnxColorizer:
         if known:
             of_neck = [name.startswith("known ") for name in self.facts["context"]["outputs"]["known"]]
             features = known["known"][0, of_neck]
-        answer = array_sampler.calmed(chosen, sum(means) / len(means), lab, calm, features)
+        answer = array_sampler.calmed(chosen, sum(means) / len(means), lab, calm, features, likely)
         return ((answer - self.mean) / self.std).astype(np.float32)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from Project7 import array_sampler, candidates, color
-from Project7.candidates import calmed, choose, chroma, evened
+from Project7.array_sampler import STRENGTH, STRONGEST
+from Project7.candidates import calmed, choose, chroma, evened, strengthened
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.encoder import SHIPPED
 from Project7.model_config import DiffusionConfig
@@ -98,6 +99,56 @@ def test_the_calmer_the_more_is_evened():
     assert torch.equal(calmed(samples[:, 0], mean, samples, 0.0, features), samples[:, 0])
 
 
+# -- strength of the answer ------------------------------------------------------------------------------------------
+
+
+def test_an_answer_has_the_strength_that_is_expected_of_it():
+    ab = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 20
+    expected, far = torch.full((2, 8, 8), 15.0), torch.full((2, 8, 8), 1000.0)
+    expected[1] = 30
+    found = strengthened(ab, expected, far)
+    wanted = STRENGTH * torch.tensor([15.0, 30.0])
+    torch.testing.assert_close(found.norm(dim=1).mean(dim=(1, 2)), wanted, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(F.cosine_similarity(found, ab, dim=1), torch.ones(2, 8, 8), atol=1e-5)  # the same hues
+    torch.testing.assert_close(strengthened(ab / 100, expected, far), STRONGEST * ab / 100)  # pale stays pale
+    assert torch.equal(strengthened(torch.zeros_like(ab), expected, far), torch.zeros_like(ab))
+
+
+def test_no_place_is_stronger_than_is_likely_there():
+    """A face far too red is calmed, one a little redder than another stays so, and the rest is as it was."""
+    ab = torch.zeros(1, 2, 1, 5)
+    ab[0, 0, 0] = torch.tensor([10.0, 20.0, 26.0, 60.0, 90.0])
+    expected, largest = torch.full((1, 1, 5), ab[0, 0].mean() / STRENGTH), torch.full((1, 1, 5), 30.0)
+    found = strengthened(ab, expected, largest)[0, 0, 0]
+    assert found[:2].tolist() == pytest.approx([10, 20])
+    assert 24 < found[2] < 26
+    assert found[2] < found[3] < found[4] <= 30
+    nothing = strengthened(ab, expected, torch.zeros(1, 1, 5))
+    assert nothing.abs().max() < 0.01  # certain gray
+    assert nothing.isfinite().all()
+
+
+def test_the_head_says_how_strong_colours_are():
+    head = seeing().head  # nine colours; chroma 0, 30 and 30 * sqrt(2)
+    logits = torch.full((1, 9, 1, 3), -30.0)
+    logits[0, 4] = 0.0  # gray ...
+    logits[0, 5, 0, 1] = logits[0, 5, 0, 2] = 0.0  # ... or (0, 30), equally likely
+    logits[0, 0, 0, 2] = -2.0  # ... or, with 6 %, (-30, -30)
+    expected, largest = head.likely_chroma(logits)
+    assert expected[0, 0].tolist() == pytest.approx([0, 15, (30 + 0.1353 * 42.43) / 2.1353], abs=0.01)
+    assert largest[0, 0].tolist() == [0, 30, 30]
+
+
+def test_calm_changes_an_answer_little_by_little():
+    samples = flat((60, 0), (0, 10))
+    chosen, likely = samples[:, 0], (torch.full((1, 4, 4), 20.0), torch.full((1, 4, 4), 30.0))
+    found = [calmed(chosen, samples.mean(dim=1), samples, calm, None, likely) for calm in (0, 0.01, 0.25, 0.5, 1)]
+    assert (found[1] - chosen).norm(dim=1).max() < 1.5
+    strengths = [one.norm(dim=1).mean().item() for one in found]
+    assert strengths == sorted(strengths, reverse=True)
+    assert strengths[3] == pytest.approx(STRENGTH * 20, abs=0.5)
+
+
 # -- noise -----------------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +202,8 @@ def test_one_sample_is_calmed_by_the_head_alone():
     assert torch.equal(model.settle(samples, context), samples[:, 0])
     calm = model.to_lab(model.settle(samples, context, 1.0))
     head = evened(model.head.mean(context.answer), context.known[:, : model.config.neck_width])
-    assert F.cosine_similarity(calm.flatten(), head.flatten(), dim=0) > 0.999
+    head = strengthened(head, *model.head.likely_chroma(context.answer))
+    torch.testing.assert_close(calm, head, rtol=1e-3, atol=1e-3)
     without = seeing(head="none")
     samples, context = without.draw(L, generators(1), None, without.look(L), steps=2)
     assert torch.equal(without.settle(samples, context, 1.0), samples[:, 0])
