@@ -8,9 +8,9 @@ from Project7.settings import SETTINGS, setting
 
 STEPS = 10  # denoising steps: more bring no gain (benchmarks/RESULTS.md)
 # Defaults of models with an encoder (benchmarks/RESULTS.md); other models keep the behaviour of earlier versions.
-GUIDANCE = 6.0
+GUIDANCE = 5.0
 CANDIDATES = 4
-CALM = 0.6
+CALM = 0.5
 GUIDED = 0.1, 0.9  # guidance acts between these shares of the timesteps: above it changes little, below it blotches
 FAST_STEPS = 5  # denoising steps of --fast: nearly as good as ten
 SamplerName = Literal["ddim", "ddpm", "dpm++", "dpm++-sde", "euler", "euler-a", "unipc"]

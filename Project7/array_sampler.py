@@ -14,14 +14,14 @@ _NOISE = -4.5  # natural log(signal / noise): 1 % of signal, as good as none
 CHUNK = 1024  # cells that are compared with all others at once, so that memory stays bounded on large grids
 _FIELD = 256  # side, in cells, of the noise that all sizes of a grid share
 # Strength of the colours (benchmarks/RESULTS.md): their mean chroma is this many times what a palette head expects,
-STRENGTH = 1.2
+STRENGTH = 1.25
 STRONGEST = 2.0  # but at most so many times what it was;
 LIKELY = 0.9  # no cell is stronger than so much of the head's distribution there,
 KNEE = 0.8  # a bound that begins to be felt at this part of it.
 STRONGEST_SHARED = 1.6  # without such a head: the largest factor by which a mean is raised to the answers' chroma
-# Cells share a colour within this distance of what is seen of them, in units of the typical one, and within this part
-# of the photo's longer side; EVEN is how fast they do with growing calm (benchmarks/RESULTS.md).
-ALIKE, NEAR, EVEN = 0.2, 0.3, 2
+# Cells share a colour within this distance of what the network sees of them, in units of the typical one, this
+# difference of L in [-1, 1], and this part of the photo's longer side; EVEN is how fast they do with growing calm.
+ALIKE, ALIKE_L, NEAR, EVEN = 0.3, 0.04, 1.0, 2
 RESCALE = 0.7  # how far guidance keeps the strength of the colours
 _NEIGHBOURS, _SIGMA = 5, 5.0  # of the soft encoding of a colour by a palette (Zhang et al. 2016, section 2.2)
 
@@ -190,16 +190,16 @@ def calmed(
     mean: np.ndarray,
     samples: np.ndarray,
     calm: float,
-    features: np.ndarray | None = None,
+    looks: np.ndarray | None = None,
     likely: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """chosen (2, h, w), drawn by `calm` towards the mean (2, h, w) of the answers, not its paleness, and evened by
-    features (C, h, w): candidates.calmed. samples: (K, 2, h, w); likely: of `likely_chroma`."""
+    looks (C, h, w): candidates.calmed. samples: (K, 2, h, w); likely: of `likely_chroma`."""
     if not calm:
         return chosen
     blend, share = chosen + calm * (mean - chosen), min(1, EVEN * calm)
-    if features is not None:
-        blend = blend + share * (evened(blend, features) - blend)
+    if looks is not None:
+        blend = blend + share * (evened(blend, looks) - blend)
     if likely is not None:
         return blend + share * (strengthened(blend, *likely) - blend)
     wanted = np.mean([chroma(one) for one in samples])
@@ -215,15 +215,19 @@ def strengthened(ab: np.ndarray, expected: np.ndarray, largest: np.ndarray) -> n
     return ab * (bounded / np.maximum(strength, 1e-3))
 
 
-def evened(ab: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """ab (2, h, w), each cell with the mean colour of those that look like it, by features (C, h, w), and lie near:
+def appearance(features: np.ndarray, L: np.ndarray) -> np.ndarray:
+    """What each cell looks like, by features (C, h, w) and L (h, w) in [-1, 1]: candidates.appearance."""
+    seen = features - features.mean(axis=(1, 2), keepdims=True)
+    typical = np.sqrt(2 * (seen**2).sum(axis=0).mean())
+    return np.concatenate([seen / max(ALIKE * typical, 1e-6), L[None] / ALIKE_L])
+
+
+def evened(ab: np.ndarray, looks: np.ndarray) -> np.ndarray:
+    """ab (2, h, w), each cell with the mean colour of those that look like it, by looks (C, h, w), and lie near:
     candidates.evened."""
     h, w = ab.shape[-2:]
-    seen = features.reshape(len(features), -1).T  # (N, C)
-    seen = seen - seen.mean(axis=0)
-    typical = np.sqrt(2 * (seen**2).sum(axis=1).mean())
     places = np.indices((h, w)).reshape(2, -1).T / (NEAR * max(h, w))  # (N, 2)
-    points = np.concatenate([seen / max(ALIKE * typical, 1e-6), places], axis=1).astype(np.float32)
+    points = np.concatenate([looks.reshape(len(looks), -1).T, places], axis=1).astype(np.float32)
     colours, squares = ab.reshape(2, -1).T, (points**2).sum(axis=1) / 2
     chunks = np.array_split(points, math.ceil(len(points) / CHUNK))
     return np.concatenate([softmax(part @ points.T - squares) @ colours for part in chunks]).T.reshape(ab.shape)

@@ -8,7 +8,7 @@ often, but pale. People prefer something in between, no blotches in a sky or on 
 import torch
 from torch import Tensor
 
-from Project7.array_sampler import ALIKE, CHUNK, EVEN, KNEE, NEAR, STRENGTH, STRONGEST, STRONGEST_SHARED
+from Project7.array_sampler import ALIKE, ALIKE_L, CHUNK, EVEN, KNEE, NEAR, STRENGTH, STRONGEST, STRONGEST_SHARED
 
 
 def choose(samples: Tensor, likelihood: Tensor | None = None) -> Tensor:
@@ -28,20 +28,20 @@ def calmed(
     mean: Tensor,
     samples: Tensor,
     calm: float,
-    features: Tensor | None = None,
+    looks: Tensor | None = None,
     likely: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """chosen (B, 2, h, w), moved by `calm` in [0, 1] towards the mean (B, 2, h, w) of the answers, but not made pale.
 
-    features: (B, C, h, w), by which cells that look alike are `evened`. Opposite colours cancel in a mean, so the
-    result is `strengthened` to what is likely: (B, h, w) twice, the expected and the largest likely chroma. If nothing
-    is known of that, it is scaled to the mean chroma of the samples (B, K, 2, h, w).
+    looks: (B, C, h, w), the `appearance` by which cells that look alike are `evened`. Opposite colours cancel in a
+    mean, so the result is `strengthened` to what is likely: (B, h, w) twice, the expected and the largest likely
+    chroma. If nothing is known of that, it is scaled to the mean chroma of the samples (B, K, 2, h, w).
     """
     if not calm:
         return chosen
     blend, share = chosen + calm * (mean - chosen), min(1, EVEN * calm)
-    if features is not None:
-        blend = blend + share * (evened(blend, features) - blend)
+    if looks is not None:
+        blend = blend + share * (evened(blend, looks) - blend)
     if likely is not None:
         return blend + share * (strengthened(blend, *likely) - blend)
     wanted = chroma(samples.flatten(0, 1)).view(len(samples), -1).mean(dim=1)
@@ -64,17 +64,26 @@ def strengthened(ab: Tensor, expected: Tensor, largest: Tensor) -> Tensor:
     return ab * (bounded / strength.clamp(min=1e-3))[:, None]
 
 
-def evened(ab: Tensor, features: Tensor) -> Tensor:
-    """ab (B, 2, h, w) in which each cell has the mean colour of the cells that look like it, by their features
+def appearance(features: Tensor, L: Tensor) -> Tensor:
+    """What each cell looks like, (B, C + 1, h, w), in units in which two cells at a distance of 1 are alike: what the
+    network sees there, features (B, C, h, w), and the lightness, L (B, 1, h, w) in [-1, 1].
+
+    The network's features of a clear sky change towards whatever stands in it; lightness does not.
+    """
+    seen = features.float() - features.float().mean(dim=(2, 3), keepdim=True)
+    typical = (2 * seen.square().sum(dim=1).mean(dim=(1, 2))).sqrt()[:, None, None, None]  # distance of two cells
+    return torch.cat([seen / (ALIKE * typical).clamp(min=1e-6), L.float() / ALIKE_L], dim=1)
+
+
+def evened(ab: Tensor, looks: Tensor) -> Tensor:
+    """ab (B, 2, h, w) in which each cell has the mean colour of the cells that look like it, by their `appearance`
     (B, C, h, w), and lie near: a bilateral filter (Tomasi & Manduchi 1998) on what the network sees, which does not
     depend on the noise."""
     h, w = ab.shape[-2:]
-    seen = features.float().flatten(2).transpose(1, 2)  # (B, N, C)
-    seen = seen - seen.mean(dim=1, keepdim=True)
-    typical = (2 * seen.square().sum(dim=2).mean(dim=1)).sqrt()[:, None, None]  # distance between two cells
     rows, columns = torch.arange(h, device=ab.device), torch.arange(w, device=ab.device)
     places = torch.cartesian_prod(rows, columns) / (NEAR * max(h, w))  # (N, 2)
-    points = torch.cat([seen / (ALIKE * typical).clamp(min=1e-6), places.expand(len(ab), -1, -1)], dim=2)
+    seen = looks.float().flatten(2).transpose(1, 2)  # (B, N, C)
+    points = torch.cat([seen, places.expand(len(ab), -1, -1)], dim=2)
     colours, squares = ab.float().flatten(2).transpose(1, 2), points.square().sum(dim=2)[:, None] / 2
     with torch.autocast(ab.device.type, enabled=False):
         # softmax(-|p - q|^2 / 2) over q is softmax(p q - |q|^2 / 2).

@@ -18,8 +18,7 @@ import torch
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from Project7 import color, metrics, program
-from Project7.answer_config import CALM as USUAL_CALM
-from Project7.candidates import calmed, choose
+from Project7.candidates import appearance, calmed, choose
 from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
 from Project7.evaluate import generator
@@ -34,7 +33,7 @@ SHEET = 24
 @torch.no_grad()
 def draw(colorizer: Colorizer, photos, count: int, guidance: float, batch: int = 16):
     """Returns small L (N, 1, h, w), the samples (N, K, 2, h', w') and the mean of the head in Lab units, the
-    log-likelihoods of the samples under the head (N, K), the neck's features (N, C, h', w'), and the chroma that the
+    log-likelihoods of the samples under the head (N, K), the looks of the cells (N, C, h', w'), and the chroma that the
     head finds likely, (N, h', w') twice."""
     model, found = colorizer.model, []
     for start in range(0, len(photos.images), batch):
@@ -45,14 +44,14 @@ def draw(colorizer: Colorizer, photos, count: int, guidance: float, batch: int =
         samples, context = model.draw(small, noise, None, maps, guidance=guidance, candidates=count)
         lab = model.to_lab(samples)
         likelihood = [model.head.log_likelihood(context.answer, lab[:, k]) for k in range(count)]
-        features = context.known[:, : model.config.neck_width]
-        told = model.head.mean(context.answer), torch.stack(likelihood, dim=1), features
+        looks = appearance(context.known[:, : model.config.neck_width], model.shrink(small))
+        told = model.head.mean(context.answer), torch.stack(likelihood, dim=1), looks
         found.append((small, lab, *told, *model.head.likely_chroma(context.answer)))
         print(f"\r{start + len(L)}/{len(photos.images)}", end="", file=sys.stderr)
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
-def readouts(lab, head, likelihood, features=None, *likely):
+def readouts(lab, head, likelihood, looks=None, *likely):
     """Name of a way -> the ab (N, 2, h', w') that it gives, in Lab units."""
     rows = torch.arange(len(lab))
     mean = lab.mean(dim=1)
@@ -64,13 +63,10 @@ def readouts(lab, head, likelihood, features=None, *likely):
     found |= {f"agreement, calm {calm:g}": calmed(chosen, mean, lab, calm) for calm in CALM}
     middle = (mean + head) / 2
     found |= {f"likelihood, calm {calm:g}, with the head": calmed(likeliest, middle, lab, calm) for calm in CALM[:2]}
-    if features is not None:
-        found["likelihood, calm 0.5, with the head, evened"] = calmed(likeliest, middle, lab, 0.5, features)
+    if looks is not None:
+        found["likelihood, calm 0.5, with the head, evened"] = calmed(likeliest, middle, lab, 0.5, looks)
     if likely:
-        found["the same, strength of the head"] = calmed(likeliest, middle, lab, 0.5, features, likely)
-        found[f"the same, calm {USUAL_CALM:g}: the default"] = calmed(
-            likeliest, middle, lab, USUAL_CALM, features, likely
-        )
+        found["the same, strength of the head: the default"] = calmed(likeliest, middle, lab, 0.5, looks, likely)
     found |= {f"agreement, calm {calm:g}, with the head": calmed(chosen, middle, lab, calm) for calm in CALM[1:]}
     found |= {f"one sample, calm {calm:g} to the head": calmed(lab[:, 0], head, lab[:, :1], calm) for calm in CALM[1:]}
     found |= {"mean of the samples": mean, "mean of the head": head}

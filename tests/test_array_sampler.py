@@ -66,9 +66,9 @@ def test_the_same_answer_is_chosen_and_calmed():
     likely, wanted = array_sampler.likely_chroma(logits[0].numpy(), head.centres.numpy()), head.likely_chroma(logits)
     for part, of_torch in zip(likely, wanted, strict=True):
         assert np.allclose(part, of_torch[0], atol=1e-3)
-    for calm, features, strong in itertools.product((0.0, 0.25, 1.0), (None, seen), (False, True)):
-        given = None if features is None else torch.from_numpy(features)[None]
+    for calm, looks, strong in itertools.product((0.0, 0.25, 1.0), (None, seen), (False, True)):
+        given = None if looks is None else torch.from_numpy(looks)[None]
         told = (calm, given, wanted if strong else None)
         calmed = candidates.calmed(samples[:, 1], torch.from_numpy(mean)[None], samples, *told)[0]
-        alone = array_sampler.calmed(lab[1], mean, lab, calm, features, likely if strong else None)
+        alone = array_sampler.calmed(lab[1], mean, lab, calm, looks, likely if strong else None)
         assert np.allclose(alone, calmed, atol=1e-3)

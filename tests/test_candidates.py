@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from Project7 import array_sampler, candidates, color
 from Project7.array_sampler import STRENGTH, STRONGEST
-from Project7.candidates import calmed, choose, chroma, evened, strengthened
+from Project7.candidates import appearance, calmed, choose, chroma, evened, strengthened
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.encoder import SHIPPED
 from Project7.model_config import DiffusionConfig
@@ -65,38 +65,53 @@ def test_answers_that_cancel_are_not_blown_up():
     assert torch.equal(calmed(gray[:, 0], gray[:, 0], gray, 1.0), gray[:, 0])
 
 
-def test_what_looks_alike_gets_one_colour_up_to_its_edges():
-    """Two things, each with blotches: within each the blotches go, between them nothing is exchanged."""
+@pytest.mark.parametrize("edge", ["features", "lightness"])
+def test_what_looks_alike_gets_one_colour_up_to_its_edges(edge):
+    """Two things, each with blotches: within each the blotches go, between them nothing is exchanged, whether it is the
+    network that tells them apart or only their lightness."""
     generator = torch.Generator().manual_seed(0)
     left = (torch.arange(16) < 8).expand(16, 16)
     ab = torch.where(left, 20.0, -20.0) + 6 * torch.randn(1, 2, 16, 16, generator=generator)
-    features = torch.where(left, 1.0, -1.0) + 0.05 * torch.randn(1, 8, 16, 16, generator=generator)
-    found = evened(ab, features)
+    features = 0.05 * torch.randn(1, 8, 16, 16, generator=generator)
+    features[:, 0] += torch.linspace(-1, 1, 16)[:, None] * 0.1  # something changes slowly across both
+    L = 0.002 * torch.randn(1, 1, 16, 16, generator=generator)
+    if edge == "features":
+        features += torch.where(left, 1.0, -1.0)
+    else:
+        features *= 1e-3
+        features[:, :, :2], features[:, :, -2:] = 1.0, -1.0
+        L += torch.where(left, 0.15, -0.15)
+    looks = appearance(features, L)
+    found = evened(ab, looks)
     for side, colour in ((left, 20), (~left, -20)):
-        assert found[..., side].std() < 1.5
+        assert found[..., 2:-2, :][..., side[2:-2]].std() < 1.7
         assert (found[..., side].mean() - colour).abs() < 1
         assert ab[..., side].std() > 5
-    torch.testing.assert_close(evened(ab.bfloat16(), features.bfloat16()), found, rtol=0.05, atol=0.5)
+    half = evened(ab.bfloat16(), appearance(features.bfloat16(), L.bfloat16()))
+    torch.testing.assert_close(half, found, rtol=0.05, atol=1.0)
 
 
 def test_evening_a_large_grid_is_done_in_parts(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    ab, features = (torch.randn(2, c, 12, 20, generator=generator) for c in (2, 8))
-    whole = evened(ab, features)
+    ab, features, L = (torch.randn(2, c, 12, 20, generator=generator) for c in (2, 8, 1))
+    looks = appearance(features, L / 30)
+    whole = evened(ab, looks)
     for module in (candidates, array_sampler):
         monkeypatch.setattr(module, "CHUNK", 50)
-    torch.testing.assert_close(evened(ab, features), whole)
-    alone = array_sampler.evened(ab[0].numpy(), features[0].numpy())
+    torch.testing.assert_close(evened(ab, looks), whole)
+    found = array_sampler.appearance(features[0].numpy(), L[0, 0].numpy() / 30)
+    torch.testing.assert_close(torch.from_numpy(found), looks[0], rtol=1e-4, atol=1e-4)
+    alone = array_sampler.evened(ab[0].numpy(), found)
     torch.testing.assert_close(torch.from_numpy(alone), whole[0], rtol=1e-4, atol=1e-4)
-    assert evened(ab, torch.zeros_like(features)).isfinite().all()
+    assert evened(ab, appearance(torch.zeros_like(features), L)).isfinite().all()
 
 
 def test_the_calmer_the_more_is_evened():
     samples = flat((30, 0), (30, 0), (30, 0)) + torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    features, mean = torch.zeros(1, 8, 4, 4), samples.mean(dim=1)
-    spreads = [calmed(samples[:, 0], mean, samples, calm, features).std(dim=(2, 3)).sum() for calm in (0, 0.25, 0.5)]
+    looks, mean = torch.zeros(1, 8, 4, 4), samples.mean(dim=1)
+    spreads = [calmed(samples[:, 0], mean, samples, calm, looks).std(dim=(2, 3)).sum() for calm in (0, 0.25, 0.5)]
     assert spreads[0] > 1.5 * spreads[1] > 1.5 * spreads[2]
-    assert torch.equal(calmed(samples[:, 0], mean, samples, 0.0, features), samples[:, 0])
+    assert torch.equal(calmed(samples[:, 0], mean, samples, 0.0, looks), samples[:, 0])
 
 
 # -- strength of the answer ------------------------------------------------------------------------------------------
@@ -188,9 +203,9 @@ def test_one_candidate_is_the_first_of_several():
 def test_a_chosen_answer_is_one_of_the_candidates():
     model, L = seeing(), torch.rand(1, 1, 16, 16) * 2 - 1
     samples, context = model.draw(L, generators(1), None, model.look(L), steps=2, candidates=5)
-    answer = model.settle(samples, context)
+    answer = model.settle(samples, context, L)
     assert (answer[:, None] - samples).abs().amax(dim=(0, 2, 3, 4)).min() < 1e-5
-    calm = model.settle(samples, context, 1.0)
+    calm = model.settle(samples, context, L, 1.0)
     assert not torch.allclose(calm, answer)
     found = model.colorize(L, generator=generators(1), steps=2, guidance=1.0, candidates=5, calm=1.0)
     torch.testing.assert_close(found, model.expand(calm, L), rtol=1e-4, atol=1e-4)
@@ -199,14 +214,15 @@ def test_a_chosen_answer_is_one_of_the_candidates():
 def test_one_sample_is_calmed_by_the_head_alone():
     model, L = seeing(), torch.rand(1, 1, 16, 16) * 2 - 1
     samples, context = model.draw(L, generators(1), None, model.look(L), steps=2)
-    assert torch.equal(model.settle(samples, context), samples[:, 0])
-    calm = model.to_lab(model.settle(samples, context, 1.0))
-    head = evened(model.head.mean(context.answer), context.known[:, : model.config.neck_width])
+    assert torch.equal(model.settle(samples, context, L), samples[:, 0])
+    calm = model.to_lab(model.settle(samples, context, L, 1.0))
+    looks = appearance(context.known[:, : model.config.neck_width], model.shrink(L))
+    head = evened(model.head.mean(context.answer), looks)
     head = strengthened(head, *model.head.likely_chroma(context.answer))
     torch.testing.assert_close(calm, head, rtol=1e-3, atol=1e-3)
     without = seeing(head="none")
     samples, context = without.draw(L, generators(1), None, without.look(L), steps=2)
-    assert torch.equal(without.settle(samples, context, 1.0), samples[:, 0])
+    assert torch.equal(without.settle(samples, context, L, 1.0), samples[:, 0])
 
 
 def test_what_the_encoder_has_seen_before_need_not_be_seen_again(monkeypatch):
