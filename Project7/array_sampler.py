@@ -217,9 +217,9 @@ def strengthened(ab: np.ndarray, expected: np.ndarray, largest: np.ndarray) -> n
 
 def appearance(features: np.ndarray, L: np.ndarray) -> np.ndarray:
     """What each cell looks like, by features (C, h, w) and L (h, w) in [-1, 1]: candidates.appearance."""
-    seen = features - features.mean(axis=(1, 2), keepdims=True)
+    seen, light = (x - x.mean(axis=(1, 2), keepdims=True) for x in (features, L[None]))
     typical = np.sqrt(2 * (seen**2).sum(axis=0).mean())
-    return np.concatenate([seen / max(ALIKE * typical, 1e-6), L[None] / ALIKE_L])
+    return np.concatenate([seen / max(ALIKE * typical, 1e-6), light / ALIKE_L])
 
 
 def evened(ab: np.ndarray, looks: np.ndarray) -> np.ndarray:

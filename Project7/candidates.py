@@ -70,9 +70,9 @@ def appearance(features: Tensor, L: Tensor) -> Tensor:
 
     The network's features of a clear sky change towards whatever stands in it; lightness does not.
     """
-    seen = features.float() - features.float().mean(dim=(2, 3), keepdim=True)
+    seen, light = (x.float() - x.float().mean(dim=(2, 3), keepdim=True) for x in (features, L))
     typical = (2 * seen.square().sum(dim=1).mean(dim=(1, 2))).sqrt()[:, None, None, None]  # distance of two cells
-    return torch.cat([seen / (ALIKE * typical).clamp(min=1e-6), L.float() / ALIKE_L], dim=1)
+    return torch.cat([seen / (ALIKE * typical).clamp(min=1e-6), light / ALIKE_L], dim=1)
 
 
 def evened(ab: Tensor, looks: Tensor) -> Tensor:
