@@ -18,7 +18,7 @@ STRENGTH = 1.25
 STRONGEST = 2.0  # but at most so many times what it was;
 LIKELY = 0.9  # no cell is stronger than so much of the head's distribution there,
 KNEE = 0.8  # a bound that begins to be felt at this part of it.
-STRONGEST_SHARED = 1.6  # without such a head: the largest factor by which a mean is raised to the answers' chroma
+STRONGEST_HEADLESS = 1.6  # without such a head: the largest factor by which a mean is raised to the answers' chroma
 # Cells share a colour within this distance of what the network sees of them, in units of the typical one, this
 # difference of L in [-1, 1], and this part of the photo's longer side; EVEN is how fast they do with growing calm.
 ALIKE, ALIKE_L, NEAR, EVEN = 0.3, 0.04, 1.0, 2
@@ -203,7 +203,7 @@ def calmed(
     if likely is not None:
         return blend + share * (strengthened(blend, *likely) - blend)
     wanted = np.mean([chroma(one) for one in samples])
-    return blend * min(max(wanted / max(chroma(blend), 1e-3), 1.0), STRONGEST_SHARED)
+    return blend * min(max(wanted / max(chroma(blend), 1e-3), 1.0), STRONGEST_HEADLESS)
 
 
 def strengthened(ab: np.ndarray, expected: np.ndarray, largest: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ often, but pale. People prefer something in between, no blotches in a sky or on 
 import torch
 from torch import Tensor
 
-from Project7.array_sampler import ALIKE, ALIKE_L, CHUNK, EVEN, KNEE, NEAR, STRENGTH, STRONGEST, STRONGEST_SHARED
+from Project7.array_sampler import ALIKE, ALIKE_L, CHUNK, EVEN, KNEE, NEAR, STRENGTH, STRONGEST, STRONGEST_HEADLESS
 
 
 def choose(samples: Tensor, likelihood: Tensor | None = None) -> Tensor:
@@ -45,7 +45,7 @@ def calmed(
     if likely is not None:
         return blend + share * (strengthened(blend, *likely) - blend)
     wanted = chroma(samples.flatten(0, 1)).view(len(samples), -1).mean(dim=1)
-    gain = (wanted / chroma(blend).clamp(min=1e-3)).clamp(1, STRONGEST_SHARED)
+    gain = (wanted / chroma(blend).clamp(min=1e-3)).clamp(1, STRONGEST_HEADLESS)
     return blend * gain[:, None, None, None]
 
 
