@@ -210,6 +210,15 @@ def test_a_panorama_is_seen_in_a_picture_of_two_squares_at_most():
     assert before.working_shape((500, 3000), None) == (85, 512)
 
 
+def test_a_small_photo_is_enlarged_for_a_model_with_an_encoder():
+    """To three quarters of the size in training, or to all of it: what lies between would be padded."""
+    config = RunConfig(model=DiffusionConfig(encoder=ENCODER, encoder_size=32), data=DataConfig(image_size=128))
+    colorizer = Colorizer(torch.nn.Identity(), config)
+    shapes = {(64, 96): (96, 144), (8, 8): (96, 96), (96, 96): (96, 96), (97, 97): (128, 128), (128, 64): (192, 96)}
+    assert {size: colorizer.working_shape(size, None) for size in shapes} == shapes
+    assert colorizer.working_shape((64, 64), 64) == (64, 64), "asked for"
+
+
 def test_every_kind_of_picture_is_taken(colorizer, tmp_path, monkeypatch):
     rgb = picture(16, 20)
     monkeypatch.setenv("HOME", str(tmp_path))
