@@ -8,7 +8,10 @@ import hashlib
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from Project7 import color
 
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -63,6 +66,25 @@ class Batch(NamedTuple):
     random: BatchRandom
     image_share: float = 0.0  # share of samples that need an estimate (for diffusion, those with the least noise)
     maps: tuple[Tensor, ...] | None = None  # the encoder's feature maps if they are cached: feature_cache.py
+    view: Tensor | None = None  # (B, 1, V, V): L of the same squares with more pixels, for an encoder; None: L
+
+    @property
+    def seen(self) -> Tensor:
+        """What an encoder is shown."""
+        return self.L if self.view is None else self.view
+
+
+def reduced(rgb: Tensor, size: int) -> Tensor:
+    """Squares (B, 3, V, V) uint8 -> (B, 3, size, size) uint8, as squares.py makes them of a photo."""
+    if rgb.shape[-1] == size:
+        return rgb
+    small = F.interpolate(rgb.float(), (size, size), mode="bicubic", antialias=True)
+    return small.round().clamp(0, 255).to(torch.uint8)
+
+
+def view(rgb: Tensor, size: int) -> Tensor | None:
+    """L (B, 1, V, V) of squares (B, 3, V, V) uint8 for an encoder; None if they have the network's own `size`."""
+    return None if rgb.shape[-1] == size else color.lightness(rgb)
 
 
 class Step(NamedTuple):

@@ -143,7 +143,8 @@ class ClassificationColorizer(nn.Module):
     def forward(self, batch: Batch) -> Step:
         """The loss of the three heads and of the histograms; see `losses`."""
         truth = self.to_lab(self.shrink(batch.ab))  # (B, 2, h, w), Lab units
-        logits, residual, confidence, histograms = self.network(batch.L, batch.maps)
+        maps = self.look(batch.seen) if batch.maps is None else batch.maps
+        logits, residual, confidence, histograms = self.network(batch.L, maps)
         terms = self.losses(logits, residual, confidence, histograms, truth)
         loss = sum(_WEIGHTS[name] * value for name, value in terms.items())
         estimate = None

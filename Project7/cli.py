@@ -371,7 +371,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     evaluation.check_files(settings)
     colorizers = [Colorizer.load(path, device=settings.device, precision=settings.precision) for path in paths]
     evaluation.check_hints(settings, colorizers)
-    size = settings.size or colorizers[0].config.data.image_size
+    size = settings.size or colorizers[0].config.data.kept_size
     where = {"split": arguments.split, "limit": settings.limit, "cache_dir": arguments.cache_dir}
     with counting(console) as progress:
         photos = open_photos(arguments.data, size=size, progress=progress, **where)

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from Project7 import color
-from Project7.batch import BatchRandom
+from Project7.batch import BatchRandom, reduced, view
 from Project7.methods import Method
 from Project7.metrics import colorfulness, psnr
 
@@ -39,20 +39,23 @@ class Comparison:
 
 
 def fixed_pictures(images: np.ndarray) -> Tensor:
-    """The first few pictures (K, 3, S, S) uint8 of the validation set (N, S, S, 3), the same every time."""
+    """The first few pictures (K, 3, V, V) uint8 of the validation set (N, V, V, 3), the same every time."""
     return color.channels_first(np.array(images[:PICTURES]))
 
 
 @torch.no_grad()
-def compare(model: Method, truth: Tensor, *, seed: int, accelerator: Accelerator) -> Comparison:
-    """Colours pictures (K, 3, S, S) uint8 with a model; the noise of picture k has the seed `seed` + k."""
+def compare(model: Method, truth: Tensor, size: int, *, seed: int, accelerator: Accelerator) -> Comparison:
+    """Colours pictures (K, 3, V, V) uint8 at `size` with a model; the noise of picture k has the seed `seed` + k."""
     truth = truth.to(accelerator.device)
+    seen, truth = view(truth, size), reduced(truth, size)
     L, _ = color.split(truth, model.ab_mean, model.ab_std)
-    shown = model.shown(L, BatchRandom(seed, -1, 0, len(L), len(L), str(L.device)))
+    random = BatchRandom(seed, -1, 0, len(L), len(L), str(L.device))
+    shown = model.shown(L, random)
     gray = color.gray(truth) if shown is L else color.without_chroma(shown)
     noise = [torch.Generator().manual_seed(seed + k) for k in range(len(L))]
     with accelerator.autocast():
-        ab = model.colorize(shown, generator=noise, **model.comparison_options())
+        maps = None if seen is None else model.look(model.shown(seen, random))
+        ab = model.colorize(shown, generator=noise, maps=maps, **model.comparison_options())
     lab = color.join(shown, ab, model.ab_mean, model.ab_std)
     colour, true = color.channels_last(color.show(lab)), color.channels_last(truth)
     ab, ab_truth = lab[:, 1:], color.rgb_to_lab(truth)[:, 1:]

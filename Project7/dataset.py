@@ -4,10 +4,14 @@ validation and measuring.
 It does not import torch, so that the command line can list and check data quickly.
 """
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from Project7.cache_folder import default_cache_dir, free_bytes
 from Project7.counting import Counting, counted, sized
@@ -15,10 +19,15 @@ from Project7.errors import ProjectError, UsageError
 from Project7.image_cache import Part, is_cached, open_part
 from Project7.image_set import ImageSet, mixed
 from Project7.photo_source import SAMPLES, hold_out, scan, shuffled
+from Project7.squares import short_side
 from Project7.training_config import DataConfig
 
 _SAMPLE_CROPS = 200  # squares per built-in photo: five centre squares would be too few to learn from
 _FULL = 0.95  # largest share of the free disk to fill
+_MEASURED = 32  # photos of a source whose sizes are looked at
+_MORE = 1.2  # times the pixels of the network, from which on a view of its own is worth the room that it takes
+_FOR_VIEWS = 0.25  # largest share of the free disk that views may take
+_CROPPED = 0.7  # mean side of a random square (squares.py), as a share of a photo's short side
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,7 @@ def open_dataset(
     there is no image, ProjectError if more than 5 % are broken or the disk has no room.
     """
     where = cache_dir or default_cache_dir()
-    crops = config.crops * len(config.data) if len(config.crops) == 1 else config.crops
-    sources = [
-        divide_source(source, count, config, seed=seed, cache_dir=where)
-        for source, count in zip(config.data, crops, strict=True)
-    ]
+    sources = divided_sources(config, seed=seed, cache_dir=where)
     on_the_fly = choose_decoding(sources, config.decode, where, say)
     opened = [
         source.open(where, progress, on_the_fly=on_the_fly and not kept(source.training, config.decode, where))
@@ -71,6 +76,12 @@ def open_dataset(
     return training, validation
 
 
+def divided_sources(config: DataConfig, *, seed: int, cache_dir: Path) -> list[Divided]:
+    crops = config.crops * len(config.data) if len(config.crops) == 1 else config.crops
+    pairs = zip(config.data, crops, strict=True)
+    return [divide_source(source, count, config, seed=seed, cache_dir=cache_dir) for source, count in pairs]
+
+
 def divide_source(data: str, crops: int, config: DataConfig, *, seed: int, cache_dir: Path) -> Divided:
     """The parts of a source. crops: number of squares per training photo."""
     source = scan(data, cache_dir)
@@ -79,7 +90,7 @@ def divide_source(data: str, crops: int, config: DataConfig, *, seed: int, cache
     if config.limit or config.min_colorfulness:
         training = shuffled(training, seed)
     how: dict[str, Any] = {
-        "size": config.image_size,
+        "size": config.kept_size,
         "crops": crops,
         "seed": seed,
         "min_colorfulness": config.min_colorfulness,
@@ -90,6 +101,34 @@ def divide_source(data: str, crops: int, config: DataConfig, *, seed: int, cache
         Part("validation", source.storage, shuffled(validation, 0), limit=config.val_limit, **how),
         source.notes,
     )
+
+
+def view_side(config: DataConfig, largest: int, *, seed: int, cache_dir: Path | None = None) -> int | None:
+    """The side in pixels at which an encoder is shown the training squares: as many as most of them have, by some
+    photos of each source, and at most `largest`. None if that is hardly more than the network sees, or if the decoded
+    squares would fill too much of the disk."""
+    where = cache_dir or default_cache_dir()
+    sources = divided_sources(config, seed=seed, cache_dir=where)
+    sides: list[tuple[float, float]] = []  # each with its weight
+    for number, source in enumerate(sources):
+        part = source.training
+        found = [side * (_CROPPED if part.crops > 1 else 1) for side in some_short_sides(part)] or [0.0]
+        share = config.shares[number] if config.shares else part.wanted * part.crops
+        sides += [(side, share / len(found)) for side in found]
+    values, weights = np.array(sorted(sides)).T
+    side = min(largest, int(values[np.searchsorted(weights.cumsum(), weights.sum() / 2)]))
+    parts = [part for source in sources for part in (source.training, source.validation)]
+    need = sum(dataclasses.replace(part, size=side).decoded_bytes for part in parts)
+    return side if side >= _MORE * config.image_size and need < _FOR_VIEWS * free_bytes(where) else None
+
+
+def some_short_sides(part: Part) -> list[int]:
+    """The short sides in pixels of some photos that can be read."""
+    photos, found = part.photos[: part.wanted], []
+    for photo in photos[:: max(1, len(photos) // _MEASURED)][:_MEASURED]:
+        with contextlib.suppress(Exception):  # Pillow and zipfile raise a dozen kinds on damaged files
+            found.append(short_side(part.storage.read(photo)))
+    return found
 
 
 def kept(part: Part, decode: str, cache_dir: Path) -> bool:

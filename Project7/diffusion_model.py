@@ -110,7 +110,7 @@ class DiffusionColorizer(nn.Module):
         x_t = signal * x_0 + sigma * noise
 
         hints = self.draw_hints(x_0, batch.random) if self.config.hints else None
-        maps = self.look(batch.L) if batch.maps is None else batch.maps
+        maps = self.look(batch.seen) if batch.maps is None else batch.maps
         if maps is not None and self.training:
             maps = drop_features(maps, self.config.feature_dropout, batch.random)
         context = self.context(batch.L, maps, hints)

@@ -12,6 +12,27 @@ from Project7.model_folder import ModelFolder
 from Project7.settings import parse_settings
 
 
+def settle(config: RunConfig, cache_dir: Path | None, console: Console, *, new: bool, asking: bool) -> RunConfig:
+    """The configuration with what depends on this machine and on the photos. new: whether the model is a new one."""
+    config = settle_perceptual(config, console, asking=asking)
+    return settle_view(config, cache_dir) if new else config
+
+
+def settle_view(config: RunConfig, cache_dir: Path | None) -> RunConfig:
+    """Sets --view-size of a new model with an encoder, if it was not given (dataset.view_side). Several processes,
+    whose disks may differ, follow the first."""
+    model, data = config.model, config.data
+    if data.view_size or not model.encoder:
+        return config
+    from accelerate.utils import broadcast_object_list
+
+    from Project7.dataset import view_side
+
+    side = view_side(data, model.encoder_size, seed=config.training.seed, cache_dir=cache_dir)
+    side = broadcast_object_list([side])[0]
+    return config.model_copy(update={"data": data.model_copy(update={"view_size": side})})
+
+
 def open_images(config: RunConfig, cache_dir: Path | None, console: Console):
     from Project7.counting import counting
     from Project7.dataset import open_dataset

@@ -75,7 +75,8 @@ class RegressionColorizer(nn.Module):
     def forward(self, batch: Batch) -> Step:
         """The mean squared error of ab, and of L if it is restored; the losses of losses.py act on the estimate."""
         L = self.shown(batch.L, batch.random)
-        maps = self.look(L) if batch.maps is None else batch.maps
+        seen = L if batch.view is None else self.shown(batch.view, batch.random)
+        maps = self.look(seen) if batch.maps is None else batch.maps
         if maps is not None and self.training:
             maps = drop_features(maps, self.config.feature_dropout, batch.random)
         answer = self.answer(L, maps).float()

@@ -8,6 +8,7 @@ from rich.text import Text
 from Project7.config import RunConfig
 from Project7.counting import counted
 from Project7.model_folder import ModelFolder
+from Project7.training_config import DataConfig
 
 _NARROW = 16  # channels below which a level of the U-Net is unusually narrow
 
@@ -22,7 +23,7 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
     rows = {
         "model": f"{folder.path}, {config.model.network_in_words()}",
         model.method: config.model.method_in_words(),
-        "images": f"{training:,} + {validation:,} for validation, {config.data.image_size} px, from "
+        "images": f"{training:,} + {validation:,} for validation, {sides_in_words(config.data)}, from "
         + ", ".join(config.data.data),
         "objective": objective_text(config),
         "training": f"{epochs}, batch {settings.batch_size}, learning rate {settings.learning_rate:g}",
@@ -31,6 +32,11 @@ def run_table(folder: ModelFolder, config: RunConfig, *, training: int, validati
     for name, value in rows.items():
         table.add_row(Text(name, "bold"), Text(value))
     return table
+
+
+def sides_in_words(data: DataConfig) -> str:
+    seen = f" (the encoder is shown {data.view_size} px)" if data.view_size else ""
+    return f"{data.image_size} px{seen}"
 
 
 def warnings_of(config: RunConfig, *, training: int, processes: int, done: int = 0) -> list[str]:

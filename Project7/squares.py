@@ -21,6 +21,12 @@ def decode(content: bytes, name: str, *, size: int, crops: int, seed: int, only:
     return np.stack([_square(image, box, size) for box in wanted])
 
 
+def short_side(content: bytes) -> int:
+    """The short side of a photo in pixels, without decoding it where that is possible; raises as `decode` does."""
+    image = read_small(content, MAX_PIXELS)
+    return min(open_photo(content).rgb.shape[:2] if image is None else image.size)
+
+
 def _centre(size: tuple[int, int]) -> tuple[int, int, int, int]:
     side = min(size)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from Project7 import augment, collapse, color, health, model_folder
 from Project7.atomic_file import copy_file
-from Project7.batch import Batch, BatchRandom, Step
+from Project7.batch import Batch, BatchRandom, Step, reduced, view
 from Project7.checkpoints import CheckpointError, check_weights, load_checkpoint, load_moments, save_checkpoint
 from Project7.collapse import Collapsed, TrainingFailed
 from Project7.comparison import Comparison, compare, fixed_pictures
@@ -165,7 +165,7 @@ class Run:
         )
         self.objective = Objective(
             config.objective,
-            image_size=self.training.images.shape[1],
+            image_size=self.size,
             device=accelerator.device,
             seed=self.settings.seed,
             exact_critic=self.settings.mixed_precision == "fp16",
@@ -358,9 +358,12 @@ class Run:
         rgb = torch.where(mirrored.to(device)[:, None, None, None], rgb.flip(-1), rgb)
         if self.settings.zoom < 1:
             rgb = augment.zoom(rgb, self.settings.zoom, random)
-        L, ab = color.split(rgb, self.ema.ab_mean, self.ema.ab_std)
+        L, ab = color.split(reduced(rgb, self.size), self.ema.ab_mean, self.ema.ab_std)
         L = augment.age(L, self.settings.old_photos, random)
-        return Batch(L, ab, random, self.objective.image_share, maps)
+        seen = None if maps else view(rgb, self.size)
+        if seen is not None:
+            seen = augment.age(seen, self.settings.old_photos, random)
+        return Batch(L, ab, random, self.objective.image_share, maps, seen)
 
     def halve_the_micro_batch(self, pictures: int) -> None:
         if self.micro_steps >= pictures or self.accelerator.num_processes > 1:
@@ -408,13 +411,13 @@ class Run:
 
     def validate(self) -> Iterator[dict[str, float]]:
         images, seed = self.validation.images, self.settings.seed
-        return validate(self.ema, self.objective, images, seed=seed, accelerator=self.accelerator)
+        return validate(self.ema, self.objective, images, self.size, seed=seed, accelerator=self.accelerator)
 
     def compare(self) -> Comparison | None:
         """Colours the comparison pictures. Only the main process does so; the others wait for it at the next step."""
         if not self.accelerator.is_main_process:
             return None
-        return compare(self.ema, self.truth, seed=self.settings.seed, accelerator=self.accelerator)
+        return compare(self.ema, self.truth, self.size, seed=self.settings.seed, accelerator=self.accelerator)
 
     def history_entry(self, validation: dict[str, float], comparison: Comparison | None) -> dict[str, Any]:
         seconds = self.state.seconds + self.lap()
@@ -518,6 +521,11 @@ class Run:
             return 0
         now, an_epoch = (math.ceil(n / self.global_batch) for n in (images - self.state.position, images))
         return now + (epochs - self.state.epoch - 1) * an_epoch
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of what the network sees of a square, which may have more of them for an encoder."""
+        return self.config.data.image_size if self.config.data.view_size else self.training.images.shape[1]
 
     @property
     def global_batch(self) -> int:

@@ -34,6 +34,13 @@ class DataConfig(BaseModel):
         min_length=1,
     )
     image_size: int = setting(64, "side of the training squares in pixels", ge=8, le=1024)
+    view_size: int | None = setting(
+        None,
+        "side in pixels at which an encoder is shown the training squares (default: its own input size, less where "
+        "photos are smaller, and never below --image-size)",
+        ge=8,
+        le=1024,
+    )
     limit: int | None = setting(None, "use only this many training images", ge=1)
     min_colorfulness: float = setting(
         0.0,
@@ -71,7 +78,18 @@ class DataConfig(BaseModel):
             raise ValueError(
                 f"crops has {len(self.crops)} numbers for {count} sources of images; give one, or one for each"
             )
+        if self.view_size and self.view_size < self.image_size:
+            raise ValueError(
+                f"view_size is {self.view_size} and image_size {self.image_size}; an encoder sees at least what the "
+                "network sees"
+            )
         return self
+
+    @property
+    def kept_size(self) -> int:
+        """Side in pixels of the squares that are kept: of what an encoder is shown, from which the network's are
+        made."""
+        return self.view_size or self.image_size
 
 
 class TrainingConfig(BaseModel):

@@ -45,6 +45,8 @@ def call(main: Callable[[list[str]], int | None], *arguments: object) -> Done:
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+        if accelerate := sys.modules.get("accelerate.state"):  # a process of its own would leave no precision behind
+            accelerate.AcceleratorState._reset_state(reset_partial_state=True)
     return Done(code, out.getvalue(), err.getvalue())
 
 

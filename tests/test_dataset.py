@@ -10,8 +10,12 @@ import pytest
 from PIL import Image
 
 from Project7 import dataset, photo_source
+from Project7.config import RunConfig
 from Project7.dataset import open_dataset
 from Project7.errors import ProjectError, UsageError
+from Project7.model_config import ENCODER, DiffusionConfig
+from Project7.preparation import settle_view
+from Project7.settings import parse_settings
 from Project7.training_config import DataConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,3 +204,46 @@ def test_several_sources_are_one_set(tmp_path):
     assert np.array_equal(training.images[::5], whole[::5])
     assert len({training.fingerprint, *(part[0].fingerprint for part in alone)}) == 3
     assert [line.rsplit("(", 1)[1] for line in training.summary.lines()] == [f"{few})", f"{many})"]
+
+
+# -- what an encoder is shown ----------------------------------------------------------------------------------------
+
+
+def settled(tmp_path, *sources, encoder=ENCODER, encoder_size=224, **data) -> int | None:
+    config = RunConfig(
+        model=DiffusionConfig(encoder=encoder, encoder_size=encoder_size),
+        data=DataConfig(data=tuple(map(str, sources)), **data),
+    )
+    return settle_view(config, tmp_path / "cache").data.view_size
+
+
+def test_an_encoder_is_shown_the_pixels_that_most_photos_have(tmp_path):
+    small, large = folder_of(tmp_path / "small", 12, (70, 90)), folder_of(tmp_path / "large", 5, (400, 300))
+    assert settled(tmp_path, large) == 224, "its input size"
+    assert settled(tmp_path, large, encoder_size=320) == 300
+    assert settled(tmp_path, large, crops=9, encoder_size=320) == 210, "random squares are smaller"
+    assert settled(tmp_path, small) is None, "hardly more than the 64 px of the network"
+    assert settled(tmp_path, small, image_size=32) == 70
+    assert settled(tmp_path, large, image_size=256) is None
+    assert settled(tmp_path, small, large) is None
+    assert settled(tmp_path, small, large, shares=(1, 2)) == 224
+    assert settled(tmp_path, large, view_size=100) == 100, "asked for"
+    assert settled(tmp_path, large, encoder=None) is None
+    (small / "000.png").write_bytes(b"broken")
+    assert settled(tmp_path, small, image_size=32) == 70
+
+
+def test_views_do_not_fill_the_disk(tmp_path, monkeypatch):
+    """Five squares of 224 px take 753 kB."""
+    large = folder_of(tmp_path / "large", 5, (400, 300))
+    for free, wanted in {3_100_000: 224, 2_900_000: None}.items():
+        monkeypatch.setattr(dataset, "free_bytes", lambda folder, free=free: free)
+        assert settled(tmp_path, large) == wanted
+
+
+def test_squares_are_kept_at_the_size_that_the_encoder_is_shown(tmp_path):
+    training, validation = opened(folder_of(tmp_path / "set", 20, (40, 50)), tmp_path / "cache", view_size=32)
+    assert training.images.shape == (19, 32, 32, 3)
+    assert validation.images.shape == (1, 32, 32, 3)
+    with pytest.raises(UsageError, match=r"view_size is 8 and image_size 16"):
+        parse_settings(DataConfig, {"image_size": 16, "view_size": 8})

@@ -38,7 +38,7 @@ from Project7.model_config import DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
 from Project7.regression_model import RegressionColorizer
 from Project7.trainer import make_accelerator, train
-from Project7.training_config import ObjectiveConfig, TrainingConfig
+from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 
 WALL_CLOCK = ("seconds", "images_per_second")
 
@@ -1378,6 +1378,59 @@ def test_a_run_with_an_encoder_goes_on_bit_for_bit(tmp_path):
     assert entry["val_terms"]["mse_and_head"] == pytest.approx(
         entry["val_terms"]["mse"] + 0.25 * entry["val_terms"]["head"], rel=1e-4
     )
+
+
+# Squares of 32 px, which the network sees at 16 and the encoder as they are.
+LARGE = tuple(
+    dataclasses.replace(part, images=part.images[:, :8, :8].repeat(4, axis=1).repeat(4, axis=2)) for part in IMAGES
+)
+VIEWED = {"data": DataConfig(image_size=16, view_size=32)}
+
+
+def test_an_encoder_is_shown_more_pixels_than_the_network_sees(tmp_path, monkeypatch):
+    shown: list[tuple[int, int]] = []
+    forward = DiffusionColorizer.forward
+    monkeypatch.setattr(
+        DiffusionColorizer,
+        "forward",
+        lambda self, batch: shown.append((batch.L.shape[-1], batch.seen.shape[-1])) or forward(self, batch),
+    )
+    settings = seeing(zoom=0.6, old_photos=0.5).model_copy(update=VIEWED)
+    run(tmp_path / "whole", settings, images=LARGE)
+    assert set(shown) == {(16, 32)}
+    run(tmp_path / "left", settings, images=LARGE, leave=lambda p: p.step == 5)
+    left = load_checkpoint(tmp_path / "left" / "last_model.pth")
+    run(tmp_path / "left", settings, images=LARGE, resume=left)
+    whole, left = (load_checkpoint(tmp_path / n / "last_model.pth") for n in ("whole", "left"))
+    assert_same_run(whole, left)
+
+
+def test_what_an_encoder_is_shown_is_the_square_itself(tmp_path):
+    """The network's own square is the same one with fewer pixels, mirrored and zoomed alike."""
+    settings = seeing(zoom=0.8).model_copy(update=VIEWED)
+    run_ = trainer.Run(settings, ModelFolder(tmp_path), LARGE, make_accelerator(settings.training))
+    batch = run_.prepare(torch.from_numpy(np.array(LARGE[0].images[:8])), first=0, count=8)
+    assert batch.view.shape == (8, 1, 32, 32)
+    assert batch.ab.shape == (8, 2, 16, 16)
+    small = torch.nn.functional.interpolate(batch.view, (16, 16), mode="bicubic", antialias=True)
+    assert (small - batch.L).abs().mean() < 0.03
+    assert (small - batch.L.roll(1, dims=0)).abs().mean() > 0.1
+    maps = run_.model.look(batch.seen)
+    assert not torch.allclose(maps[0], run_.model.look(batch.L)[0], atol=0.1)
+
+
+def test_cached_features_are_of_what_the_encoder_is_shown(tmp_path):
+    settings = seeing(cache_features=True).model_copy(update=VIEWED)
+    features = open_features(Encoder(SHIPPED, 32), LARGE[0], cache_dir=tmp_path)
+    rows = features.maps(features.read(np.arange(4), np.zeros(4, bool)))
+    view = color.lightness(color.channels_first(LARGE[0].images[:4]))
+    encoder = Encoder(SHIPPED, 32)
+    assert torch.allclose(rows[0], encoder(encoder.view(view))[0], atol=0.02)
+    accelerator = make_accelerator(settings.training)
+    run_ = trainer.Run(settings, ModelFolder(tmp_path), LARGE, accelerator, features=features)
+    batch = run_.prepare(torch.from_numpy(np.array(LARGE[0].images[:4])), np.arange(4), first=0, count=4)
+    assert batch.view is None
+    assert batch.L.shape == (4, 1, 16, 16)
 
 
 def test_features_from_the_disk_train_the_same_model(tmp_path):
