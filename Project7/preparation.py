@@ -12,10 +12,14 @@ from Project7.model_folder import ModelFolder
 from Project7.settings import parse_settings
 
 
-def settle(config: RunConfig, cache_dir: Path | None, console: Console, *, new: bool, asking: bool) -> RunConfig:
-    """The configuration with what depends on this machine and on the photos. new: whether the model is a new one."""
+def settle(
+    config: RunConfig, cache_dir: Path | None, console: Console, checkpoint: dict[str, Any] | None, *, asking: bool
+) -> RunConfig:
+    """The configuration with what depends on this machine and on the photos. checkpoint: of the run that goes on."""
     config = settle_perceptual(config, console, asking=asking)
-    return settle_view(config, cache_dir) if new else config
+    if checkpoint and not checkpoint["config"].get("shipped"):  # a shipped model goes on with other photos
+        return config
+    return settle_view(config, cache_dir)
 
 
 def settle_view(config: RunConfig, cache_dir: Path | None) -> RunConfig:

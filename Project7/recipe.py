@@ -212,7 +212,7 @@ def train_and_show(
             accelerator = make_accelerator(config.training)
     if said:
         console.print(said)
-    config = settle(config, arguments.cache_dir, console, new=not checkpoint, asking=can_ask(arguments))
+    config = settle(config, arguments.cache_dir, console, checkpoint, asking=can_ask(arguments))
     images = open_images(config, arguments.cache_dir, console)
     refuse_gray(images[0])
     if checkpoint:

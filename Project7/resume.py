@@ -95,9 +95,9 @@ def merge(
 
 
 def for_other_photos(stored: RunConfig) -> RunConfig:
-    """The configuration without the settings for each source (shares, crops) that the model was trained on."""
+    """The configuration without the settings (shares, crops, view) for the photos that the model was trained on."""
     crops = stored.data.crops if len(stored.data.crops) == 1 else (1,)
-    data = stored.data.model_copy(update={"shares": None, "crops": crops})
+    data = stored.data.model_copy(update={"shares": None, "crops": crops, "view_size": None})
     return stored.model_copy(update={"data": data})
 
 
@@ -148,7 +148,10 @@ def starting_point(weights: Path, kind: type[BaseModel], given: dict[str, Any]) 
 
 def related(name: str, given: dict[str, Any], stored: RunConfig, sections: Sections) -> dict[str, Any]:
     """The settings that a given one is checked with: for a loss, all of the loss; for a noise schedule, its stored
-    ones."""
+    ones; for the pixels that an encoder is shown, those of the network."""
+    if name == "view_size":
+        size = {"image_size": stored.data.image_size}
+        return size | {n: value for n, value in given.items() if n in size}
     if setting_fields(sections)[name][0] == "loss":
         new = {n: value for n, value in given.items() if n in sections["loss"].model_fields}
         return (inherited(stored.loss, new) if stored.loss else {}) | new

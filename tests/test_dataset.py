@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from Project7 import dataset, photo_source
 from Project7.config import RunConfig
 from Project7.dataset import open_dataset
 from Project7.errors import ProjectError, UsageError
 from Project7.model_config import ENCODER, DiffusionConfig
-from Project7.preparation import settle_view
+from Project7.preparation import settle, settle_view
 from Project7.settings import parse_settings
 from Project7.training_config import DataConfig
 
@@ -231,6 +232,18 @@ def test_an_encoder_is_shown_the_pixels_that_most_photos_have(tmp_path):
     assert settled(tmp_path, large, encoder=None) is None
     (small / "000.png").write_bytes(b"broken")
     assert settled(tmp_path, small, image_size=32) == 70
+
+
+def test_a_run_that_goes_on_shows_the_encoder_what_it_did(tmp_path):
+    config = RunConfig(
+        model=DiffusionConfig(encoder=ENCODER),
+        data=DataConfig(data=(str(folder_of(tmp_path / "large", 5, (400, 300))),)),
+    )
+    views = [
+        settle(config, tmp_path / "cache", Console(quiet=True), checkpoint, asking=False).data.view_size
+        for checkpoint in (None, {"config": {"shipped": False}}, {"config": {}}, {"config": {"shipped": True}})
+    ]
+    assert views == [224, None, None, 224], "a shipped model goes on with a person's own photos"
 
 
 def test_views_do_not_fill_the_disk(tmp_path, monkeypatch):

@@ -131,9 +131,16 @@ def test_a_continued_shipped_model_is_a_persons_own():
 
 
 def test_what_goes_with_the_photos_of_a_shipped_model_goes_with_them():
-    mixed = DataConfig(data=("a.zip", "b.zip"), shares=(2, 1), image_size=128, crops=(3, 1))
+    mixed = DataConfig(data=("a.zip", "b.zip"), shares=(2, 1), image_size=128, crops=(3, 1), view_size=160)
     mine = merge(STORED.model_copy(update={"shipped": True, "data": mixed}), data="photos").data
     assert mine == DataConfig(data=("photos",), image_size=128)
+
+
+def test_what_the_encoder_is_shown_stays():
+    small = STORED.model_copy(update={"data": DataConfig(image_size=16, view_size=24)})
+    assert merge(small).data == merge(small, view_size="24").data == small.data
+    with pytest.raises(UsageError, match="--view-size is 24 in this model, not 32"):
+        merge(small, view_size="32")
 
 
 def test_a_configuration_from_before_the_objective_is_read():
