@@ -80,8 +80,8 @@ class DataConfig(BaseModel):
             )
         if self.view_size and self.view_size < self.image_size:
             raise ValueError(
-                f"view_size is {self.view_size} and image_size {self.image_size}; an encoder sees at least what the "
-                "network sees"
+                f"view_size is {self.view_size} and image_size {self.image_size}, and an encoder sees at least what "
+                f"the network sees; give --view-size {self.image_size} or more, or leave it out"
             )
         return self
 

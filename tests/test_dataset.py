@@ -258,5 +258,5 @@ def test_squares_are_kept_at_the_size_that_the_encoder_is_shown(tmp_path):
     training, validation = opened(folder_of(tmp_path / "set", 20, (40, 50)), tmp_path / "cache", view_size=32)
     assert training.images.shape == (19, 32, 32, 3)
     assert validation.images.shape == (1, 32, 32, 3)
-    with pytest.raises(UsageError, match=r"view_size is 8 and image_size 16"):
+    with pytest.raises(UsageError, match=r"view_size is 8 and image_size 16.*give --view-size 16"):
         parse_settings(DataConfig, {"image_size": 16, "view_size": 8})
