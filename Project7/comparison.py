@@ -54,8 +54,8 @@ def compare(model: Method, truth: Tensor, size: int, *, seed: int, accelerator: 
     gray = color.gray(truth) if shown is L else color.without_chroma(shown)
     noise = [torch.Generator().manual_seed(seed + k) for k in range(len(L))]
     with accelerator.autocast():
-        maps = None if seen is None else model.look(model.shown(seen, random))
-        ab = model.colorize(shown, generator=noise, maps=maps, **model.comparison_options())
+        maps = {} if seen is None else {"maps": model.look(model.shown(seen, random))}
+        ab = model.colorize(shown, generator=noise, **maps, **model.comparison_options())
     lab = color.join(shown, ab, model.ab_mean, model.ab_std)
     colour, true = color.channels_last(color.show(lab)), color.channels_last(truth)
     ab, ab_truth = lab[:, 1:], color.rgb_to_lab(truth)[:, 1:]

@@ -34,7 +34,7 @@ from Project7.feature_cache import open_features
 from Project7.health import Finding
 from Project7.image_set import ImageSet
 from Project7.learning_rate import learning_rate
-from Project7.model_config import DiffusionConfig, RegressionConfig
+from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder
 from Project7.regression_model import RegressionColorizer
 from Project7.trainer import make_accelerator, train
@@ -1417,6 +1417,38 @@ def test_what_an_encoder_is_shown_is_the_square_itself(tmp_path):
     assert (small - batch.L.roll(1, dims=0)).abs().mean() > 0.1
     maps = run_.model.look(batch.seen)
     assert not torch.allclose(maps[0], run_.model.look(batch.L)[0], atol=0.1)
+
+
+SMALL_ENCODER = {"encoder": SHIPPED, "encoder_size": 32}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        DiffusionConfig(features=(8, 16), time_dim=16, timesteps=5, **SEEING),
+        RegressionConfig(model_channels=8, **SMALL_ENCODER),
+        RegressionConfig(model_channels=8, outputs="lab", **SMALL_ENCODER),
+        ClassificationConfig(bins=12, width=8, stem_stride=8, **SMALL_ENCODER),
+    ],
+    ids=("diffusion", "regression", "restoration", "classification"),
+)
+def test_every_method_looks_at_the_view(tmp_path, monkeypatch, model):
+    """In training, in validation and in the comparison pictures."""
+    settings = config().model_copy(update=VIEWED | {"model": model})
+    run_ = trainer.Run(settings, ModelFolder(tmp_path), LARGE, make_accelerator(settings.training))
+    looked: list[tuple[bool, int]] = []
+    look = type(run_.ema).look
+    monkeypatch.setattr(
+        type(run_.ema), "look", lambda self, view: looked.append((self.training, view.shape[-1])) or look(self, view)
+    )
+    run_.backward(4, np.arange(4), torch.from_numpy(np.array(LARGE[0].images[:4])))
+    assert looked == [(True, 32)]
+    list(run_.validate())
+    assert set(looked) == {(True, 32), (False, 32)}
+    looked.clear()
+    comparison = run_.compare()
+    assert looked == [(False, 32)]
+    assert comparison.colour.shape == comparison.truth.shape == comparison.gray.shape == (8, 16, 16, 3)
 
 
 def test_cached_features_are_of_what_the_encoder_is_shown(tmp_path):
