@@ -1415,6 +1415,9 @@ def test_what_an_encoder_is_shown_is_the_square_itself(tmp_path):
     small = torch.nn.functional.interpolate(batch.view, (16, 16), mode="bicubic", antialias=True)
     assert (small - batch.L).abs().mean() < 0.03
     assert (small - batch.L.roll(1, dims=0)).abs().mean() > 0.1
+    whole = color.lightness(color.channels_first(LARGE[0].images[:8]))
+    off = [(batch.view - same).abs().mean(dim=(1, 2, 3)) for same in (whole, whole.flip(-1))]
+    assert torch.minimum(*off).mean() > 0.02, "zoomed"
     maps = run_.model.look(batch.seen)
     assert not torch.allclose(maps[0], run_.model.look(batch.L)[0], atol=0.1)
 
