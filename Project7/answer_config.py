@@ -145,7 +145,10 @@ class EvaluateConfig(BaseModel):
 
     limit: int | None = setting(None, "use only this many photos", ge=2)
     size: int | None = setting(
-        None, "side of the centre squares in pixels (default: the training size of the first model)", ge=16, le=1024
+        None,
+        "side of the centre squares in pixels (default: that of the first model's training squares)",
+        ge=16,
+        le=1024,
     )
     samples: int = setting(1, "answers per photo; more than 1 also gives best-of-K and diversity", ge=1, le=1000)
     seed: int = setting(0, "random seed of the answers", ge=0, lt=2**63)

@@ -1,4 +1,4 @@
-"""The input and output of a method's `forward`, and the random numbers of a training step.
+"""The input and output of a method's `forward`: its pictures, and the random numbers of a training step.
 
 Randomness is a function of (seed, step, place in the batch): a run that was stopped continues bit for bit without
 any stored generator state, and two processes that share a batch draw what one process would have drawn.

@@ -42,6 +42,11 @@ class RunConfig(BaseModel):
                     "cache_features keeps what the encoder sees of each photo as it is, and --outputs lab fades it at "
                     "every step; leave out --cache-features"
                 )
+        if self.data.view_size and not self.model.encoder:
+            raise ValueError(
+                "view_size is for what an encoder is shown, and this model has none; use --encoder NAME, or leave out "
+                "--view-size"
+            )
         if self.loss is None:
             return self
         if self.model.method != "regression" or self.objective:

@@ -25,7 +25,7 @@ from Project7.training_config import DataConfig
 _SAMPLE_CROPS = 200  # squares per built-in photo: five centre squares would be too few to learn from
 _FULL = 0.95  # largest share of the free disk to fill
 _MEASURED = 32  # photos of a source whose sizes are looked at
-_MORE = 1.2  # times the pixels of the network, from which on a view of its own is worth the room that it takes
+_MORE = 1.2  # times the side that the network sees, from which on a larger one for the encoder is worth its room
 _FOR_VIEWS = 0.25  # largest share of the free disk that views may take
 _CROPPED = 0.7  # mean side of a random square (squares.py), as a share of a photo's short side
 

@@ -2,7 +2,7 @@
 """Compares ways of choosing among several answers of a model, and of calming the chosen one.
 
     python benchmarks/choosing.py MODEL --data PATH [--photos 400] [--size 64] [--candidates 8]
-        [--guidance 1] [--sheet FILE.png]
+        [--guidance 1] [--working-size N] [--sheet FILE.png]
 
 The samples are drawn once; each row makes a picture of them in another way. `class` is the share of photos in which
 JudgeResNet sees the same class as in the true photo.
@@ -31,14 +31,14 @@ SHEET = 24
 
 
 @torch.no_grad()
-def draw(colorizer: Colorizer, photos, count: int, guidance: float, batch: int = 16):
+def draw(colorizer: Colorizer, photos, count: int, guidance: float, size: int | None, batch: int = 16):
     """Returns small L (N, 1, h, w), the samples (N, K, 2, h', w') and the mean of the head in Lab units, the
     log-likelihoods of the samples under the head (N, K), the looks of the cells (N, C, h', w'), and the chroma that the
     head finds likely, (N, h', w') twice."""
     model, found = colorizer.model, []
     for start in range(0, len(photos.images), batch):
         L = color.lightness(color.channels_first(np.array(photos.images[start : start + batch])))
-        small = shrink(L, colorizer.working_shape(L.shape[-2:], None))
+        small = shrink(L, colorizer.working_shape(L.shape[-2:], size))
         maps = colorizer.look(list(L.split(1)))
         noise = [generator(0, 0, name) for name in photos.names[start : start + batch]]
         samples, context = model.draw(small, noise, None, maps, guidance=guidance, candidates=count)
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--candidates", type=int, default=8)
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--working-size", type=int, help="short side of what the network sees (that of colorize)")
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument("--sheet", type=Path, help="write gray | read-outs | truth of the first photos")
     arguments = parser.parse_args()
@@ -110,7 +111,7 @@ def main() -> None:
     where = {"limit": arguments.photos, "cache_dir": arguments.cache_dir}
     photos = open_photos(arguments.data, size=arguments.size, **where)
     truth = np.array(photos.images)
-    small, *drawn = draw(colorizer, photos, arguments.candidates, arguments.guidance)
+    small, *drawn = draw(colorizer, photos, arguments.candidates, arguments.guidance, arguments.working_size)
     judge, network = load_network("judge"), find_judge()
     feed(network.metric, truth, real=True)
     seen, ab_truth = classes(judge, truth), color.rgb_to_lab(color.channels_first(truth))[:, 1:]

@@ -260,3 +260,5 @@ def test_squares_are_kept_at_the_size_that_the_encoder_is_shown(tmp_path):
     assert validation.images.shape == (1, 32, 32, 3)
     with pytest.raises(UsageError, match=r"view_size is 8 and image_size 16.*give --view-size 16"):
         parse_settings(DataConfig, {"image_size": 16, "view_size": 8})
+    with pytest.raises(UsageError, match=r"view_size is for what an encoder is shown.*leave out --view-size"):
+        parse_settings(RunConfig, {"data": {"image_size": 16, "view_size": 32}, "model": {"encoder": None}})

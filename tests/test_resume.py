@@ -10,13 +10,14 @@ from Project7.config import SECTIONS, RunConfig
 from Project7.errors import UsageError
 from Project7.loss_config import PRESETS, LossConfig
 from Project7.methods import build_model
-from Project7.model_config import ClassificationConfig, DiffusionConfig, RegressionConfig
+from Project7.model_config import ENCODER, ClassificationConfig, DiffusionConfig, RegressionConfig
 from Project7.model_folder import ModelFolder, read_history
 from Project7.training_config import DataConfig, ObjectiveConfig, TrainingConfig
 
 HERE = Path("config.json")
 V2 = SECTIONS | {"objective": ObjectiveConfig}
 STORED = RunConfig(model=DiffusionConfig(features=(8, 16)), training=TrainingConfig(epochs=3, batch_size=4))
+SEEING = STORED.model_copy(update={"model": DiffusionConfig(features=(8, 16), encoder=ENCODER)})
 WITH_TERMS = STORED.model_copy(update={"objective": ObjectiveConfig(perceptual_weight=0.25, gan=True)})
 
 
@@ -132,12 +133,12 @@ def test_a_continued_shipped_model_is_a_persons_own():
 
 def test_what_goes_with_the_photos_of_a_shipped_model_goes_with_them():
     mixed = DataConfig(data=("a.zip", "b.zip"), shares=(2, 1), image_size=128, crops=(3, 1), view_size=160)
-    mine = merge(STORED.model_copy(update={"shipped": True, "data": mixed}), data="photos").data
+    mine = merge(SEEING.model_copy(update={"shipped": True, "data": mixed}), data="photos").data
     assert mine == DataConfig(data=("photos",), image_size=128)
 
 
 def test_what_the_encoder_is_shown_stays():
-    small = STORED.model_copy(update={"data": DataConfig(image_size=16, view_size=24)})
+    small = SEEING.model_copy(update={"data": DataConfig(image_size=16, view_size=24)})
     assert merge(small).data == merge(small, view_size="24").data == small.data
     with pytest.raises(UsageError, match="--view-size is 24 in this model, not 32"):
         merge(small, view_size="32")
