@@ -142,7 +142,7 @@ def colorize(arguments: argparse.Namespace) -> int:
     like = earlier_picture(arguments.like)
     given = (like.settings() if like else {}) | flags.given(arguments, ColorizeConfig)
     settings: ColorizeConfig = parse_settings(ColorizeConfig, given)
-    load = colorizer_to_load(arguments, settings, like)
+    load, exported = colorizer_to_load(arguments, settings, like)
     found = named_photos(arguments.photos, console, arguments.output)
 
     from Project7.answer_options import method_options
@@ -150,7 +150,7 @@ def colorize(arguments: argparse.Namespace) -> int:
     from Project7.provenance import TONE
 
     hints = given_hints(arguments, len(found))
-    retouch = wanted_retouch(arguments, like, hints) if program.has("torch") else None
+    retouch = None if exported else wanted_retouch(arguments, like, hints)
     plan: dict[str, Any] = {"variants": settings.variants, "confidence": settings.confidence}
     jobs = own_share(plan_outputs(found, arguments.output, suffix=f".{settings.format}", **plan))
     colorizer = load()
@@ -164,7 +164,7 @@ def colorize(arguments: argparse.Namespace) -> int:
     shared = {name: getattr(settings, name) for name in (*TONE, "seed", "confidence", "working_size", "skip_colour")}
     shared |= {"force": arguments.force}
     shared |= method_options(colorizer, settings, flags.given(arguments, ColorizeConfig))
-    if retouch and not colorizer.exported:
+    if retouch:
         from Project7.retouch import retouch_files
 
         outcomes = retouch_files(colorizer, jobs, retouch, **shared)
@@ -202,9 +202,11 @@ def earlier_picture(path: Path | None, flag: str = "--like"):
     return made
 
 
-def colorizer_to_load(arguments: argparse.Namespace, settings: ColorizeConfig, like) -> Callable[[], Any]:
+def colorizer_to_load(
+    arguments: argparse.Namespace, settings: ColorizeConfig, like
+) -> tuple[Callable[[], Any], bool]:
     """A function that loads the model: with torch if that is installed, else, and for exported models always, with
-    onnxruntime. Raises UsageError if there is no such model."""
+    onnxruntime; and whether the model is an exported one. Raises UsageError if there is no such model."""
     model, models_dir = arguments.model or (like and like.model), arguments.models_dir
 
     from Project7.onnx_colorizer import OnnxColorizer, find_export
@@ -219,7 +221,7 @@ def colorizer_to_load(arguments: argparse.Namespace, settings: ColorizeConfig, l
 
             return Colorizer.load(weights, device=settings.device, precision=settings.precision)
 
-        return load
+        return load, False
     if folder is None:
         raise UsageError(
             f"Without torch only exported models can be used, and {model or 'base'} is not one; run project7 export "
@@ -233,7 +235,7 @@ def colorizer_to_load(arguments: argparse.Namespace, settings: ColorizeConfig, l
         )
     if settings.device not in ("auto", "cpu") or settings.precision != "fp32":
         raise UsageError("An exported model runs on the CPU in fp32; leave out --device and --precision.")
-    return lambda: OnnxColorizer(folder)
+    return lambda: OnnxColorizer(folder), True  # torch is not even imported: that takes longer than the answer
 
 
 def given_hints(arguments: argparse.Namespace, photos: int) -> list[tuple[float, float, str]]:

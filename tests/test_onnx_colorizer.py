@@ -143,6 +143,17 @@ def test_an_exported_model_is_taken_where_torch_is_too(place, monkeypatch):
     assert "onnxruntime, without torch: faded" in done.stderr
 
 
+def test_an_exported_model_starts_without_importing_torch(place):
+    """Importing PyTorch and diffusers takes longer than an answer."""
+    program = "import sys; from Project7 import cli; sys.argv[0] = 'project7'; code = cli.main(); "
+    program += "print(sorted({'torch', 'torchvision', 'diffusers', 'timm', 'scipy'} & set(sys.modules))); sys.exit(code)"
+    words = [sys.executable, "-c", program, "colorize", "photo.png", "--model", "exports/seeing"]
+    words += ["--steps", "3", "--hint", "20,30,#c03020", "--output", "quick"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.splitlines()[-2:]) == (0, ["1 coloured: quick", "[]"]), done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
