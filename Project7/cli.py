@@ -202,9 +202,7 @@ def earlier_picture(path: Path | None, flag: str = "--like"):
     return made
 
 
-def colorizer_to_load(
-    arguments: argparse.Namespace, settings: ColorizeConfig, like
-) -> tuple[Callable[[], Any], bool]:
+def colorizer_to_load(arguments: argparse.Namespace, settings: ColorizeConfig, like) -> tuple[Callable[[], Any], bool]:
     """A function that loads the model: with torch if that is installed, else, and for exported models always, with
     onnxruntime; and whether the model is an exported one. Raises UsageError if there is no such model."""
     model, models_dir = arguments.model or (like and like.model), arguments.models_dir

@@ -12,10 +12,11 @@ import time
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -85,11 +86,13 @@ def open_part(part: Part, cache_dir: Path, progress: Counting | None, *, on_the_
     part, one builds it and the other waits.
 
     on_the_fly: the photos are checked in the same way, but only the list of the usable ones is kept.
-    Raises ProjectError if too many photos are broken, or if the cache cannot be written.
+    Raises ProjectError if too many photos are broken, the cache cannot be written, or a worker process has died.
     """
     folder = cache_dir / (f"{part.key}-list" if on_the_fly else part.key)
     if found := open_entry(folder, part):  # needs no permission to write: the cache may belong to another user
         return found
+    if getattr(current_process(), "_inheriting", False):  # a worker, which imports a script without __name__ check
+        raise SystemExit(1)  # it would wait for ever for its parent's lock; `decode_all` says what is wrong
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with file_lock(cache_dir / f"{folder.name}.lock"):
@@ -252,6 +255,12 @@ def decode_all(part: Part, enough: int | None) -> Generator[tuple, None, None]:
             yield (chunk, *ahead.pop(0).result())
             if number + 2 * workers < len(chunks):
                 ahead.append(pool.submit(decode_chunk, job, chunks[number + 2 * workers]))
+    except BrokenProcessPool as error:
+        raise ProjectError(
+            "A process that decodes photos has ended too early. If memory is short, end other programs and start "
+            'again; in a script of your own, put what it does under `if __name__ == "__main__":`, because these '
+            "processes import the script."
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

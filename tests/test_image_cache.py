@@ -127,6 +127,28 @@ def test_a_builder_that_is_stopped_leaves_nothing_that_matters(tmp_path, signum,
     assert not list((tmp_path / "cache").glob(".building*"))
 
 
+def test_a_script_without_a_main_block_is_told_of_it(tmp_path):
+    """Its workers import it and would open the same photos, waiting for the lock that it holds itself."""
+    data, script = folder_of(tmp_path / "photos", 520), tmp_path / "mine.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\n"
+        "from Project7.dataset import open_photos\n"
+        f"open_photos({str(data)!r}, size=16, cache_dir=Path({str(tmp_path / 'cache')!r}))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert 'under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+
+
+def test_a_worker_that_is_killed_is_one_sentence(tmp_path, monkeypatch):
+    """As the kernel does where memory runs out."""
+    monkeypatch.setattr(image_cache, "_follow_the_parent", os.abort)
+    with pytest.raises(ProjectError, match="If memory is short, end other programs"):
+        opened(folder_of(tmp_path / "photos", 600), tmp_path / "cache")
+
+
 def test_of_two_builders_one_waits(tmp_path):
     data = folder_of(tmp_path / "photos", 520)
     with builder(tmp_path, data) as first, builder(tmp_path, data) as second:
@@ -136,7 +158,7 @@ def test_of_two_builders_one_waits(tmp_path):
 
 
 def test_workers_and_no_workers_decode_alike(tmp_path, monkeypatch):
-    data = folder_of(tmp_path / "photos", 520)
+    data = folder_of(tmp_path / "photos", 600)
     pooled, _ = opened(data, tmp_path / "a")
     monkeypatch.setattr(image_cache, "_ALONE", 10_000)
     alone, _ = opened(data, tmp_path / "b")

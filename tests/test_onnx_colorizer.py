@@ -146,7 +146,9 @@ def test_an_exported_model_is_taken_where_torch_is_too(place, monkeypatch):
 def test_an_exported_model_starts_without_importing_torch(place):
     """Importing PyTorch and diffusers takes longer than an answer."""
     program = "import sys; from Project7 import cli; sys.argv[0] = 'project7'; code = cli.main(); "
-    program += "print(sorted({'torch', 'torchvision', 'diffusers', 'timm', 'scipy'} & set(sys.modules))); sys.exit(code)"
+    program += (
+        "print(sorted({'torch', 'torchvision', 'diffusers', 'timm', 'scipy'} & set(sys.modules))); sys.exit(code)"
+    )
     words = [sys.executable, "-c", program, "colorize", "photo.png", "--model", "exports/seeing"]
     words += ["--steps", "3", "--hint", "20,30,#c03020", "--output", "quick"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
