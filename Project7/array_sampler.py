@@ -22,6 +22,7 @@ STRONGEST_HEADLESS = 1.6  # without such a head: the largest factor by which a m
 # Cells share a colour within this distance of what the network sees of them, in units of the typical one, this
 # difference of L in [-1, 1], and this part of the photo's longer side; EVEN is how fast they do with growing calm.
 ALIKE, ALIKE_L, NEAR, EVEN = 0.3, 0.04, 1.0, 2
+FINE = 16  # cells on the longer side; on a coarser grid each holds more, and L must be nearer by as much
 RESCALE = 0.7  # how far guidance keeps the strength of the colours
 _NEIGHBOURS, _SIGMA = 5, 5.0  # of the soft encoding of a colour by a palette (Zhang et al. 2016, section 2.2)
 
@@ -219,7 +220,8 @@ def appearance(features: np.ndarray, L: np.ndarray) -> np.ndarray:
     """What each cell looks like, by features (C, h, w) and L (h, w) in [-1, 1]: candidates.appearance."""
     seen, light = (x - x.mean(axis=(1, 2), keepdims=True) for x in (features, L[None]))
     typical = np.sqrt(2 * (seen**2).sum(axis=0).mean())
-    return np.concatenate([seen / max(ALIKE * typical, 1e-6), light / ALIKE_L])
+    near = ALIKE_L * min(1.0, max(L.shape) / FINE)
+    return np.concatenate([seen / max(ALIKE * typical, 1e-6), light / near])
 
 
 def evened(ab: np.ndarray, looks: np.ndarray) -> np.ndarray:

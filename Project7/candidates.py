@@ -8,7 +8,18 @@ often, but pale. People prefer something in between, no blotches in a sky or on 
 import torch
 from torch import Tensor
 
-from Project7.array_sampler import ALIKE, ALIKE_L, CHUNK, EVEN, KNEE, NEAR, STRENGTH, STRONGEST, STRONGEST_HEADLESS
+from Project7.array_sampler import (
+    ALIKE,
+    ALIKE_L,
+    CHUNK,
+    EVEN,
+    FINE,
+    KNEE,
+    NEAR,
+    STRENGTH,
+    STRONGEST,
+    STRONGEST_HEADLESS,
+)
 
 
 def choose(samples: Tensor, likelihood: Tensor | None = None) -> Tensor:
@@ -68,11 +79,13 @@ def appearance(features: Tensor, L: Tensor) -> Tensor:
     """What each cell looks like, (B, C + 1, h, w), in units in which two cells at a distance of 1 are alike: what the
     network sees there, features (B, C, h, w), and the lightness, L (B, 1, h, w) in [-1, 1].
 
-    The network's features of a clear sky change towards whatever stands in it; lightness does not.
+    The network's features of a clear sky change towards whatever stands in it; lightness does not. Where the grid is
+    coarser than in training, it must agree more closely, since more lies in a cell (benchmarks/RESULTS.md).
     """
     seen, light = (x.float() - x.float().mean(dim=(2, 3), keepdim=True) for x in (features, L))
     typical = (2 * seen.square().sum(dim=1).mean(dim=(1, 2))).sqrt()[:, None, None, None]  # distance of two cells
-    return torch.cat([seen / (ALIKE * typical).clamp(min=1e-6), light / ALIKE_L], dim=1)
+    near = ALIKE_L * min(1.0, max(L.shape[-2:]) / FINE)
+    return torch.cat([seen / (ALIKE * typical).clamp(min=1e-6), light / near], dim=1)
 
 
 def evened(ab: Tensor, looks: Tensor) -> Tensor:

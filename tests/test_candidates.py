@@ -1,5 +1,6 @@
 """candidates.py and what leads to it: several answers, noise that is the same at every size, strength of colours."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,6 +93,20 @@ def test_what_differs_in_lightness_alone_shares_no_colour():
         assert found[..., side].std() < 1.5
         assert (found[..., side].mean() - colour).abs() < 1
     assert evened(ab, appearance(features, torch.zeros(1, 1, 16, 16))).abs().max() < 12  # nothing tells them apart
+
+
+def test_on_a_coarser_grid_lightness_must_agree_more_closely():
+    """The colours of halves 4 units of L apart stay further apart on 8 x 8 cells than on 16 x 16 or 32 x 32."""
+    apart = {}
+    for size in (8, 16, 32):
+        left = (torch.arange(size) < size // 2).expand(size, size)
+        ab, L = torch.where(left, 20.0, -20.0).expand(1, 2, -1, -1), torch.where(left, 0.04, -0.04)[None, None]
+        found = evened(ab, appearance(torch.zeros(1, 8, size, size), L))
+        apart[size] = (found[..., left].mean() - found[..., ~left].mean()).item()
+        alone = array_sampler.appearance(np.zeros((8, size, size), np.float32), L[0, 0].numpy())
+        torch.testing.assert_close(torch.from_numpy(alone)[-1], appearance(torch.zeros(1, 8, size, size), L)[0, -1])
+    assert apart[8] > 1.1 * apart[16]
+    assert apart[16] == pytest.approx(apart[32], rel=0.05)
 
 
 def test_evening_a_large_grid_is_done_in_parts(monkeypatch):
