@@ -5,6 +5,7 @@ Heavy modules are imported by the command that needs them.
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -450,6 +451,9 @@ def export(arguments: argparse.Namespace) -> int:
         say(f"Note: {note}", file=sys.stderr)
     for path in sorted(path for path in arguments.to.rglob("*") if path.is_file()):
         say(f"{sized(path.stat().st_size):>9}  {path}")
+    if (arguments.to / "model.onnx").exists():
+        use = f"{invocation.command()} colorize PHOTO --model {shlex.quote(str(arguments.to))}"
+        say(f"Colour with it, without the seconds that PyTorch takes to start: {use}")
     return 0
 
 

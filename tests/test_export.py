@@ -379,8 +379,10 @@ def test_the_command_lists_what_it_wrote(models, tmp_path, capsys):
     assert command(["export", "plain", "--to", str(folder), "--models-dir", str(models)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    listed = {Path(re.split(r"(?:B|bytes)  ", line)[1]).relative_to(folder) for line in out.splitlines()}
+    *lines, use = out.splitlines()
+    listed = {Path(re.split(r"(?:B|bytes)  ", line)[1]).relative_to(folder) for line in lines}
     assert listed == set(contents(folder))
+    assert use.endswith(f"colorize PHOTO --model {folder}")
     assert [path.name for path in folder.parent.iterdir()] == ["out"], "no temporary folder stays"
 
 
