@@ -1,15 +1,17 @@
-"""painting.py, guided_filter.py and scan.py for NumPy arrays: between a photo and the small copy of it that a network
-sees, without torch. Tests compare them.
+"""painting.py, guided_filter.py, scan.py and candidates.spread for NumPy arrays: between a photo and the small copy of
+it that a network sees, without torch. Tests compare them.
 
 Pictures are (..., H, W) float32; L is in [-1, 1].
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from Project7 import array_color
+from Project7.array_sampler import ALIKE, ALIKE_L, CHUNK, NEAR, STRONGEST_HEADLESS, softmax
 from Project7.photo import Photo
 
 _ROWS = 512 * 1024  # pixels of the full-size photo that are coloured at a time
@@ -148,6 +150,47 @@ def expand(ab: np.ndarray, L: np.ndarray, scale: int) -> np.ndarray:
         return ab
     full = pad_to_multiple(L, scale)
     return enlarge(ab, cell_means(full, scale), full)[..., : L.shape[0], : L.shape[1]]
+
+
+def spread(ab: np.ndarray, features: np.ndarray, L: np.ndarray, scale: int, share: float) -> np.ndarray:
+    """ab (2, h, w) of cells -> (2, H, W), by a share as what looks alike: candidates.spread. features: (C, h, w)."""
+    full = pad_to_multiple(L, scale)
+    plain = expand(ab, full, scale)
+    even = expand(evened(ab, *appearance(features, full, scale)), full, max(1, scale // 2))
+    mixed = plain + share * (even - plain)
+    before, after = (float(np.linalg.norm(one, axis=0).mean()) for one in (plain, mixed))
+    gain = min(max(before / max(after, 1e-3), 1.0), STRONGEST_HEADLESS)
+    return (gain * mixed)[..., : L.shape[0], : L.shape[1]]
+
+
+def appearance(features: np.ndarray, L: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """What cells and their quarters look like, by features (C, h, w) and L (H, W) in [-1, 1]: candidates.appearance."""
+    seen = features - features.mean(axis=(1, 2), keepdims=True)
+    seen = seen / max(ALIKE * np.sqrt(2 * (seen**2).sum(axis=0).mean()), 1e-6)
+    light = (L - L.mean()) / ALIKE_L
+    quarters = cell_means(light, max(1, scale // 2))
+    finer = resize(seen, quarters.shape, antialias=False)
+    return np.concatenate([seen, cell_means(light, scale)[None]]), np.concatenate([finer, quarters[None]])
+
+
+def evened(ab: np.ndarray, cells: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """ab (2, h, w) of cells that look like `cells` (C, h, w) -> (2, H, W), for places (C, H, W) each the mean colour of
+    the cells that look like it and lie near: candidates.evened."""
+    longest = NEAR * max(cells.shape[-2:])
+    here, there = (
+        np.concatenate([x, _middles(x.shape[-2:], cells.shape[-2:]) / longest]).reshape(len(x) + 2, -1).T
+        for x in (places, cells)
+    )
+    colours, squares = ab.reshape(2, -1).T, (there**2).sum(axis=1) / 2
+    chunks = np.array_split(here, math.ceil(len(here) / CHUNK))
+    means = [softmax(part @ there.T - squares) @ colours for part in chunks]
+    return np.concatenate(means).T.reshape(2, *places.shape[-2:]).astype(np.float32)
+
+
+def _middles(size: tuple[int, ...], cells: tuple[int, ...]) -> np.ndarray:
+    """(2, H, W): where the middle of each place is, in cells."""
+    lines = [(np.arange(n, dtype=np.float32) + 0.5) * (k / n) for n, k in zip(size, cells, strict=True)]
+    return np.stack(np.meshgrid(*lines, indexing="ij"))
 
 
 def paint(L: np.ndarray, L_small: np.ndarray, ab: np.ndarray, *, deep: bool = False) -> np.ndarray:

@@ -14,15 +14,14 @@ _NOISE = -4.5  # natural log(signal / noise): 1 % of signal, as good as none
 CHUNK = 1024  # cells that are compared with all others at once, so that memory stays bounded on large grids
 _FIELD = 256  # side, in cells, of the noise that all sizes of a grid share
 # Strength of the colours (benchmarks/RESULTS.md): their mean chroma is this many times what a palette head expects,
-STRENGTH = 1.25
+STRENGTH = 1.27
 STRONGEST = 2.0  # but at most so many times what it was;
 LIKELY = 0.9  # no cell is stronger than so much of the head's distribution there,
 KNEE = 0.8  # a bound that begins to be felt at this part of it.
 STRONGEST_HEADLESS = 1.6  # without such a head: the largest factor by which a mean is raised to the answers' chroma
-# Cells share a colour within this distance of what the network sees of them, in units of the typical one, this
+# Places share a colour within this distance of what the network sees of them, in units of the typical one, this
 # difference of L in [-1, 1], and this part of the photo's longer side; EVEN is how fast they do with growing calm.
-ALIKE, ALIKE_L, NEAR, EVEN = 0.3, 0.04, 1.0, 2
-FINE = 16  # cells on the longer side; on a coarser grid each holds more, and L must be nearer by as much
+ALIKE, ALIKE_L, NEAR, EVEN = 0.23, 0.05, 1.0, 2
 RESCALE = 0.7  # how far guidance keeps the strength of the colours
 _NEIGHBOURS, _SIGMA = 5, 5.0  # of the soft encoding of a colour by a palette (Zhang et al. 2016, section 2.2)
 
@@ -191,20 +190,22 @@ def calmed(
     mean: np.ndarray,
     samples: np.ndarray,
     calm: float,
-    looks: np.ndarray | None = None,
     likely: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """chosen (2, h, w), drawn by `calm` towards the mean (2, h, w) of the answers, not its paleness, and evened by
-    looks (C, h, w): candidates.calmed. samples: (K, 2, h, w); likely: of `likely_chroma`."""
+    """chosen (2, h, w), drawn by `calm` towards the mean (2, h, w) of the answers, not its paleness: candidates.calmed.
+    samples: (K, 2, h, w); likely: of `likely_chroma`."""
     if not calm:
         return chosen
-    blend, share = chosen + calm * (mean - chosen), min(1, EVEN * calm)
-    if looks is not None:
-        blend = blend + share * (evened(blend, looks) - blend)
+    blend = chosen + calm * (mean - chosen)
     if likely is not None:
-        return blend + share * (strengthened(blend, *likely) - blend)
+        return blend + even_share(calm) * (strengthened(blend, *likely) - blend)
     wanted = np.mean([chroma(one) for one in samples])
     return blend * min(max(wanted / max(chroma(blend), 1e-3), 1.0), STRONGEST_HEADLESS)
+
+
+def even_share(calm: float) -> float:
+    """How far what looks alike shares its colour: wholly, from a calm of a half on."""
+    return min(1.0, EVEN * calm)
 
 
 def strengthened(ab: np.ndarray, expected: np.ndarray, largest: np.ndarray) -> np.ndarray:
@@ -214,25 +215,6 @@ def strengthened(ab: np.ndarray, expected: np.ndarray, largest: np.ndarray) -> n
     knee, room = KNEE * largest, np.maximum((1 - KNEE) * largest, 1e-3)
     bounded = np.minimum(raised, knee - room * np.expm1(-np.maximum(raised - knee, 0) / room))
     return ab * (bounded / np.maximum(strength, 1e-3))
-
-
-def appearance(features: np.ndarray, L: np.ndarray) -> np.ndarray:
-    """What each cell looks like, by features (C, h, w) and L (h, w) in [-1, 1]: candidates.appearance."""
-    seen, light = (x - x.mean(axis=(1, 2), keepdims=True) for x in (features, L[None]))
-    typical = np.sqrt(2 * (seen**2).sum(axis=0).mean())
-    near = ALIKE_L * min(1.0, max(L.shape) / FINE)
-    return np.concatenate([seen / max(ALIKE * typical, 1e-6), light / near])
-
-
-def evened(ab: np.ndarray, looks: np.ndarray) -> np.ndarray:
-    """ab (2, h, w), each cell with the mean colour of those that look like it, by looks (C, h, w), and lie near:
-    candidates.evened."""
-    h, w = ab.shape[-2:]
-    places = np.indices((h, w)).reshape(2, -1).T / (NEAR * max(h, w))  # (N, 2)
-    points = np.concatenate([looks.reshape(len(looks), -1).T, places], axis=1).astype(np.float32)
-    colours, squares = ab.reshape(2, -1).T, (points**2).sum(axis=1) / 2
-    chunks = np.array_split(points, math.ceil(len(points) / CHUNK))
-    return np.concatenate([softmax(part @ points.T - squares) @ colours for part in chunks]).T.reshape(ab.shape)
 
 
 def chroma(ab: np.ndarray) -> float:

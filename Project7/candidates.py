@@ -6,20 +6,21 @@ often, but pale. People prefer something in between, no blotches in a sky or on 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from Project7.array_sampler import (
     ALIKE,
     ALIKE_L,
     CHUNK,
-    EVEN,
-    FINE,
     KNEE,
     NEAR,
     STRENGTH,
     STRONGEST,
     STRONGEST_HEADLESS,
+    even_share,
 )
+from Project7.guided_filter import expand, pad_to_multiple, shrink
 
 
 def choose(samples: Tensor, likelihood: Tensor | None = None) -> Tensor:
@@ -39,22 +40,19 @@ def calmed(
     mean: Tensor,
     samples: Tensor,
     calm: float,
-    looks: Tensor | None = None,
     likely: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """chosen (B, 2, h, w), moved by `calm` in [0, 1] towards the mean (B, 2, h, w) of the answers, but not made pale.
 
-    looks: (B, C, h, w), the `appearance` by which cells that look alike are `evened`. Opposite colours cancel in a
-    mean, so the result is `strengthened` to what is likely: (B, h, w) twice, the expected and the largest likely
-    chroma. If nothing is known of that, it is scaled to the mean chroma of the samples (B, K, 2, h, w).
+    Opposite colours cancel in a mean, so the result is `strengthened` to what is likely: (B, h, w) twice, the expected
+    and the largest likely chroma. If nothing is known of that, it is scaled to the mean chroma of the samples
+    (B, K, 2, h, w).
     """
     if not calm:
         return chosen
-    blend, share = chosen + calm * (mean - chosen), min(1, EVEN * calm)
-    if looks is not None:
-        blend = blend + share * (evened(blend, looks) - blend)
+    blend = chosen + calm * (mean - chosen)
     if likely is not None:
-        return blend + share * (strengthened(blend, *likely) - blend)
+        return blend + even_share(calm) * (strengthened(blend, *likely) - blend)
     wanted = chroma(samples.flatten(0, 1)).view(len(samples), -1).mean(dim=1)
     gain = (wanted / chroma(blend).clamp(min=1e-3)).clamp(1, STRONGEST_HEADLESS)
     return blend * gain[:, None, None, None]
@@ -75,33 +73,59 @@ def strengthened(ab: Tensor, expected: Tensor, largest: Tensor) -> Tensor:
     return ab * (bounded / strength.clamp(min=1e-3))[:, None]
 
 
-def appearance(features: Tensor, L: Tensor) -> Tensor:
-    """What each cell looks like, (B, C + 1, h, w), in units in which two cells at a distance of 1 are alike: what the
-    network sees there, features (B, C, h, w), and the lightness, L (B, 1, h, w) in [-1, 1].
+def spread(ab: Tensor, features: Tensor, L: Tensor, scale: int, share: float) -> Tensor:
+    """ab (B, 2, h, w) in Lab units, of cells of scale x scale pixels -> (B, 2, H, W), along the edges of L
+    (B, 1, H, W) and, by a share in [0, 1], each place with the colour of what looks like it (`evened`).
 
-    The network's features of a clear sky change towards whatever stands in it; lightness does not. Where the grid is
-    coarser than in training, it must agree more closely, since more lies in a cell (benchmarks/RESULTS.md).
+    A cell at an edge holds some of both sides, and its colour would become a halo: a place beside the edge looks like
+    one of them. The mean chroma stays. features: (B, C, h, w), what the network sees of the cells.
+    """
+    full = pad_to_multiple(L, scale)
+    plain = expand(ab, full, scale)
+    even = expand(evened(ab, *appearance(features, full, scale)), full, max(1, scale // 2))
+    mixed = plain + share * (even - plain)
+    before, after = (one.norm(dim=1).mean(dim=(1, 2)) for one in (plain, mixed))
+    gain = (before / after.clamp(min=1e-3)).clamp(1, STRONGEST_HEADLESS)
+    return (gain[:, None, None, None] * mixed)[..., : L.shape[-2], : L.shape[-1]]
+
+
+def appearance(features: Tensor, L: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    """What the cells (B, C + 1, h, w) and their quarters (B, C + 1, 2 h, 2 w) look like, in units in which two at a
+    distance of 1 are alike: what the network sees there, features (B, C, h, w), and the lightness, L (B, 1, H, W) in
+    [-1, 1], with scale x scale pixels to a cell. Cells of one pixel have no quarters, and are given twice.
+
+    The network's features of a clear sky change towards whatever stands in it; lightness does not.
     """
     seen, light = (x.float() - x.float().mean(dim=(2, 3), keepdim=True) for x in (features, L))
     typical = (2 * seen.square().sum(dim=1).mean(dim=(1, 2))).sqrt()[:, None, None, None]  # distance of two cells
-    near = ALIKE_L * min(1.0, max(L.shape[-2:]) / FINE)
-    return torch.cat([seen / (ALIKE * typical).clamp(min=1e-6), light / near], dim=1)
+    seen, light = seen / (ALIKE * typical).clamp(min=1e-6), light / ALIKE_L
+    quarters = shrink(light, max(1, scale // 2))
+    finer = F.interpolate(seen, quarters.shape[-2:], mode="bilinear")
+    return torch.cat([seen, shrink(light, scale)], dim=1), torch.cat([finer, quarters], dim=1)
 
 
-def evened(ab: Tensor, looks: Tensor) -> Tensor:
-    """ab (B, 2, h, w) in which each cell has the mean colour of the cells that look like it, by their `appearance`
-    (B, C, h, w), and lie near: a bilateral filter (Tomasi & Manduchi 1998) on what the network sees, which does not
-    depend on the noise."""
-    h, w = ab.shape[-2:]
-    rows, columns = torch.arange(h, device=ab.device), torch.arange(w, device=ab.device)
-    places = torch.cartesian_prod(rows, columns) / (NEAR * max(h, w))  # (N, 2)
-    seen = looks.float().flatten(2).transpose(1, 2)  # (B, N, C)
-    points = torch.cat([seen, places.expand(len(ab), -1, -1)], dim=2)
-    colours, squares = ab.float().flatten(2).transpose(1, 2), points.square().sum(dim=2)[:, None] / 2
+def evened(ab: Tensor, cells: Tensor, places: Tensor) -> Tensor:
+    """ab (B, 2, h, w) of cells that look like `cells` (B, C, h, w) -> (B, 2, H, W), for places that look like `places`
+    (B, C, H, W) each the mean colour of the cells that look like it and lie near: a joint bilateral filter (Tomasi &
+    Manduchi 1998; Kopf et al. 2007) on what the network sees, which does not depend on the noise."""
+    longest = NEAR * max(cells.shape[-2:])
+    here, there = (
+        torch.cat([x.float(), (_middles(x, cells) / longest).expand(len(x), -1, -1, -1)], dim=1).flatten(2).mT
+        for x in (places, cells)
+    )  # (B, N, C + 2)
+    colours, squares = ab.float().flatten(2).mT, there.square().sum(dim=2)[:, None] / 2
     with torch.autocast(ab.device.type, enabled=False):
         # softmax(-|p - q|^2 / 2) over q is softmax(p q - |q|^2 / 2).
-        means = [(part @ points.mT - squares).softmax(dim=2) @ colours for part in points.split(CHUNK, dim=1)]
-    return torch.cat(means, dim=1).transpose(1, 2).reshape(ab.shape)
+        means = [(part @ there.mT - squares).softmax(dim=2) @ colours for part in here.split(CHUNK, dim=1)]
+    return torch.cat(means, dim=1).mT.unflatten(2, places.shape[-2:])
+
+
+def _middles(x: Tensor, cells: Tensor) -> Tensor:
+    """(2, H, W): where the middle of each place of x (..., H, W) is, in cells."""
+    lines = [
+        (torch.arange(n, device=x.device) + 0.5) * (k / n) for n, k in zip(x.shape[-2:], cells.shape[-2:], strict=True)
+    ]
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"))
 
 
 def chroma(ab: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from Project7 import color, encoder
 from Project7.answer_config import CALM, CANDIDATES, GUIDANCE, GUIDED, STEPS
 from Project7.answer_options import METHOD_OPTIONS
-from Project7.array_sampler import guide
+from Project7.array_sampler import even_share, guide
 from Project7.batch import Batch, BatchRandom, Estimate, Step
-from Project7.candidates import appearance, calmed, choose
+from Project7.candidates import calmed, choose, spread
 from Project7.color_head import ColorHead, MeanHead
 from Project7.diffusion_export import cell_side, export_parts, known_channels
 from Project7.encoder import Encoder, Maps
@@ -199,7 +199,7 @@ class DiffusionColorizer(nn.Module):
         chosen = self.usual | {name: value for name, value in asked.items() if value is not None}
         calm = chosen.pop("calm")
         samples, context = self.draw(L, generator, hints, maps, sampler=sampler, steps=steps, watch=watch, **chosen)
-        return self.expand(self.settle(samples, context, L, calm), L)
+        return self.spread(self.settle(samples, context, calm), context, L, calm)
 
     # -- what the head knows without any sampling --------------------------------------------------------------------
 
@@ -339,11 +339,11 @@ class DiffusionColorizer(nn.Module):
             )
         return self.context(L, tuple(torch.zeros_like(part) for part in maps), hints)
 
-    def settle(self, samples: Tensor, context: Context, L: Tensor, calm: float = 0.0) -> Tensor:
-        """samples (B, K, 2, h, w) for L (B, 1, H, W) -> the answer (B, 2, h, w) that is shown.
+    def settle(self, samples: Tensor, context: Context, calm: float = 0.0) -> Tensor:
+        """samples (B, K, 2, h, w) -> the answer (B, 2, h, w) that is shown.
 
         `calm` moves it towards the mean of the samples and, if there is a head, of the head, which stands for many more
-        samples; it evens what looks alike, and gives the colours the strength that the head finds likely.
+        samples, and gives the colours the strength that the head finds likely.
         """
         count = samples.shape[1]
         if count == 1 and not (calm and self.head is not None):
@@ -358,10 +358,14 @@ class DiffusionColorizer(nn.Module):
             means.append(self.head.mean(answer))
         chosen = lab[torch.arange(len(lab), device=lab.device), choose(lab, likelihood)]
         towards: Any = sum(means) / len(means)  # a Tensor: there is one mean or more
-        looks = None
-        if context.known is not None:
-            looks = appearance(context.known[:, : self.config.neck_width], self.shrink(L))
-        return self.from_lab(calmed(chosen, towards, lab, calm, looks, likely))
+        return self.from_lab(calmed(chosen, towards, lab, calm, likely))
+
+    def spread(self, x_0: Tensor, context: Context, L: Tensor, calm: float) -> Tensor:
+        """The answer x_0 (B, 2, h, w) -> ab (B, 2, H, W): `expand`, and with calm one colour for what looks alike."""
+        if context.known is None or not calm:
+            return self.expand(x_0, L)
+        seen = context.known[:, : self.config.neck_width]
+        return self.from_lab(spread(self.to_lab(x_0), seen, L, self.config.chroma_scale, even_share(calm)))
 
     def denoise(self, x_t: Tensor, t: Tensor, L: Tensor, hints: Hints | None = None, known: Tensor | None = None):
         """The network: x_t (B, 2, h, w), t (B,), L (B, 1, H, W), known (B, C, h, w) -> its prediction (B, 2, h, w)."""

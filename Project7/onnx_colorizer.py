@@ -253,11 +253,20 @@ class OnnxColorizer:
             raise UsageError(f"--steps {steps} is out of range; this model was trained with {len(abar)} timesteps.")
         places = array_sampler.even_places(abar, steps)
         samples = array_sampler.sample(denoise, start, abar, places, predicts=self.facts["prediction_type"])
-        answer = self.settled(samples, known, small, calm)
-        return array_picture.expand(answer, small, self.facts["chroma_scale"])
+        return self.spread(self.settled(samples, known, calm), known, small, calm)
 
-    def settled(self, samples: np.ndarray, known: dict[str, np.ndarray], small: np.ndarray, calm: float) -> np.ndarray:
-        """samples (K, 2, h, w) for the working picture -> the answer (2, h, w): diffusion_model.settle."""
+    def spread(self, answer: np.ndarray, known: dict[str, np.ndarray], small: np.ndarray, calm: float) -> np.ndarray:
+        """The answer (2, h, w) -> ab (2, H, W) for the working picture: diffusion_model.spread."""
+        scale = self.facts["chroma_scale"]
+        if not (known and calm):
+            return array_picture.expand(answer, small, scale)
+        of_neck = [name.startswith("known ") for name in self.facts["context"]["outputs"]["known"]]
+        lab, share = answer * self.std + self.mean, array_sampler.even_share(calm)
+        ab = array_picture.spread(lab, known["known"][0, of_neck], small, scale, share)
+        return ((ab - self.mean) / self.std).astype(np.float32)
+
+    def settled(self, samples: np.ndarray, known: dict[str, np.ndarray], calm: float) -> np.ndarray:
+        """samples (K, 2, h, w) -> the answer (2, h, w): diffusion_model.settle."""
         headed = bool(known) and self.facts["headed"]
         if len(samples) == 1 and not (calm and headed):
             return samples[0]
@@ -271,10 +280,5 @@ class OnnxColorizer:
             of_head = [name.startswith("mean ") for name in self.facts["context"]["outputs"]["known"]]
             means.append(known["known"][0, of_head] * self.std + self.mean)
         chosen = lab[array_sampler.choose(lab, likelihood)]
-        looks = None
-        if known:
-            of_neck = [name.startswith("known ") for name in self.facts["context"]["outputs"]["known"]]
-            L = array_picture.cell_means(small, self.facts["chroma_scale"])
-            looks = array_sampler.appearance(known["known"][0, of_neck], L)
-        answer = array_sampler.calmed(chosen, sum(means) / len(means), lab, calm, looks, likely)
+        answer = array_sampler.calmed(chosen, sum(means) / len(means), lab, calm, likely)
         return ((answer - self.mean) / self.std).astype(np.float32)

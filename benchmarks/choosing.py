@@ -18,23 +18,25 @@ import torch
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from Project7 import color, metrics, program
-from Project7.candidates import appearance, calmed, choose
+from Project7.candidates import calmed, choose, spread
 from Project7.colorize import Colorizer
 from Project7.dataset import open_photos
 from Project7.evaluate import generator
 from Project7.feature_networks import load_network
 from Project7.frechet import feed, find_judge, frechet
+from Project7.guided_filter import expand
 from Project7.painting import paint, shrink
 
 CALM = (0.25, 0.5, 0.75, 1.0)
 SHEET = 24
+DEFAULT = "the same, evened: the default"
 
 
 @torch.no_grad()
 def draw(colorizer: Colorizer, photos, count: int, guidance: float, size: int | None, batch: int = 16):
-    """Returns small L (N, 1, h, w), the samples (N, K, 2, h', w') and the mean of the head in Lab units, the
-    log-likelihoods of the samples under the head (N, K), the looks of the cells (N, C, h', w'), and the chroma that the
-    head finds likely, (N, h', w') twice."""
+    """Returns small L (N, 1, h, w), what the network sees of the cells (N, C, h', w'), the samples (N, K, 2, h', w')
+    and the mean of the head in Lab units, the log-likelihoods of the samples under the head (N, K), and the chroma that
+    the head finds likely, (N, h', w') twice."""
     model, found = colorizer.model, []
     for start in range(0, len(photos.images), batch):
         L = color.lightness(color.channels_first(np.array(photos.images[start : start + batch])))
@@ -44,14 +46,14 @@ def draw(colorizer: Colorizer, photos, count: int, guidance: float, size: int | 
         samples, context = model.draw(small, noise, None, maps, guidance=guidance, candidates=count)
         lab = model.to_lab(samples)
         likelihood = [model.head.log_likelihood(context.answer, lab[:, k]) for k in range(count)]
-        looks = appearance(context.known[:, : model.config.neck_width], model.shrink(small))
-        told = model.head.mean(context.answer), torch.stack(likelihood, dim=1), looks
-        found.append((small, lab, *told, *model.head.likely_chroma(context.answer)))
+        seen = context.known[:, : model.config.neck_width]
+        told = model.head.mean(context.answer), torch.stack(likelihood, dim=1)
+        found.append((small, seen, lab, *told, *model.head.likely_chroma(context.answer)))
         print(f"\r{start + len(L)}/{len(photos.images)}", end="", file=sys.stderr)
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
-def readouts(lab, head, likelihood, looks=None, *likely):
+def readouts(lab, head, likelihood, *likely):
     """Name of a way -> the ab (N, 2, h', w') that it gives, in Lab units."""
     rows = torch.arange(len(lab))
     mean = lab.mean(dim=1)
@@ -63,10 +65,9 @@ def readouts(lab, head, likelihood, looks=None, *likely):
     found |= {f"agreement, calm {calm:g}": calmed(chosen, mean, lab, calm) for calm in CALM}
     middle = (mean + head) / 2
     found |= {f"likelihood, calm {calm:g}, with the head": calmed(likeliest, middle, lab, calm) for calm in CALM[:2]}
-    if looks is not None:
-        found["likelihood, calm 0.5, with the head, evened"] = calmed(likeliest, middle, lab, 0.5, looks)
     if likely:
-        found["the same, strength of the head: the default"] = calmed(likeliest, middle, lab, 0.5, looks, likely)
+        found["the same, strength of the head"] = calmed(likeliest, middle, lab, 0.5, likely)
+        found[DEFAULT] = found["the same, strength of the head"]
     found |= {f"agreement, calm {calm:g}, with the head": calmed(chosen, middle, lab, calm) for calm in CALM[1:]}
     found |= {f"one sample, calm {calm:g} to the head": calmed(lab[:, 0], head, lab[:, :1], calm) for calm in CALM[1:]}
     found |= {"mean of the samples": mean, "mean of the head": head}
@@ -74,12 +75,15 @@ def readouts(lab, head, likelihood, looks=None, *likely):
     return found
 
 
-def pictures(colorizer: Colorizer, photos, small, ab) -> np.ndarray:
+def pictures(colorizer: Colorizer, photos, small, ab, seen=None) -> np.ndarray:
+    """seen: what the network sees of the cells, where what looks alike shares its colour."""
     model = colorizer.model
     rows = []
     for n in range(len(ab)):
         L = color.lightness(color.channels_first(np.array(photos.images[n : n + 1])))
-        fine = model.expand(model.from_lab(ab[n : n + 1]), small[n : n + 1])
+        lab, L_small, scale = ab[n : n + 1], small[n : n + 1], model.config.chroma_scale
+        fine = expand(lab, L_small, scale) if seen is None else spread(lab, seen[n : n + 1], L_small, scale, 1.0)
+        fine = model.from_lab(fine)
         rows.append(paint(L, small[n : n + 1], fine, model.ab_mean, model.ab_std))
     return np.stack(rows)
 
@@ -111,14 +115,16 @@ def main() -> None:
     where = {"limit": arguments.photos, "cache_dir": arguments.cache_dir}
     photos = open_photos(arguments.data, size=arguments.size, **where)
     truth = np.array(photos.images)
-    small, *drawn = draw(colorizer, photos, arguments.candidates, arguments.guidance, arguments.working_size)
+    small, seen_by_it, *drawn = draw(
+        colorizer, photos, arguments.candidates, arguments.guidance, arguments.working_size
+    )
     judge, network = load_network("judge"), find_judge()
     feed(network.metric, truth, real=True)
     seen, ab_truth = classes(judge, truth), color.rgb_to_lab(color.channels_first(truth))[:, 1:]
     print(f"\n{'':36} PSNR  ab RMSE  colorfulness ({metrics.colorfulness(truth).mean():.1f})  Frechet  class  tint")
     shown = [color.channels_last(color.gray(color.channels_first(truth)))]
     for name, ab in readouts(*drawn).items():
-        rgb = pictures(colorizer, photos, small, ab)
+        rgb = pictures(colorizer, photos, small, ab, cells if name == DEFAULT else None)
         found = color.rgb_to_lab(color.channels_first(rgb))[:, 1:]
         tint = (found - ab_truth).mean(dim=(0, 2, 3)).tolist()
         print(

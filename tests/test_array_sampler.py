@@ -62,13 +62,11 @@ def test_the_same_answer_is_chosen_and_calmed():
         told = None if likelihood is None else wanted
         assert array_sampler.choose(lab, likelihood) == int(candidates.choose(samples, told))
     mean = lab.mean(axis=0)
-    seen = rng.normal(0, 1, (5, 6, 7)).astype(np.float32).repeat(8, axis=1)[:, :6]
     likely, wanted = array_sampler.likely_chroma(logits[0].numpy(), head.centres.numpy()), head.likely_chroma(logits)
     for part, of_torch in zip(likely, wanted, strict=True):
         assert np.allclose(part, of_torch[0], atol=1e-3)
-    for calm, looks, strong in itertools.product((0.0, 0.25, 1.0), (None, seen), (False, True)):
-        given = None if looks is None else torch.from_numpy(looks)[None]
-        told = (calm, given, wanted if strong else None)
+    for calm, strong in itertools.product((0.0, 0.25, 1.0), (False, True)):
+        told = (calm, wanted if strong else None)
         calmed = candidates.calmed(samples[:, 1], torch.from_numpy(mean)[None], samples, *told)[0]
-        alone = array_sampler.calmed(lab[1], mean, lab, calm, looks, likely if strong else None)
+        alone = array_sampler.calmed(lab[1], mean, lab, calm, likely if strong else None)
         assert np.allclose(alone, calmed, atol=1e-3)

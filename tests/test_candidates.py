@@ -1,15 +1,17 @@
 """candidates.py and what leads to it: several answers, noise that is the same at every size, strength of colours."""
 
-import numpy as np
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from Project7 import array_sampler, candidates, color
+from Project7 import array_picture, candidates, color
 from Project7.array_sampler import STRENGTH, STRONGEST
-from Project7.candidates import appearance, calmed, choose, chroma, evened, strengthened
+from Project7.candidates import appearance, calmed, choose, chroma, evened, spread, strengthened
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.encoder import SHIPPED
+from Project7.guided_filter import expand
 from Project7.model_config import DiffusionConfig
 from Project7.samplers import scalable_noise
 
@@ -73,12 +75,12 @@ def test_what_looks_alike_gets_one_colour_up_to_its_edges():
     ab = torch.where(left, 20.0, -20.0) + 6 * torch.randn(1, 2, 16, 16, generator=generator)
     features = torch.where(left, 1.0, -1.0) + 0.05 * torch.randn(1, 8, 16, 16, generator=generator)
     L = torch.zeros(1, 1, 16, 16)
-    found = evened(ab, appearance(features, L))
+    found = evened(ab, *appearance(features, L, 1))
     for side, colour in ((left, 20), (~left, -20)):
         assert found[..., side].std() < 1.5
         assert (found[..., side].mean() - colour).abs() < 1
         assert ab[..., side].std() > 5
-    half = evened(ab.bfloat16(), appearance(features.bfloat16(), L.bfloat16()))
+    half = evened(ab.bfloat16(), *appearance(features.bfloat16(), L.bfloat16(), 1))
     torch.testing.assert_close(half, found, rtol=0.05, atol=0.5)
 
 
@@ -88,48 +90,58 @@ def test_what_differs_in_lightness_alone_shares_no_colour():
     left = (torch.arange(16) < 8).expand(16, 16)
     ab = torch.where(left, 20.0, -20.0) + 6 * torch.randn(1, 2, 16, 16, generator=generator)
     features = torch.zeros(1, 8, 16, 16)
-    found = evened(ab, appearance(features, torch.where(left, 0.1, -0.1)[None, None]))
+    found = evened(ab, *appearance(features, torch.where(left, 0.1, -0.1)[None, None], 1))
     for side, colour in ((left, 20), (~left, -20)):
         assert found[..., side].std() < 1.5
-        assert (found[..., side].mean() - colour).abs() < 1
-    assert evened(ab, appearance(features, torch.zeros(1, 1, 16, 16))).abs().max() < 12  # nothing tells them apart
+        assert (found[..., side].mean() - colour).abs() < 1.5
+    alike = evened(ab, *appearance(features, torch.zeros(1, 1, 16, 16), 1))
+    assert alike.abs().max() < 12  # nothing tells them apart
 
 
-def test_on_a_coarser_grid_lightness_must_agree_more_closely():
-    """The colours of halves 4 units of L apart stay further apart on 8 x 8 cells than on 16 x 16 or 32 x 32."""
-    apart = {}
-    for size in (8, 16, 32):
-        left = (torch.arange(size) < size // 2).expand(size, size)
-        ab, L = torch.where(left, 20.0, -20.0).expand(1, 2, -1, -1), torch.where(left, 0.04, -0.04)[None, None]
-        found = evened(ab, appearance(torch.zeros(1, 8, size, size), L))
-        apart[size] = (found[..., left].mean() - found[..., ~left].mean()).item()
-        alone = array_sampler.appearance(np.zeros((8, size, size), np.float32), L[0, 0].numpy())
-        torch.testing.assert_close(torch.from_numpy(alone)[-1], appearance(torch.zeros(1, 8, size, size), L)[0, -1])
-    assert apart[8] > 1.1 * apart[16]
-    assert apart[16] == pytest.approx(apart[32], rel=0.05)
+def test_a_cell_at_an_edge_makes_no_halo():
+    """A dark thing before a bright sky; the edge runs through cells, whose colour is neither that of the one nor of the
+    other. Beside the edge each side has its own colour, up to a quarter of a cell."""
+    sky = (torch.arange(128) >= 68).expand(128, 128)[None, None]  # half of the ninth column of cells
+    L = torch.where(sky, 0.6, -0.4)
+    colours = torch.tensor([25.0, 20.0])[:, None, None], torch.tensor([-5.0, -30.0])[:, None, None]
+    truth = torch.where(sky, colours[1], colours[0])
+    ab = F.avg_pool2d(truth, 8)
+    ab[..., 9] = torch.tensor([30.0, 25.0])[:, None]  # the network's colour of the thing runs over
+    features = F.avg_pool2d(sky.float(), 8).expand(-1, 8, -1, -1) * 4
+    features = features + 0.05 * torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    off = {share: (spread(ab, features, L, 8, share) - truth).norm(dim=1)[0].mean(dim=0) for share in (0.0, 0.5, 1.0)}
+    beside = slice(68, 80)
+    assert off[0.0][beside].mean() > 40, "a halo"
+    assert off[1.0][beside].mean() < 10
+    assert off[1.0][beside].mean() < 0.6 * off[0.5][beside].mean() < 0.6 * off[0.0][beside].mean()
+    assert off[1.0][48:88].mean() < 0.6 * off[0.0][48:88].mean(), "on both sides"
 
 
-def test_evening_a_large_grid_is_done_in_parts(monkeypatch):
+def test_spreading_keeps_the_strength_and_the_size():
     generator = torch.Generator().manual_seed(0)
-    ab, features, L = (torch.randn(2, c, 12, 20, generator=generator) for c in (2, 8, 1))
-    looks = appearance(features, L / 30)
-    whole = evened(ab, looks)
-    for module in (candidates, array_sampler):
+    ab, features = (torch.randn(2, c, 9, 13, generator=generator) for c in (2, 8))
+    ab, L = 20 + 8 * ab, 0.2 * torch.rand(2, 1, 67, 100, generator=generator)
+    plain, even = (spread(ab, features, L, 8, share) for share in (0.0, 1.0))
+    assert plain.shape == even.shape == (2, 2, 67, 100)
+    torch.testing.assert_close(plain, expand(ab, L, 8))
+    before, after = (x.norm(dim=1).mean(dim=(1, 2)) for x in (plain, even))
+    torch.testing.assert_close(after, before, rtol=0.02, atol=0.02)
+    assert even.std(dim=(2, 3)).mean() < 0.7 * plain.std(dim=(2, 3)).mean()
+    assert spread(ab, torch.zeros_like(features), 0 * L, 8, 1.0).isfinite().all()
+
+
+@pytest.mark.parametrize(("scale", "size"), [(8, (100, 75)), (4, (61, 90)), (2, (31, 22)), (1, (20, 30))])
+def test_it_is_the_same_without_torch_and_in_parts(scale, size, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    cells = [math.ceil(side / scale) for side in size]
+    ab, features = 20 * torch.randn(1, 2, *cells, generator=generator), torch.randn(1, 8, *cells, generator=generator)
+    L = 0.3 * torch.rand(1, 1, *size, generator=generator)
+    whole = spread(ab, features, L, scale, 0.7)
+    for module in (candidates, array_picture):
         monkeypatch.setattr(module, "CHUNK", 50)
-    torch.testing.assert_close(evened(ab, looks), whole)
-    found = array_sampler.appearance(features[0].numpy(), L[0, 0].numpy() / 30)
-    torch.testing.assert_close(torch.from_numpy(found), looks[0], rtol=1e-4, atol=1e-4)
-    alone = array_sampler.evened(ab[0].numpy(), found)
-    torch.testing.assert_close(torch.from_numpy(alone), whole[0], rtol=1e-4, atol=1e-4)
-    assert evened(ab, appearance(torch.zeros_like(features), L)).isfinite().all()
-
-
-def test_the_calmer_the_more_is_evened():
-    samples = flat((30, 0), (30, 0), (30, 0)) + torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    looks, mean = torch.zeros(1, 8, 4, 4), samples.mean(dim=1)
-    spreads = [calmed(samples[:, 0], mean, samples, calm, looks).std(dim=(2, 3)).sum() for calm in (0, 0.25, 0.5)]
-    assert spreads[0] > 1.5 * spreads[1] > 1.5 * spreads[2]
-    assert torch.equal(calmed(samples[:, 0], mean, samples, 0.0, looks), samples[:, 0])
+    torch.testing.assert_close(spread(ab, features, L, scale, 0.7), whole, rtol=1e-4, atol=1e-3)
+    alone = array_picture.spread(ab[0].numpy(), features[0].numpy(), L[0, 0].numpy(), scale, 0.7)
+    torch.testing.assert_close(torch.from_numpy(alone), whole[0], rtol=1e-4, atol=1e-3)
 
 
 # -- strength of the answer ------------------------------------------------------------------------------------------
@@ -175,7 +187,7 @@ def test_the_head_says_how_strong_colours_are():
 def test_calm_changes_an_answer_little_by_little():
     samples = flat((60, 0), (0, 10))
     chosen, likely = samples[:, 0], (torch.full((1, 4, 4), 20.0), torch.full((1, 4, 4), 30.0))
-    found = [calmed(chosen, samples.mean(dim=1), samples, calm, None, likely) for calm in (0, 0.01, 0.25, 0.5, 1)]
+    found = [calmed(chosen, samples.mean(dim=1), samples, calm, likely) for calm in (0, 0.01, 0.25, 0.5, 1)]
     assert (found[1] - chosen).norm(dim=1).max() < 1.5
     strengths = [one.norm(dim=1).mean().item() for one in found]
     assert strengths == sorted(strengths, reverse=True)
@@ -221,26 +233,29 @@ def test_one_candidate_is_the_first_of_several():
 def test_a_chosen_answer_is_one_of_the_candidates():
     model, L = seeing(), torch.rand(1, 1, 16, 16) * 2 - 1
     samples, context = model.draw(L, generators(1), None, model.look(L), steps=2, candidates=5)
-    answer = model.settle(samples, context, L)
+    answer = model.settle(samples, context)
     assert (answer[:, None] - samples).abs().amax(dim=(0, 2, 3, 4)).min() < 1e-5
-    calm = model.settle(samples, context, L, 1.0)
+    calm = model.settle(samples, context, 1.0)
     assert not torch.allclose(calm, answer)
     found = model.colorize(L, generator=generators(1), steps=2, guidance=1.0, candidates=5, calm=1.0)
-    torch.testing.assert_close(found, model.expand(calm, L), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, model.spread(calm, context, L, 1.0), rtol=1e-4, atol=1e-4)
+    plain, half = model.expand(calm, L), model.spread(calm, context, L, 0.25)
+    changes = [(one - plain).abs().mean() for one in (half, found)]
+    assert 0.05 < 1.4 * changes[0] < changes[1] < 2.9 * changes[0]
+    bold = model.colorize(L, generator=generators(1), steps=2, guidance=1.0, candidates=5, calm=0.0)
+    torch.testing.assert_close(bold, model.expand(answer, L), rtol=1e-4, atol=1e-4)
 
 
 def test_one_sample_is_calmed_by_the_head_alone():
     model, L = seeing(), torch.rand(1, 1, 16, 16) * 2 - 1
     samples, context = model.draw(L, generators(1), None, model.look(L), steps=2)
-    assert torch.equal(model.settle(samples, context, L), samples[:, 0])
-    calm = model.to_lab(model.settle(samples, context, L, 1.0))
-    looks = appearance(context.known[:, : model.config.neck_width], model.shrink(L))
-    head = evened(model.head.mean(context.answer), looks)
-    head = strengthened(head, *model.head.likely_chroma(context.answer))
+    assert torch.equal(model.settle(samples, context), samples[:, 0])
+    calm = model.to_lab(model.settle(samples, context, 1.0))
+    head = strengthened(model.head.mean(context.answer), *model.head.likely_chroma(context.answer))
     torch.testing.assert_close(calm, head, rtol=1e-3, atol=1e-3)
     without = seeing(head="none")
     samples, context = without.draw(L, generators(1), None, without.look(L), steps=2)
-    assert torch.equal(without.settle(samples, context, L, 1.0), samples[:, 0])
+    assert torch.equal(without.settle(samples, context, 1.0), samples[:, 0])
 
 
 def test_what_the_encoder_has_seen_before_need_not_be_seen_again(monkeypatch):
