@@ -115,9 +115,8 @@ def main() -> None:
     where = {"limit": arguments.photos, "cache_dir": arguments.cache_dir}
     photos = open_photos(arguments.data, size=arguments.size, **where)
     truth = np.array(photos.images)
-    small, seen_by_it, *drawn = draw(
-        colorizer, photos, arguments.candidates, arguments.guidance, arguments.working_size
-    )
+    how = arguments.candidates, arguments.guidance, arguments.working_size
+    small, cells, *drawn = draw(colorizer, photos, *how)
     judge, network = load_network("judge"), find_judge()
     feed(network.metric, truth, real=True)
     seen, ab_truth = classes(judge, truth), color.rgb_to_lab(color.channels_first(truth))[:, 1:]
