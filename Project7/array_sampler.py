@@ -204,7 +204,8 @@ def calmed(
 
 
 def even_share(calm: float) -> float:
-    """How far what looks alike shares its colour: wholly, from a calm of a half on."""
+    """How far what looks alike shares its colour, and colours get the strength that is likely: wholly, from a calm of a
+    half on."""
     return min(1.0, EVEN * calm)
 
 
