@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from Project7 import array_picture, candidates, color
-from Project7.array_sampler import STRENGTH, STRONGEST
+from Project7.array_sampler import STRENGTH, STRONGEST, even_share
 from Project7.candidates import appearance, calmed, choose, chroma, evened, spread, strengthened
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.encoder import SHIPPED
@@ -93,7 +93,7 @@ def test_what_differs_in_lightness_alone_shares_no_colour():
     found = evened(ab, *appearance(features, torch.where(left, 0.1, -0.1)[None, None], 1))
     for side, colour in ((left, 20), (~left, -20)):
         assert found[..., side].std() < 1.5
-        assert (found[..., side].mean() - colour).abs() < 1.5
+        assert (found[..., side].mean() - colour).abs() < 1
     alike = evened(ab, *appearance(features, torch.zeros(1, 1, 16, 16), 1))
     assert alike.abs().max() < 12  # nothing tells them apart
 
@@ -139,9 +139,18 @@ def test_it_is_the_same_without_torch_and_in_parts(scale, size, monkeypatch):
     whole = spread(ab, features, L, scale, 0.7)
     for module in (candidates, array_picture):
         monkeypatch.setattr(module, "CHUNK", 50)
-    torch.testing.assert_close(spread(ab, features, L, scale, 0.7), whole, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(spread(ab, features, L, scale, 0.7), whole, rtol=1e-4, atol=1e-4)
     alone = array_picture.spread(ab[0].numpy(), features[0].numpy(), L[0, 0].numpy(), scale, 0.7)
-    torch.testing.assert_close(torch.from_numpy(alone), whole[0], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(alone), whole[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_calmer_the_more_is_evened():
+    generator = torch.Generator().manual_seed(0)
+    ab = torch.tensor([30.0, 0.0])[:, None, None] + torch.randn(1, 2, 8, 8, generator=generator)
+    shown = [spread(ab, torch.zeros(1, 8, 8, 8), torch.zeros(1, 1, 64, 64), 8, even_share(c)) for c in (0, 0.25, 0.5)]
+    spreads = [one.std(dim=(2, 3)).sum() for one in shown]
+    assert spreads[0] > 1.5 * spreads[1] > 1.5 * spreads[2]
+    assert [even_share(calm) for calm in (0.5, 0.75, 1.0)] == [1.0] * 3
 
 
 # -- strength of the answer ------------------------------------------------------------------------------------------
