@@ -14,6 +14,7 @@ from Project7.errors import sentence
 from Project7.health import Finding
 from Project7.model_folder import ModelFolder
 from Project7.photo import save_png
+from Project7.processes import is_main_process
 from Project7.run_history import WEIGHTED
 from Project7.sheet import sheet
 
@@ -59,7 +60,8 @@ class Report:
         if progress.comparison:
             self.psnr = progress.comparison.psnr
             self.try_to("comparison picture", self.write_comparison, progress)
-        if progress.entry or progress.comparison or progress.step % _SCALAR_INTERVAL == 0:
+        point = progress.entry or progress.comparison or progress.step % _SCALAR_INTERVAL == 0
+        if point and is_main_process():  # all processes have the same measures
             self.try_to("TensorBoard log", self.write_scalars, progress)
         self.move_bar(progress)
         if progress.entry:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import time
+import warnings
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -84,6 +85,8 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     ignore_launcher_settings()
     # Not by InitProcessGroupKwargs, which drops ten minutes as NCCL's default and leaves gloo its thirty.
     PartialState(cpu=on_cpu, timeout=PATIENCE)
+    # The encoder's maps are channels_last: gradients of the small convolutions on them are copied to be sent, no more.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu)
 
 

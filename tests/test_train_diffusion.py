@@ -290,6 +290,8 @@ def test_two_processes_train_the_same_model_as_one(place, photos, launch):
     assert max((t - two["raw_state_dict"][n]).abs().max().item() for n, t in one["raw_state_dict"].items()) < 1e-4
     for measure in ("train_loss", "val_loss", "grad_norm"):  # AdamW does not notice a gradient of another length
         assert one["history"][-1][measure] == pytest.approx(two["history"][-1][measure], rel=1e-4)
+    for name in ("one", "two"):  # each curve is written once
+        assert len(list((place / "models" / name / "logs").iterdir())) == 1
 
 
 def by_torchrun(place, flags):
