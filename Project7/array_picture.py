@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from Project7 import array_color
-from Project7.array_sampler import ALIKE, ALIKE_L, CHUNK, NEAR, STRONGEST_HEADLESS, softmax
+from Project7.array_sampler import ALIKE, ALIKE_L, CHUNK, MIXED, NEAR, STRONGEST_HEADLESS, place_side, softmax
 from Project7.photo import Photo
 
 _ROWS = 512 * 1024  # pixels of the full-size photo that are coloured at a time
@@ -156,7 +156,7 @@ def spread(ab: np.ndarray, features: np.ndarray, L: np.ndarray, scale: int, shar
     """ab (2, h, w) of cells -> (2, H, W), by a share as what looks alike: candidates.spread. features: (C, h, w)."""
     full = pad_to_multiple(L, scale)
     plain = expand(ab, full, scale)
-    even = expand(evened(ab, *appearance(features, full, scale)), full, max(1, scale // 2))
+    even = expand(evened(ab, *appearance(features, full, scale)), full, place_side(ab.shape[-2:], scale))
     mixed = plain + share * (even - plain)
     before, after = (float(np.linalg.norm(one, axis=0).mean()) for one in (plain, mixed))
     gain = min(max(before / max(after, 1e-3), 1.0), STRONGEST_HEADLESS)
@@ -164,13 +164,17 @@ def spread(ab: np.ndarray, features: np.ndarray, L: np.ndarray, scale: int, shar
 
 
 def appearance(features: np.ndarray, L: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
-    """What cells and their quarters look like, by features (C, h, w) and L (H, W) in [-1, 1]: candidates.appearance."""
+    """What cells and the places in them look like, by features (C, h, w) and L (H, W) in [-1, 1]:
+    candidates.appearance."""
+    side = place_side(features.shape[-2:], scale)
     seen = features - features.mean(axis=(1, 2), keepdims=True)
     seen = seen / max(ALIKE * np.sqrt(2 * (seen**2).sum(axis=0).mean()), 1e-6)
-    light = (L - L.mean()) / ALIKE_L
-    quarters = cell_means(light, max(1, scale // 2))
-    finer = resize(seen, quarters.shape, antialias=False)
-    return np.concatenate([seen, cell_means(light, scale)[None]]), np.concatenate([finer, quarters[None]])
+    light = L - L.mean()
+    of_cells, of_places = cell_means(light, scale), cell_means(light, side)
+    mixed = np.sqrt(np.maximum(cell_means(light**2, scale) - of_cells**2, 0)) / MIXED
+    cells = np.concatenate([seen, of_cells[None] / ALIKE_L, mixed[None]])
+    finer = enlarge(seen, of_cells, of_places)
+    return cells, np.concatenate([finer, of_places[None] / ALIKE_L, np.zeros_like(of_places)[None]])
 
 
 def evened(ab: np.ndarray, cells: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -14,14 +14,17 @@ _NOISE = -4.5  # natural log(signal / noise): 1 % of signal, as good as none
 CHUNK = 1024  # cells that are compared with all others at once, so that memory stays bounded on large grids
 _FIELD = 256  # side, in cells, of the noise that all sizes of a grid share
 # Strength of the colours (benchmarks/RESULTS.md): their mean chroma is this many times what a palette head expects,
-STRENGTH = 1.27
+STRENGTH = 1.255
 STRONGEST = 2.0  # but at most so many times what it was;
 LIKELY = 0.9  # no cell is stronger than so much of the head's distribution there,
 KNEE = 0.8  # a bound that begins to be felt at this part of it.
 STRONGEST_HEADLESS = 1.6  # without such a head: the largest factor by which a mean is raised to the answers' chroma
-# Places share a colour within this distance of what the network sees of them, in units of the typical one, this
-# difference of L in [-1, 1], and this part of the photo's longer side; EVEN is how fast they do with growing calm.
-ALIKE, ALIKE_L, NEAR, EVEN = 0.23, 0.05, 1.0, 2
+# Places take the colour of cells within this distance of what the network sees of them, in units of the typical one,
+# this difference of L in [-1, 1], and this part of the photo's longer side; less of cells in which the standard
+# deviation of L has about this size.
+ALIKE, ALIKE_L, NEAR, MIXED = 0.23, 0.05, 1.0, 0.2
+_MANY = 16  # cells along the shorter side: a small photo has fewer, and has been enlarged
+EVEN = 2  # how fast colours are shared with growing calm
 RESCALE = 0.7  # how far guidance keeps the strength of the colours
 _NEIGHBOURS, _SIGMA = 5, 5.0  # of the soft encoding of a colour by a palette (Zhang et al. 2016, section 2.2)
 
@@ -207,6 +210,12 @@ def even_share(calm: float) -> float:
     """How far what looks alike shares its colour, and colours get the strength that is likely: wholly, from a calm of a
     half on."""
     return min(1.0, EVEN * calm)
+
+
+def place_side(cells: tuple[int, ...], scale: int) -> int:
+    """The side in pixels of the places that share a colour, in cells (h, w) of scale x scale pixels: a quarter of a
+    cell's, and half of it in a small photo, whose edges are no sharper. At least a pixel."""
+    return max(1, scale // (4 if min(cells) >= _MANY else 2))
 
 
 def strengthened(ab: np.ndarray, expected: np.ndarray, largest: np.ndarray) -> np.ndarray:

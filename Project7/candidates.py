@@ -6,7 +6,6 @@ often, but pale. People prefer something in between, no blotches in a sky or on 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from Project7.array_sampler import (
@@ -14,13 +13,15 @@ from Project7.array_sampler import (
     ALIKE_L,
     CHUNK,
     KNEE,
+    MIXED,
     NEAR,
     STRENGTH,
     STRONGEST,
     STRONGEST_HEADLESS,
     even_share,
+    place_side,
 )
-from Project7.guided_filter import expand, pad_to_multiple, shrink
+from Project7.guided_filter import enlarge, expand, pad_to_multiple, shrink
 
 
 def choose(samples: Tensor, likelihood: Tensor | None = None) -> Tensor:
@@ -82,7 +83,7 @@ def spread(ab: Tensor, features: Tensor, L: Tensor, scale: int, share: float) ->
     """
     full = pad_to_multiple(L, scale)
     plain = expand(ab, full, scale)
-    even = expand(evened(ab, *appearance(features, full, scale)), full, max(1, scale // 2))
+    even = expand(evened(ab, *appearance(features, full, scale)), full, place_side(ab.shape[-2:], scale))
     mixed = plain + share * (even - plain)
     before, after = (one.norm(dim=1).mean(dim=(1, 2)) for one in (plain, mixed))
     gain = (before / after.clamp(min=1e-3)).clamp(1, STRONGEST_HEADLESS)
@@ -90,18 +91,23 @@ def spread(ab: Tensor, features: Tensor, L: Tensor, scale: int, share: float) ->
 
 
 def appearance(features: Tensor, L: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-    """What the cells (B, C + 1, h, w) and their quarters (B, C + 1, 2 h, 2 w) look like, in units in which two at a
-    distance of 1 are alike: what the network sees there, features (B, C, h, w), and the lightness, L (B, 1, H, W) in
-    [-1, 1], with scale x scale pixels to a cell. Cells of one pixel have no quarters, and are given twice.
+    """What the cells (B, C + 2, h, w) and the places in them (B, C + 2, H, W) look like, in units in which two at a
+    distance of 1 are alike. features: (B, C, h, w), what the network sees of the cells; it is enlarged along edges for
+    the places (`place_side`). L: the lightness, (B, 1, H', W') in [-1, 1], scale x scale pixels to a cell.
 
-    The network's features of a clear sky change towards whatever stands in it; lightness does not.
+    The network's features of a clear sky change towards whatever stands in it; lightness does not. A cell at an edge
+    is of two lightnesses: it is like no place, so that its mixed colour goes nowhere.
     """
-    seen, light = (x.float() - x.float().mean(dim=(2, 3), keepdim=True) for x in (features, L))
+    side = place_side(features.shape[-2:], scale)
+    seen = features.float() - features.float().mean(dim=(2, 3), keepdim=True)
     typical = (2 * seen.square().sum(dim=1).mean(dim=(1, 2))).sqrt()[:, None, None, None]  # distance of two cells
-    seen, light = seen / (ALIKE * typical).clamp(min=1e-6), light / ALIKE_L
-    quarters = shrink(light, max(1, scale // 2))
-    finer = F.interpolate(seen, quarters.shape[-2:], mode="bilinear")
-    return torch.cat([seen, shrink(light, scale)], dim=1), torch.cat([finer, quarters], dim=1)
+    seen = seen / (ALIKE * typical).clamp(min=1e-6)
+    light = L.float() - L.float().mean(dim=(2, 3), keepdim=True)
+    of_cells, of_places = shrink(light, scale), shrink(light, side)
+    mixed = (shrink(light.square(), scale) - of_cells.square()).clamp(min=0).sqrt() / MIXED
+    cells = torch.cat([seen, of_cells / ALIKE_L, mixed], dim=1)
+    finer = enlarge(seen, of_cells, of_places)
+    return cells, torch.cat([finer, of_places / ALIKE_L, torch.zeros_like(of_places)], dim=1)
 
 
 def evened(ab: Tensor, cells: Tensor, places: Tensor) -> Tensor:
