@@ -14,7 +14,7 @@ _NOISE = -4.5  # natural log(signal / noise): 1 % of signal, as good as none
 CHUNK = 1024  # cells that are compared with all others at once, so that memory stays bounded on large grids
 _FIELD = 256  # side, in cells, of the noise that all sizes of a grid share
 # Strength of the colours (benchmarks/RESULTS.md): their mean chroma is this many times what a palette head expects,
-STRENGTH = 1.255
+STRENGTH = 1.245
 STRONGEST = 2.0  # but at most so many times what it was;
 LIKELY = 0.9  # no cell is stronger than so much of the head's distribution there,
 KNEE = 0.8  # a bound that begins to be felt at this part of it.
