@@ -172,9 +172,10 @@ def appearance(features: np.ndarray, L: np.ndarray, scale: int) -> tuple[np.ndar
     light = L - L.mean()
     of_cells, of_places = cell_means(light, scale), cell_means(light, side)
     mixed = np.sqrt(np.maximum(cell_means(light**2, scale) - of_cells**2, 0)) / MIXED
+    texture = np.lib.stride_tricks.sliding_window_view(np.pad(mixed, 1, mode="edge"), (3, 3)).min(axis=(2, 3))
+    texture = texture.repeat(scale // side, axis=0).repeat(scale // side, axis=1)
     cells = np.concatenate([seen, of_cells[None] / ALIKE_L, mixed[None]])
-    finer = enlarge(seen, of_cells, of_places)
-    return cells, np.concatenate([finer, of_places[None] / ALIKE_L, np.zeros_like(of_places)[None]])
+    return cells, np.concatenate([enlarge(seen, of_cells, of_places), of_places[None] / ALIKE_L, texture[None]])
 
 
 def evened(ab: np.ndarray, cells: np.ndarray, places: np.ndarray) -> np.ndarray:

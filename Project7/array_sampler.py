@@ -20,8 +20,8 @@ LIKELY = 0.9  # no cell is stronger than so much of the head's distribution ther
 KNEE = 0.8  # a bound that begins to be felt at this part of it.
 STRONGEST_HEADLESS = 1.6  # without such a head: the largest factor by which a mean is raised to the answers' chroma
 # Places take the colour of cells within this distance of what the network sees of them, in units of the typical one,
-# this difference of L in [-1, 1], and this part of the photo's longer side; less of cells in which the standard
-# deviation of L has about this size.
+# this difference of L in [-1, 1], and this part of the photo's longer side, and less of cells in which the standard
+# deviation of L is greater than around them by about the last number.
 ALIKE, ALIKE_L, NEAR, MIXED = 0.23, 0.05, 1.0, 0.2
 _MANY = 16  # cells along the shorter side: a small photo has fewer, and has been enlarged
 EVEN = 2  # how fast colours are shared with growing calm

@@ -6,6 +6,7 @@ often, but pale. People prefer something in between, no blotches in a sky or on 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from Project7.array_sampler import (
@@ -95,8 +96,8 @@ def appearance(features: Tensor, L: Tensor, scale: int) -> tuple[Tensor, Tensor]
     distance of 1 are alike. features: (B, C, h, w), what the network sees of the cells; it is enlarged along edges for
     the places (`place_side`). L: the lightness, (B, 1, H', W') in [-1, 1], scale x scale pixels to a cell.
 
-    The network's features of a clear sky change towards whatever stands in it; lightness does not. A cell at an edge
-    is of two lightnesses: it is like no place, so that its mixed colour goes nowhere.
+    The network's features of a clear sky change towards whatever stands in it; lightness does not. Lightness varies
+    more in a cell at an edge than in its neighbours: it is like no place, so that its mixed colour goes nowhere.
     """
     side = place_side(features.shape[-2:], scale)
     seen = features.float() - features.float().mean(dim=(2, 3), keepdim=True)
@@ -105,9 +106,9 @@ def appearance(features: Tensor, L: Tensor, scale: int) -> tuple[Tensor, Tensor]
     light = L.float() - L.float().mean(dim=(2, 3), keepdim=True)
     of_cells, of_places = shrink(light, scale), shrink(light, side)
     mixed = (shrink(light.square(), scale) - of_cells.square()).clamp(min=0).sqrt() / MIXED
+    texture = F.interpolate(-F.max_pool2d(-mixed, 3, stride=1, padding=1), of_places.shape[-2:], mode="nearest")
     cells = torch.cat([seen, of_cells / ALIKE_L, mixed], dim=1)
-    finer = enlarge(seen, of_cells, of_places)
-    return cells, torch.cat([finer, of_places / ALIKE_L, torch.zeros_like(of_places)], dim=1)
+    return cells, torch.cat([enlarge(seen, of_cells, of_places), of_places / ALIKE_L, texture], dim=1)
 
 
 def evened(ab: Tensor, cells: Tensor, places: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from Project7 import array_picture, candidates, color
-from Project7.array_sampler import STRENGTH, STRONGEST, even_share
+from Project7.array_sampler import STRENGTH, STRONGEST, even_share, place_side
 from Project7.candidates import appearance, calmed, choose, chroma, evened, spread, strengthened
 from Project7.diffusion_model import DiffusionColorizer
 from Project7.encoder import SHIPPED
@@ -119,6 +119,40 @@ def test_a_cell_at_an_edge_makes_no_halo(edge, mixed):
     assert off[1.0][beside].mean() < 10
     assert off[1.0][beside].mean() < 0.6 * off[0.5][beside].mean() < 0.6 * off[0.0][beside].mean()
     assert off[1.0][48:88].mean() < 0.6 * off[0.0][48:88].mean(), "on both sides"
+
+
+def test_a_mixed_cell_gives_its_colour_to_nothing_of_its_mean_lightness():
+    """A gray wall beside a black and white edge, whose cells are as light in the mean, and nothing else differs. The
+    cells of a chequered cloth are mixed too, but so are all around them, and it keeps its colour."""
+    columns = torch.arange(128)
+    L = torch.where((columns % 8 < 4), 0.5, -0.5) * (columns // 8 == 5)
+    ab = torch.where(torch.arange(16) == 5, 40.0, -10.0).expand(1, 2, 16, 16)
+    found = evened(ab, *appearance(torch.zeros(1, 8, 16, 16), L.expand(1, 1, 128, 128), 8))
+    wall = torch.ones(64, dtype=torch.bool)
+    wall[20:24] = False
+    assert found[..., wall].max() < -9
+    cloth = torch.where((columns % 8 < 4), 0.5, -0.5) * (columns < 64)
+    ab = torch.where(torch.arange(16) < 8, 40.0, -10.0).expand(1, 2, 16, 16)
+    found = evened(ab, *appearance(torch.zeros(1, 8, 16, 16), cloth.expand(1, 1, 128, 128), 8))
+    assert found[..., :28].min() > 35
+    assert found[..., 32:].max() < -7
+
+
+def test_what_the_network_sees_of_a_place_ends_at_its_edges():
+    """An edge in the middle of a cell: a part of a cell away from it a place looks like its own side."""
+    right = (torch.arange(128) >= 68).expand(1, 1, 128, 128)
+    features = F.avg_pool2d(torch.where(right, 1.0, -1.0), 8).expand(-1, 8, -1, -1)
+    cells, places = appearance(features, torch.where(right, 0.5, -0.5), 8)
+    for there, side in ((0, slice(31, 33)), (-1, slice(35, 37))):
+        own = cells[0, :8, 0, there]
+        assert (places[0, :8, 0, side] - own[:, None]).abs().max() < 0.25 * own.abs().min()
+    blurred = F.interpolate(cells[:, :8], places.shape[-2:], mode="bilinear")
+    assert (blurred[0, :8, 0, 31:33] - cells[0, :8, 0, :1]).abs().max() > 0.5
+
+
+def test_places_are_parts_of_a_cell_of_a_pixel_or_more():
+    assert [place_side((16, 20), scale) for scale in (8, 4, 2, 1)] == [2, 1, 1, 1]
+    assert [place_side((20, 15), scale) for scale in (8, 4, 2, 1)] == [4, 2, 1, 1]
 
 
 def test_spreading_keeps_the_strength_and_the_size():
