@@ -22,6 +22,7 @@ from Project7.config import RunConfig, from_dict
 from Project7.errors import ProjectError
 from Project7.health import stored_window
 from Project7.model_folder import ModelFolder
+from Project7.training_config import TrainingConfig
 
 RATE = 1e-4  # constant learning rate of a continuation, because that of the last stage has ended at 0
 
@@ -49,6 +50,8 @@ def settings(stored: RunConfig, epochs: int) -> RunConfig:
     data = stored.data.model_copy(update={"data": places, "crops": crops})
     changes = {"epochs": epochs, "lr_schedule": "constant", "learning_rate": RATE, "mixed_precision": "auto"}
     changes |= {"cache_features": False}  # they would be those of other photos
+    usual = TrainingConfig()
+    changes |= {"image_interval": usual.image_interval, "save_minutes": usual.save_minutes}
     training = stored.training.model_copy(update=changes)
     return stored.model_copy(update={"data": data, "training": training, "shipped": True})
 
