@@ -453,7 +453,9 @@ class Colorizer:
             return None
         views = torch.cat([resize(L, view_shape(L.shape[-2:], self.view_size)) for L in lightness])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.model.look(views.to(self.device))
+            maps = self.model.look(views.to(self.device))
+        # In one memory format: convolutions round differently in another, and a photo has one answer, however asked.
+        return None if maps is None else tuple(part.contiguous() for part in maps)
 
     @property
     def view_size(self) -> int | None:
