@@ -68,6 +68,7 @@ def test_it_is_small_complete_and_of_no_machine(name):
     assert stored["config"]["model"]["method"] == method
     assert stored["config"] == json.loads(folder(name).config.read_text())
     assert stored["config"]["shipped"]
+    assert stored["config"]["training"]["image_interval"], "who trains it further sees pictures"
     assert stored["history"] == model_folder.read_history(folder(name))
     assert "optimizer_state_dict" not in stored
     for text in (folder(name).config, folder(name).history, folder(name).path / "README.md"):
